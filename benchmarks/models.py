@@ -1,0 +1,27 @@
+"""The networks and images of the benchmarks: random weights, seeded, batch norms fitted to the images."""
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+
+def noise_images(count: int, size: int = 224, seed: int = 0) -> Tensor:
+    """Return images (count, 3, size, size) of coarse and fine noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, size // 16, size // 16, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    return smooth + 0.3 * torch.randn(count, 3, size, size, generator=generator)
+
+
+def network(name: str) -> nn.Module:
+    """Return a torchvision network in eval mode whose activations neither grow nor die with depth."""
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain average of what it sees
+    with torch.no_grad():
+        model.train()(noise_images(4))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()

@@ -1,0 +1,86 @@
+"""Latency in ONNX Runtime: ours against its own quantize_static (uint8, per channel, QDQ) and against float."""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from rich.console import RenderableType
+from torch import nn
+
+import fxq
+from benchmarks.figures import Figure, table_of, time_in_turn
+from benchmarks.models import network, noise_images
+
+MODELS, ROUNDS, THREADS = ("resnet18", "resnet50"), 100, 2
+
+
+def run() -> list[RenderableType]:
+    """Measure, and return the tables to print."""
+    return [_measure(name) for name in MODELS]
+
+
+def _measure(name: str) -> RenderableType:
+    images = noise_images(8)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _write_files(network(name), images, Path(folder))
+        sessions = {kind: _session(path) for kind, path in files.items()}
+        image = images[:1].numpy()
+        calls = {
+            kind: lambda session=session: session.run(None, {session.get_inputs()[0].name: image})
+            for kind, session in sessions.items()
+        }
+        times = time_in_turn(calls, ROUNDS)
+    figures = [Figure(kind, times.median_ms(kind), "ms") for kind in calls]
+    figures += [
+        Figure("fxq / quantize_static", times.ratio("fxq", to="quantize_static"), "x", goal=1.0),
+        Figure("float / fxq", times.ratio("float", to="fxq"), "x", goal=3.0, higher_is_better=True, note="with VNNI"),
+    ]
+    title = f"{name} in onnxruntime {onnxruntime.__version__}, one image of 224x224, {THREADS} threads"
+    return table_of(title, figures)
+
+
+def _write_files(model: nn.Module, images: torch.Tensor, folder: Path) -> dict[str, Path]:
+    files = {kind: folder / f"{kind}.onnx" for kind in ("float", "quantize_static", "fxq")}
+    converted = fxq.quantize(model, [images], "onnxruntime", images[:1], progress=False)
+    fxq.export_onnx(converted, files["fxq"], dynamic_batch=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own calls
+        torch.onnx.export(model, (images[:1],), files["float"], opset_version=18, verbose=False, external_data=False)
+        inferred = folder / "inferred.onnx"
+        quant_pre_process(str(files["float"]), str(inferred))
+        quantize_static(
+            str(inferred),
+            str(files["quantize_static"]),
+            _Reader(images.numpy()),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
+    return files
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.log_severity_level = 3
+    # Threads that spin after a run take the cores from the session that runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """Hands the images to quantize_static one by one."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.batches: Iterator[np.ndarray] = iter(np.split(images, len(images)))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"x": batch}

@@ -1,0 +1,206 @@
+"""prepare, convert, quantize, export_onnx: thin, they run the stages."""
+
+import copy
+import os
+import traceback
+import warnings
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxq.batches import Forward, first_inputs
+from fxq.calibration import calibrate
+from fxq.errors import InputError, StageError, TraceError
+from fxq.explain import explain_graph
+from fxq.graph.check import check_graph
+from fxq.graph.settings import Settings
+from fxq.graph.trace import trace
+from fxq.pipeline import run_passes
+from fxq.recipe import Recipe
+from fxq.recipe import recipe as find_recipe
+from fxq.rules import check_rules
+from fxq.stage import Stage
+from fxq.state import State, find_state, require_state, set_state
+
+if TYPE_CHECKING:
+    from fxq.export import ExportReport
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    recipe: str | Recipe = "tensorrt",
+    qat: bool = False,
+    verify: bool = False,
+) -> GraphModule:
+    """Return a copy of ``model`` with quantizers where the target fuses them, ready to calibrate or to train.
+
+    Args:
+        model: any module; never modified. One in training mode is prepared as its eval() self, with a warning.
+        example_inputs: a tensor or a tuple of positional inputs. Needed only where the model's Python tests shapes,
+            for ``verify``, and for passes that ask for shapes; remembered for ``export_onnx``.
+        recipe: "tensorrt", "onnxruntime", "openvino", a .toml file, or a Recipe.
+        qat: the result will be trained: dropout stays.
+        verify: run the graph before and after each pass that promises to keep numbers, and name the first that lies.
+
+    Returns:
+        A GraphModule with the model's call signature, on its device, in its dtype, in eval mode.
+
+    Raises:
+        FxqError: of the kind that fits (StageError, TraceError, InputError, RecipeError, TargetError, PassError).
+    """
+    chosen = find_recipe(recipe)
+    passes = chosen.create_passes()
+    inputs = _as_inputs(example_inputs)
+    _check_model(model)
+    copied = _copy(model).eval()
+    gm = trace(copied, inputs, chosen.leaf_modules)
+    settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
+    check_rules(chosen.rules, model, gm)
+    state = State(Stage.TRACED, chosen, settings)
+    check_graph(gm, Stage.TRACED)
+    for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
+        run_passes(gm, passes[stage], settings, state.record, verify)
+    set_state(gm, state.at(Stage.PREPARED))
+    return gm
+
+
+def convert(prepared: GraphModule) -> GraphModule:
+    """Return a copy of a calibrated or trained model with explicit quantize and dequantize nodes and integer weights.
+
+    Args:
+        prepared: the result of ``prepare``, with a range in every quantizer; not modified.
+
+    Raises:
+        CalibrationError: quantizers have no range; their module paths are listed.
+        StageError: this is not a prepared model.
+    """
+    state = require_state(prepared, Stage.PREPARED, "convert")
+    passes = state.recipe.create_passes()
+    explanation = explain_graph(prepared, state)
+    gm = _copy_graph(prepared).eval()
+    record = copy.deepcopy(state.record)
+    for stage in (Stage.FROZEN, Stage.LOWERED):
+        run_passes(gm, passes[stage], state.settings, record)
+    set_state(gm, State(Stage.LOWERED, state.recipe, state.settings, record, explanation))
+    return gm
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Any],
+    recipe: str | Recipe = "tensorrt",
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    forward: Forward | None = None,
+    progress: bool = True,
+) -> GraphModule:
+    """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
+
+    Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it.
+    """
+    if example_inputs is None and forward is None:
+        example_inputs, batches = first_inputs(model, batches)
+    prepared = prepare(model, example_inputs, recipe)
+    calibrate(prepared, batches, forward, progress)
+    return convert(prepared)
+
+
+def export_onnx(
+    converted: GraphModule,
+    path: str | os.PathLike[str],
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    dynamic_batch: bool | None = None,
+    check: bool = True,
+) -> "ExportReport":
+    """Write a converted model as a checked QDQ ONNX file; under a temporary name first, so never half a file.
+
+    Args:
+        converted: the result of ``convert`` or ``quantize``.
+        path: the .onnx file; its directory must exist.
+        example_inputs: as in ``prepare``; None for those given there.
+        dynamic_batch: leave dimension 0 of every input open; None for what the target prefers.
+        check: check the file against ONNX and the target's rules, and its numbers in ONNX Runtime.
+
+    Raises:
+        ExportError: the file cannot be written, breaks a rule, or computes something else.
+    """
+    state = require_state(converted, Stage.LOWERED, "export_onnx")
+    inputs = _as_inputs(example_inputs) or state.settings.example_inputs
+    if inputs is None:
+        raise InputError("export_onnx runs the model once: give it example_inputs, or give them to prepare()")
+    # Importing the ONNX libraries takes as long as importing torch; only exporting needs them.
+    from fxq.export import ExportOptions, ExportRules  # noqa: PLC0415
+    from fxq.export import export_onnx as write_onnx  # noqa: PLC0415
+
+    target = state.settings.target
+    rules = ExportRules(
+        zero_point_must_be_zero=target.symmetric_only,
+        quantized_outputs_allowed=target.quantize_graph_outputs,
+        weight_axes=(("Conv", 0), ("ConvTranspose", target.conv_transpose_axis), ("Gemm", 0), ("MatMul", 0)),
+        minimum_opset=target.opset,
+        dynamic_batch=target.dynamic_batch,
+    )
+    metadata = {"fxq.version": version("fxq"), "fxq.recipe": state.recipe.to_text()}
+    options = ExportOptions(dynamic_batch, check, rules, metadata)
+    return write_onnx(converted, path, inputs, options)
+
+
+def _as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
+    if example_inputs is None or isinstance(example_inputs, tuple):
+        return example_inputs
+    if isinstance(example_inputs, list):
+        return tuple(example_inputs)
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    raise InputError(
+        f"example_inputs must be a tensor or a tuple of positional inputs, got {type(example_inputs).__name__}"
+    )
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"prepare takes a torch.nn.Module, got {got}")
+    for path, module in model.named_modules():
+        state = find_state(module)
+        if state is not None:
+            where = f"its submodule {path!r}" if path else "the model"
+            raise StageError(
+                f"{where} was already prepared (stage '{state.stage}'): prepare the original model, "
+                "with another recipe if you want other quantizers"
+            )
+    if model.training:
+        warnings.warn(
+            "the model is in training mode; fxq prepares its eval() self, with running statistics and no dropout. "
+            "Call model.eval() first to silence this",
+            stacklevel=_levels_to_caller(),
+        )
+
+
+def _levels_to_caller() -> int:
+    """Return the stacklevel of a warning that shall point to whoever called this file."""
+    files = [frame.filename for frame in traceback.extract_stack()[-2::-1]]
+    return next((level for level, file in enumerate(files, start=1) if file != __file__), 1)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # a module may hold anything, and refuse to be copied in any way
+        raise TraceError(
+            f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}; fxq works on a "
+            "copy, so give its attributes a __deepcopy__, or detach tensors that a forward left behind"
+        ) from error
+
+
+def _copy_graph(gm: GraphModule) -> GraphModule:
+    """Return a deep copy; the state in its meta is shared, since it is immutable but for the diary."""
+    meta, gm.meta = gm.meta, {}
+    try:
+        copied: GraphModule = copy.deepcopy(gm)
+    finally:
+        gm.meta = meta
+    return copied

@@ -1,0 +1,108 @@
+"""Feed what people call a batch to a graph module."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxq.errors import FxqError, InputError
+from fxq.graph.modules import call
+
+Forward = Callable[[GraphModule, Any], Any]
+
+
+def feed(gm: GraphModule, batch: Any, forward: Forward | None, index: int) -> None:
+    """Run ``gm`` on one batch, moved to its device.
+
+    Args:
+        gm: the graph module.
+        batch: a tensor, a tuple of inputs, a dict of keyword inputs, or the (input, label) of a DataLoader, of which a
+            model with one required input takes the first.
+        forward: how to run anything else, ``forward(gm, batch)``; then the batch is not touched here.
+        index: number of the batch, for messages.
+
+    Raises:
+        InputError: the batch does not fit, or is not floating point where it is quantized.
+        CalibrationError: a quantizer saw NaN or infinity.
+    """
+    try:
+        if forward is not None:
+            forward(gm, batch)
+            return
+        args, kwargs = _arguments(gm, _on_device_of(gm, batch))
+        call(gm, *args, **kwargs)
+    except FxqError as error:  # a quantizer refuses what it got
+        raise type(error)(f"batch {index} ({describe(batch)}): {error}") from error
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        raise InputError(
+            f"batch {index} ({describe(batch)}) does not fit the model, whose inputs are "
+            f"{', '.join(_inputs(gm)[0])}: {error}. Pass forward=lambda model, batch: ... for batches of another form"
+        ) from error
+
+
+def first_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[tuple[Any, ...] | None, Iterable[Any]]:
+    """Return positional inputs made of the first batch, at most two samples of it, and all batches.
+
+    None instead of inputs where the batch is no tensor or tuple, or does not tell which of its items are inputs.
+    """
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable) or not isinstance(model, nn.Module):
+        return None, batches
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if iterator is batches:  # a generator: what was taken out goes back in front
+        batches = itertools.chain([] if first is None else [first], iterator)
+    inputs = (first,) if isinstance(first, Tensor) else tuple(first) if isinstance(first, tuple | list) else ()
+    parameters = inspect.signature(model.forward).parameters.values()
+    required = sum(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters)
+    if required == 1 and len(inputs) == 2:
+        inputs = inputs[:1]  # (input, label)
+    if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs) or len(inputs) < required:
+        return None, batches
+    sizes = {len(value) for value in inputs}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return tuple((value[:2] if len(sizes) == 1 else value).to(device) for value in inputs), batches
+
+
+def describe(value: Any) -> str:
+    """Return types and shapes in words."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of {', '.join(describe(item) for item in value) or 'nothing'}"
+    if isinstance(value, Mapping):
+        return f"dict of {', '.join(f'{name}: {describe(item)}' for name, item in value.items()) or 'nothing'}"
+    return type(value).__name__
+
+
+def _arguments(gm: GraphModule, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}")
+    names, required = _inputs(gm)
+    if required == 1 and len(batch) == 2:
+        return (batch[0],), {}  # (input, label)
+    if len(batch) > len(names):
+        raise TypeError(f"the model takes {len(names)} inputs and the batch has {len(batch)}")
+    return tuple(batch), {}
+
+
+def _inputs(gm: GraphModule) -> tuple[list[str], int]:
+    """Return the input names, and how many of them a batch must hold."""
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    # A default of None is burned in unless the example inputs had a tensor there: then the graph reads it.
+    required = [node for node in placeholders if not node.args or (node.args[0] is None and node.users)]
+    return [str(node.target) for node in placeholders], len(required)
+
+
+def _on_device_of(gm: GraphModule, batch: Any) -> Any:
+    first: Tensor | None = next(itertools.chain(gm.parameters(), gm.buffers()), None)
+    device = torch.device("cpu") if first is None else first.device
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

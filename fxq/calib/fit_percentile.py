@@ -1,0 +1,48 @@
+"""Percentile fit: the range that holds a given share of the values.
+
+Symmetric: amax is the left edge of the first bin whose cumulative share reaches p / 100. Affine: the share that may
+stay outside, 1 - p / 100, is split evenly between the two tails, or goes to one tail where 0 has values on one side
+only; each bound is found as in the symmetric case, counting from the other end.
+
+Source: pytorch-quantization 2.2; Wu et al. 2020, arXiv:2004.09602, section 4.
+"""
+
+import torch
+from torch import Tensor
+
+from fxq.errors import RangeError
+
+
+def fit_percentile(counts: Tensor, edges: Tensor, percentile: float) -> float:
+    """Return amax.
+
+    Args:
+        counts: counts of |x|, shape (bins,), not all zero.
+        edges: shape (bins + 1,).
+        percentile: 0 to 100.
+
+    Raises:
+        RangeError: ``percentile`` is out of range.
+    """
+    return float(edges[_first_reaching(counts, _checked_share(percentile))])
+
+
+def fit_percentile_affine(counts: Tensor, edges: Tensor, percentile: float) -> tuple[float, float]:
+    """Return low and high, which hold 0; arguments and errors of :func:`fit_percentile`, over signed bins."""
+    share = _checked_share(percentile)
+    if edges[0] < 0 < edges[-1]:
+        share = (1 + share) / 2
+    high = float(edges[_first_reaching(counts, share)])
+    low = float(edges[-1 - _first_reaching(counts.flip(0), share)])
+    return min(low, 0.0), max(high, 0.0)
+
+
+def _checked_share(percentile: float) -> float:
+    if not 0 <= percentile <= 100:
+        raise RangeError("Invalid percentile. Must be in range 0 <= percentile <= 100.")
+    return percentile / 100
+
+
+def _first_reaching(counts: Tensor, share: float) -> int:
+    shares = counts.cumsum(0).double() / counts.sum()
+    return int(torch.searchsorted(shares, torch.tensor([share], dtype=torch.float64, device=shares.device)))

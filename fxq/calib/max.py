@@ -1,0 +1,49 @@
+"""MaxCalibrator: ``amax = max(|x|)`` over everything seen, per tensor or per channel.
+
+|x| is never materialised: amax is the larger of -min(x) and max(x). Source: pytorch-quantization 2.2.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fxq.calib.minmax import MinMaxCalibrator
+
+
+class MaxCalibrator(MinMaxCalibrator):
+    """Keeps the largest |x| over all dimensions not in ``axis``.
+
+    Args:
+        num_bits, axis, unsigned, symmetric: those of :class:`Calibrator`.
+        track_amax: keep the amax of each batch in ``amaxs``; the one option whose state grows with the batches.
+    """
+
+    def __init__(
+        self,
+        num_bits: int = 8,
+        axis: int | tuple[int, ...] | None = None,
+        unsigned: bool = False,
+        track_amax: bool = False,
+        symmetric: bool = True,
+    ) -> None:
+        super().__init__(num_bits, axis, unsigned, symmetric)
+        self.track_amax = track_amax
+        self.amaxs: list[Tensor] = []
+
+    def _update(self, low: Tensor, high: Tensor) -> None:
+        super()._update(low, high)
+        if self.track_amax:
+            self.amaxs.append(torch.maximum(low.abs(), high.abs()))
+
+    def _merge_state(self, other: Self, low: Tensor, high: Tensor) -> None:
+        super()._update(low, high)
+        self.amaxs.extend(amax.to(low.device) for amax in other.amaxs)
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        super().reset()
+        self.amaxs.clear()
+
+    def _options(self) -> dict[str, object]:
+        return {**super()._options(), "track_amax": self.track_amax}

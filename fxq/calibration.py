@@ -1,0 +1,165 @@
+"""Calibration: data flows through the float model, observers look, ranges are fitted, and can be fitted again."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxq.batches import Forward, feed
+from fxq.calib import HistogramCalibrator
+from fxq.calib.histogram import METHODS
+from fxq.errors import CalibrationError, InputError
+from fxq.nn import TensorQuantizer, WeightQuantized
+from fxq.progress import track
+from fxq.stage import Stage
+from fxq.state import require_state
+
+_MOST_SHOWN = 5
+
+
+def calibrate(
+    prepared: GraphModule, batches: Iterable[Any], forward: Forward | None = None, progress: bool = True
+) -> None:
+    """Observe the activations of the float model on ``batches``, then fit all ranges.
+
+    One pass over the data in constant memory. A second call starts anew. The model runs in eval mode; its mode and the
+    switches of its quantizers are as before afterwards. When a batch fails, no range has changed.
+
+    Args:
+        prepared: the result of ``fxq.prepare``.
+        batches: tensors, tuples of inputs, dicts of keyword inputs, or (input, label) pairs of a DataLoader.
+        forward: ``forward(model, batch)`` for batches of any other form.
+        progress: show a bar, if stderr is a terminal.
+
+    Raises:
+        CalibrationError: there is no batch, or a quantizer saw NaN or infinity.
+        InputError: a batch does not fit the model.
+    """
+    require_state(prepared, Stage.PREPARED, "calibrate")
+    observers = {path: found for path, found in activation_quantizers(prepared).items() if found.calibrator}
+    _forget(observers)
+    if isinstance(batches, Tensor):
+        batches = [batches]  # iterating it would take the batch apart
+    if not isinstance(batches, Iterable):
+        raise InputError(f"batches must be an iterable of batches, got {type(batches).__name__}")
+    count = 0
+    try:
+        with _observing(prepared, observers), torch.no_grad():
+            for index, batch in enumerate(track(batches, "Calibrating", progress)):
+                feed(prepared, batch, forward, index)
+                count += 1
+    except BaseException:
+        _forget(observers)  # half the data must not pass for all of it in fit_ranges
+        raise
+    if count == 0:
+        raise CalibrationError("there was no batch to calibrate with: the loader is empty, or an iterator was used up")
+    _fit(observers, {}, progress)
+    calibrate_weights(prepared)
+
+
+def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any) -> None:
+    """Fit the activation ranges again, by another method, without the data.
+
+    Args:
+        prepared: calibrated with a recipe whose calibrator keeps a histogram (the default does).
+        method: "max", "percentile", "mse" or "entropy"; None for what the recipe says.
+        **options: of the method, such as ``percentile=99.99``, ``start_bin=128``, ``stride=1``.
+
+    Raises:
+        CalibrationError: the model was not calibrated, or only its maxima were kept.
+    """
+    require_state(prepared, Stage.PREPARED, "fit_ranges")
+    observers = {path: found for path, found in activation_quantizers(prepared).items() if found.calibrator}
+    chosen = options if method is None else {"method": method, **options}
+    if method is not None and method not in METHODS:
+        raise CalibrationError(f"unknown calibration method {method!r}; choose one of {', '.join(METHODS)}")
+    if method not in (None, "max"):
+        without = [path for path, found in observers.items() if not isinstance(found.calibrator, HistogramCalibrator)]
+        if without:
+            raise CalibrationError(
+                f"{method!r} needs histograms, and {len(without)} quantizers kept none "
+                f"({', '.join(without[:_MOST_SHOWN])}): calibrate with recipe.replace(calibrator='histogram')"
+            )
+    _fit(observers, chosen, progress=False)
+
+
+def calibrate_weights(model: nn.Module) -> None:
+    """Fit the weight quantizers of ``model`` to its weights, in place; per channel as their descriptors say.
+
+    Raises:
+        CalibrationError: a weight holds NaN or infinity.
+    """
+    for path, module in model.named_modules():
+        if not isinstance(module, WeightQuantized):
+            continue
+        try:
+            module.fit_weight()
+        except CalibrationError as error:
+            raise CalibrationError(
+                f"the weight of {path!r} holds NaN or infinity: repair the checkpoint, or leave the module in float "
+                "(a rule with None)"
+            ) from error
+
+
+def activation_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the enabled quantizers of ``model`` that are not a weight's, by module path."""
+    weights = {id(module.weight_quantizer) for module in model.modules() if isinstance(module, WeightQuantized)}
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, TensorQuantizer) and id(module) not in weights and module.is_enabled
+    }
+
+
+def _forget(observers: dict[str, TensorQuantizer]) -> None:
+    for quantizer in observers.values():
+        quantizer.calibrator.reset()  # type: ignore[union-attr]
+
+
+def _fit(observers: dict[str, TensorQuantizer], options: dict[str, Any], progress: bool) -> None:
+    """Fit all ranges, or none: a range is stored when every one was found."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for path, quantizer in track(list(observers.items()), "Fitting ranges", progress):
+        try:
+            bounds = quantizer.compute_calib_range(**options)
+        except TypeError as error:
+            raise CalibrationError(
+                f"quantizer {path!r}: {type(quantizer.calibrator).__name__} cannot fit with {options}: {error}; "
+                "the options are percentile (for 'percentile'), stride and start_bin (for 'mse' and 'entropy')"
+            ) from error
+        if bounds is not None:
+            found[path] = bounds
+    if observers and not found:
+        raise CalibrationError(
+            "no quantizer has seen data: run fxq.calibrate(prepared, batches) first; forward=, if you pass it, must "
+            "call the model that it is given"
+        )
+    for path, bounds in found.items():
+        if len(bounds) == 1:
+            observers[path].amax = bounds[0]
+        else:
+            observers[path].range = (bounds[0], bounds[1])
+
+
+@contextmanager
+def _observing(prepared: GraphModule, observers: dict[str, TensorQuantizer]) -> Iterator[None]:
+    """Let observers look at the float model in eval mode; restore modes and switches afterwards."""
+    modes = [(module, module.training) for module in prepared.modules()]
+    quantizers = [module for module in prepared.modules() if isinstance(module, TensorQuantizer)]
+    switches = [(module, module.is_quant_enabled, module.is_calib_enabled) for module in quantizers]
+    prepared.eval()
+    try:
+        for quantizer in quantizers:
+            quantizer.disable_quant()
+        for quantizer in observers.values():
+            quantizer.enable_calib()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for quantizer, quant, calib in switches:
+            (quantizer.enable_quant if quant else quantizer.disable_quant)()
+            (quantizer.enable_calib if calib else quantizer.disable_calib)()

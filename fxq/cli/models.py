@@ -1,0 +1,138 @@
+"""Make the model that the command line names. Nothing is downloaded, and only what the user names is run."""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from fxq.cli.weights import load_weights
+from fxq.errors import ModelError
+
+_FORMS = "write package.module:callable, torchvision:NAME or timm:NAME"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What the command line says about the model.
+
+    Args:
+        spec: ``package.module:callable``, ``torchvision:NAME`` or ``timm:NAME``.
+        weights: a .pt or .safetensors file, None for those the callable makes.
+        num_classes: passed to torchvision or timm; None for their own.
+    """
+
+    spec: str
+    weights: Path | None = None
+    num_classes: int | None = None
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Would the model be untrained? A callable may load weights of its own."""
+        return self.weights is None and self.spec.partition(":")[0] in _LIBRARIES
+
+
+def load_model(source: ModelSource) -> nn.Module:
+    """Return the model in eval mode, with its weights.
+
+    Raises:
+        ModelError: there is no such model, or the weights do not fit.
+    """
+    origin, _, name = source.spec.partition(":")
+    if not (origin and name):
+        raise ModelError(f"{source.spec!r} names no model: {_FORMS}")
+    keywords = {} if source.num_classes is None else {"num_classes": source.num_classes}
+    if origin in _LIBRARIES:
+        model = _LIBRARIES[origin](name, keywords)
+    elif keywords:
+        raise ModelError(f"--num-classes is for torchvision and timm; {source.spec!r} builds its own head")
+    else:
+        model = _from_callable(origin, name)
+    if source.weights is not None:
+        load_weights(model, source.weights)
+    return model.eval()
+
+
+def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import a module of an optional dependency.
+
+    Raises:
+        ModelError: it is not installed; says how to.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{purpose} needs {module.partition('.')[0]}: pip install 'fxq[{extra}]'") from error
+
+
+def _from_torchvision(name: str, keywords: dict[str, Any]) -> nn.Module:
+    models = import_extra("torchvision.models", "vision", f"torchvision:{name}")
+    if name not in models.list_models():
+        raise ModelError(f"torchvision has no model {name!r}; {_did_you_mean(name, models.list_models())}")
+    # Detection and segmentation models would download the weights of their backbone.
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        keywords = {**keywords, "weights_backbone": None}
+    model: nn.Module = models.get_model(name, weights=None, **keywords)
+    return model
+
+
+def _from_timm(name: str, keywords: dict[str, Any]) -> nn.Module:
+    timm = import_extra("timm", "timm", f"timm:{name}")
+    # Asked first: create_model goes to the network for a name with a hub's prefix.
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model {name!r}; {_did_you_mean(name, timm.list_models())}")
+    model: nn.Module = timm.create_model(name, pretrained=False, **keywords)
+    return model
+
+
+_LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
+
+
+def _from_callable(module_name: str, attribute: str) -> nn.Module:
+    found: Any = _import(module_name)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ModelError(f"{module_name!r} has no {attribute!r}; {_did_you_mean(part, dir(found))}")
+        found = getattr(found, part)
+    where = f"{module_name}:{attribute}"
+    if not isinstance(found, nn.Module):
+        found = _call(found, where)
+    if not isinstance(found, nn.Module):
+        raise ModelError(f"{where} returned {type(found).__name__}; it must return a torch.nn.Module")
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # the user's module may fail in any way
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise ModelError(
+                f"there is no module {error.name!r} in the current directory or among the installed packages; {_FORMS}"
+            ) from error
+        raise ModelError(f"importing {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _call(found: Any, where: str) -> Any:
+    if not callable(found):
+        raise ModelError(f"{where} is a {type(found).__name__}; name a module, a class or a function without arguments")
+    try:
+        return found()
+    except Exception as error:  # the user's function may fail in any way
+        raise ModelError(
+            f"calling {where} without arguments failed: {type(error).__name__}: {error}; "
+            "wrap it in a function that takes none"
+        ) from error
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {', '.join(close)}?" if close else _FORMS

@@ -1,0 +1,121 @@
+"""``fxq quantize``: model and data in, checked ONNX file out."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from fxq import api
+from fxq.batches import describe
+from fxq.calibration import calibrate
+from fxq.cli.calibration_data import DataSource, calibration_batches
+from fxq.cli.console import print_note, print_result, print_warning
+from fxq.cli.models import ModelSource, load_model
+from fxq.cli.quality import sqnr_db
+from fxq.cli.recipes import RecipeChoice
+from fxq.errors import ExportError, ModelError
+from fxq.explain import explain
+from fxq.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fxq.export import ExportReport
+
+# Enough to tell a good result from a bad one, and quick on any model.
+_JUDGED_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """All that ``fxq quantize`` was asked for; ``static_batch`` writes the file for batch size 1."""
+
+    model: ModelSource
+    data: DataSource
+    recipe: RecipeChoice
+    out: Path
+    static_batch: bool = False
+    verify: bool = False
+    explain: bool = False
+
+
+def run_quantize(job: QuantizeJob) -> None:
+    """Quantize, write, and print what was done.
+
+    Raises:
+        FxqError: something that was named does not exist, does not fit, or cannot be quantized or written.
+    """
+    check_writable(job.out)
+    model = load_model(job.model)
+    recipe = job.recipe.resolve()
+    batches = calibration_batches(job.data, model)
+    if job.model.has_random_weights:
+        print_warning(
+            f"{job.model.spec} has random weights, so its accuracy and ranges mean nothing; load trained ones with "
+            "--weights"
+        )
+    judged = tuple(tensor[:_JUDGED_SAMPLES] for tensor in _as_tuple(next(iter(batches))))
+    expected = _float_outputs(model, judged, job.data.path)
+    print_note(f"{type(model).__name__}: placing quantizers for {recipe.name}")
+    prepared = api.prepare(model, tuple(tensor[:1] for tensor in judged), recipe, verify=job.verify)
+    print_note(f"calibrating on {len(batches)} batches")
+    calibrate(prepared, batches)
+    converted = api.convert(prepared)
+    print_note(f"writing and checking {job.out}")
+    report = api.export_onnx(converted, job.out, dynamic_batch=False if job.static_batch else None)
+    if job.explain:
+        print_result(explain(converted))
+    with torch.no_grad():
+        sqnr = sqnr_db(expected, converted(*judged))
+    print_result(_summary(report, recipe, explain(converted).counts, sqnr))
+
+
+def check_writable(out: Path) -> None:
+    """Raise an ExportError, before long work, if the file could not be written after it."""
+    if out.suffix != ".onnx":
+        raise ExportError(f"cannot write {out}: the file name must end in .onnx")
+    if out.is_dir():
+        raise ExportError(f"cannot write {out}: it is a directory")
+    if not out.parent.is_dir():
+        raise ExportError(f"cannot write {out}: the directory {out.parent} does not exist; create it first")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {out}: {error.strerror} in {out.parent}; choose a directory that you may write to"
+        ) from error
+
+
+def _as_tuple(batch: Any) -> tuple[Tensor, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _float_outputs(model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> Any:
+    """Return what the float model makes of the first samples; a ModelError if it cannot take them."""
+    try:
+        with torch.no_grad():
+            return model(*inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(
+            f"{path} does not fit {type(model).__name__}, which fails on {describe(inputs)}: {error}. Write inputs of "
+            "the shape and order that its forward takes; dimension 0 counts samples"
+        ) from error
+
+
+def _summary(report: "ExportReport", recipe: Recipe, counts: dict[str, int], sqnr: float) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    worst = max(report.parity, key=lambda output: output.max_lsb, default=None)
+    batch = "dynamic" if report.dynamic_batch else "static"
+    table.add_row("wrote", f"[bold]{report.path}[/]")
+    table.add_row("recipe", f"{recipe.name}, calibrator {recipe.calibrator}")
+    table.add_row("file", f"{report.size_bytes / 1e6:.2f} MB, opset {report.opset}, {batch} batch")
+    table.add_row("quantized", ", ".join(f"{count} {role}" for role, count in sorted(counts.items())) or "nothing")
+    table.add_row("quantizers", f"{report.quantize_nodes} QuantizeLinear, {report.dequantize_nodes} DequantizeLinear")
+    if worst is not None:
+        table.add_row("ONNX Runtime", f"off by {worst.max_lsb:.2f} LSB at most, {worst.mean_lsb:.3f} on average")
+    table.add_row("SQNR", f"{sqnr:.1f} dB against the float model, on calibration samples")
+    return table

@@ -1,0 +1,65 @@
+"""Every error that fxq raises, one ladder under FxqError.
+
+An error says what failed, where (module path or node), and what to do about it. Where the standard library or
+pytorch-quantization has a type for the mistake, the error is an instance of that type as well.
+"""
+
+
+class FxqError(Exception):
+    """Base of all errors of fxq; ``except fxq.FxqError`` catches whatever fxq refuses."""
+
+
+class DescriptorError(FxqError, ValueError):
+    """A QuantDescriptor, or an argument that stands for one, is out of range."""
+
+
+class RangeError(FxqError, ValueError):
+    """A quantization range (amax, or low and high) is negative, empty, not finite or wrongly shaped."""
+
+
+class UnsignedInputError(FxqError, TypeError):
+    """A negative value reached an unsigned quantizer."""
+
+
+class CalibrationError(FxqError, RuntimeError):
+    """Calibration saw no data or unusable data, or was asked for a range it cannot give."""
+
+
+class InputError(FxqError, TypeError):
+    """Example inputs or a calibration batch do not fit the model."""
+
+
+class TraceError(FxqError, RuntimeError):
+    """A model could not be traced into an FX graph."""
+
+
+class GraphError(FxqError, RuntimeError):
+    """A graph breaks the rules of its stage."""
+
+
+class PassError(FxqError, RuntimeError):
+    """A pass failed, changed numbers it promised to keep, or left a graph that breaks its stage's rules."""
+
+
+class PluginError(FxqError, RuntimeError):
+    """A plugin does not load, registers nothing, or takes a name that is taken."""
+
+
+class RecipeError(FxqError, ValueError):
+    """A recipe names something that does not exist or cannot be written as text."""
+
+
+class TargetError(FxqError, ValueError):
+    """A target does not exist, or cannot run what was asked of it."""
+
+
+class StageError(FxqError, RuntimeError):
+    """A model is at the wrong stage for the call, such as one that was already prepared."""
+
+
+class ExportError(FxqError, RuntimeError):
+    """An ONNX file could not be written, breaks a rule, or does not compute what the model computes."""
+
+
+class ModelError(FxqError, ValueError):
+    """The command line could not load a model, its weights or its data."""

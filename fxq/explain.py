@@ -1,0 +1,121 @@
+"""Build the explanation of a prepared graph from its plans and its diary."""
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from fxq.errors import StageError
+from fxq.explanation import Explanation, NodeExplanation, QuantizedTensor
+from fxq.graph.kinds import MOVES_DATA, kind, module_of
+from fxq.graph.match import is_quantizer, module_path, tensor_edges
+from fxq.graph.plan import inserted_for, planned_input
+from fxq.nn import TensorQuantizer, WeightQuantized
+from fxq.record import Record
+from fxq.state import State, find_state
+
+_SILENT = frozenset({"placeholder", "get_attr", "getattr", "shape", "quantizer"})
+
+
+def explain(model: nn.Module) -> Explanation:
+    """Return, for each operation of a prepared or converted model, how its tensors are quantized, or why not.
+
+    Raises:
+        StageError: the model did not come from ``fxq.prepare`` or ``fxq.convert``.
+    """
+    state = find_state(model)
+    if state is None or not isinstance(model, GraphModule):
+        raise StageError(f"explain takes the result of fxq.prepare or fxq.convert, got {type(model).__name__}")
+    return state.explanation or explain_graph(model, state)
+
+
+def explain_graph(gm: GraphModule, state: State) -> Explanation:
+    """Return the explanation of a PREPARED graph."""
+    nodes = tuple(_explain_node(node, state) for node in gm.graph.nodes if not _is_silent(node))
+    return Explanation(state.settings.target.name, state.recipe.name, nodes)
+
+
+def _is_silent(node: Node) -> bool:
+    if node.op == "output":  # worth a row only where a tensor leaves the model quantized
+        return not any(is_quantizer(producer) for producer in node.all_input_nodes)
+    return kind(node) in _SILENT
+
+
+def _explain_node(node: Node, state: State) -> NodeExplanation:
+    quantized = (*_inputs(node), *_weights(node, state.record))
+    return NodeExplanation(
+        node=node.name,
+        path=module_path(node) if node.op == "call_module" else f"{module_path(node)}.{node.name}".lstrip("."),
+        kind=kind(node) if kind(node) != "other" else str(getattr(node.target, "__name__", node.target)),
+        quantized=quantized,
+        reason="" if _runs_quantized(quantized) else _why_not(node, state),
+    )
+
+
+def _runs_quantized(quantized: tuple[QuantizedTensor, ...]) -> bool:
+    """Was anything quantized for this node, rather than where its inputs were produced?"""
+    return any(tensor.role != "output" for tensor in quantized)
+
+
+def _inputs(node: Node) -> list[QuantizedTensor]:
+    found = []
+    for edge in tensor_edges(node):
+        if not is_quantizer(edge.producer):
+            continue
+        quantizer = module_of(edge.producer)
+        assert isinstance(quantizer, TensorQuantizer)
+        plans = inserted_for(edge.producer)
+        plan = planned_input(edge) or next(iter(plans), None)
+        found.append(
+            QuantizedTensor(
+                role=plan.role if plan else "input",
+                position=edge.position,
+                quantizer=str(edge.producer.target),
+                descriptor=str(quantizer.descriptor),
+                range=range_text(quantizer),
+                pass_name=plan.pass_name if plan else "by hand",
+                why=plan.why if plan else "placed by hand",
+            )
+        )
+    return found
+
+
+def _weights(node: Node, record: Record) -> list[QuantizedTensor]:
+    module = module_of(node) if node.op == "call_module" else None
+    if not isinstance(module, WeightQuantized) or not module.weight_quantizer.is_enabled:
+        return []
+    entries = [entry for entry in record.of("swap_modules", "edit") if entry.path == node.target]
+    quantizer = module.weight_quantizer
+    return [
+        QuantizedTensor(
+            role="weight",
+            position=None,
+            quantizer=f"{node.target}._weight_quantizer",
+            descriptor=str(quantizer.descriptor),
+            range=range_text(quantizer),
+            pass_name="swap_modules" if entries else "by hand",
+            why=entries[0].text if entries else "placed by hand",
+        )
+    ]
+
+
+def range_text(quantizer: TensorQuantizer) -> str:
+    """Return the range of a quantizer in words."""
+    if not quantizer.has_range:
+        return "not calibrated"
+    low, high = (bound.detach() for bound in quantizer.range)
+    if low.numel() == 1:
+        return f"[{float(low):.4g}, {float(high):.4g}]"
+    return f"±{float(high.min()):.4g} to ±{float(high.max()):.4g}"
+
+
+def _why_not(node: Node, state: State) -> str:
+    if node.op == "output":
+        return "the model returns it"
+    skipped = state.record.skipped(node.name)
+    if skipped:
+        return "; ".join(dict.fromkeys(entry.text for entry in skipped))
+    target, found = state.settings.target.name, kind(node)
+    if found in MOVES_DATA or found == "max_pool":
+        return "only moves data, and needs no quantizer of its own"
+    if found in state.settings.target.fused_activations:
+        return f"{target} computes it in the epilogue of the operation before it"
+    return f"{target} runs it in float"

@@ -1,0 +1,140 @@
+"""Explanation: for each node, which tensor is quantized how, by which pass, why; or why not."""
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+_WIDTH = 160
+# Below, six columns would break their words.
+_WIDE = 120
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One tensor that a node reads in quantized form.
+
+    Args:
+        role: "input", "residual", "output" (quantized where it was produced) or "weight".
+        position: argument position at the node; None for a weight.
+        quantizer: module path of the quantizer.
+        descriptor: how it is quantized, in words.
+        range: the fitted range in words, "not calibrated" before.
+        pass_name: which pass planned it.
+        why: the pass's reason.
+    """
+
+    role: str
+    position: int | None
+    quantizer: str
+    descriptor: str
+    range: str
+    pass_name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class NodeExplanation:
+    """One operation of the graph. ``reason`` says why nothing was quantized for it; "" where something was."""
+
+    node: str
+    path: str
+    kind: str
+    quantized: tuple[QuantizedTensor, ...]
+    reason: str
+
+    @property
+    def is_quantized(self) -> bool:
+        """Does the node read any quantized tensor?"""
+        return bool(self.quantized)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What became of each operation. ``print`` shows a table; ``to_dict`` and ``nodes`` are for programs."""
+
+    target: str
+    recipe: str
+    nodes: tuple[NodeExplanation, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensor readings are quantized, by role."""
+        counts: dict[str, int] = {}
+        for node in self.nodes:
+            for tensor in node.quantized:
+                counts[tensor.role] = counts.get(tensor.role, 0) + 1
+        return counts
+
+    def __getitem__(self, name: str) -> NodeExplanation:
+        """Return the explanation of a node by its name or module path."""
+        for node in self.nodes:
+            if name in (node.node, node.path):
+                return node
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain data."""
+        return {**asdict(self), "counts": self.counts}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._wide_table() if options.max_width >= _WIDE else self._narrow_table()
+
+    def __str__(self) -> str:
+        console = Console(width=_WIDTH, record=True, file=io.StringIO())
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+    def _wide_table(self) -> Table:
+        """One row for each tensor, everything in a column of its own."""
+        table = Table(title=self._title, title_justify="left")
+        for heading in ("node", "operation", "quantized", "how", "range"):
+            table.add_column(heading, overflow="fold")
+        table.add_column("why, or why not", overflow="fold", ratio=1)
+        for node in self.nodes:
+            name = (node.path or node.node, node.kind)
+            if node.reason:
+                how = "–" if node.quantized else "float"
+                table.add_row(*name, f"[dim]{how}[/]", "", "", f"[dim]{_safe(node.reason)}[/]")
+                name = ("", "")
+            for tensor in node.quantized:
+                why = f"{_safe(tensor.why)} [dim]({tensor.pass_name})[/]"
+                table.add_row(*name, _role(tensor), tensor.descriptor, tensor.range, why)
+                name = ("", "")
+        return table
+
+    def _narrow_table(self) -> Table:
+        """Two columns; ranges and reasons stand below each other, so that no word is broken in 80 columns."""
+        table = Table(title=self._title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(overflow="fold", max_width=32)
+        table.add_column(overflow="fold", ratio=1)
+        for node in self.nodes:
+            reason = f"{'' if node.quantized else ', float'}: {_safe(node.reason)}" if node.reason else ""
+            table.add_row(f"[bold]{node.path or node.node}[/]", f"{node.kind}[dim]{reason}[/]")
+            for tensor in node.quantized:
+                table.add_row(f"  {_role(tensor)}", f"{tensor.descriptor}, {_safe(tensor.range)}")
+                if tensor.role != "weight":
+                    table.add_row("", f"[dim]{_safe(tensor.why)} ({tensor.pass_name})[/]")
+        return table
+
+    @property
+    def _title(self) -> str:
+        recipe = self.recipe if self.recipe == self.target else f"{self.recipe} for {self.target}"
+        return f"{recipe}: {_counted(self.counts)}"
+
+
+def _role(tensor: QuantizedTensor) -> str:
+    if tensor.position is None:
+        return tensor.role
+    # What was quantized where it was produced is an input here all the same.
+    return f"{'input' if tensor.role == 'output' else tensor.role} {tensor.position}"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {role}" for role, count in sorted(counts.items())) or "nothing quantized"
+
+
+def _safe(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,159 @@
+"""Lowered graph -> QDQ ONNX file: capture, clean, name, write, check, and only then put in place."""
+
+import os
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxq.errors import ExportError, InputError, StageError
+from fxq.export.capture import batch_size, capture, with_batch
+from fxq.export.clean import clean
+from fxq.export.names import apply_names, input_names_of
+from fxq.export.options import ExportOptions, ExportReport, OutputParity
+from fxq.export.parity import Reference, check_parity
+from fxq.export.qdq_rules import check_qdq, count_ops
+from fxq.export.translate import required_opset
+from fxq.graph.kinds import produces_values
+from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+
+DEFAULT_OPTIONS = ExportOptions()
+
+
+def export_onnx(
+    converted: fx.GraphModule,
+    path: str | os.PathLike[str],
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    options: ExportOptions = DEFAULT_OPTIONS,
+) -> ExportReport:
+    """Write a converted model as QDQ ONNX and check the file.
+
+    The file appears under its name complete and checked, or not at all; an older one stays until then. The model is
+    not modified. Prints nothing.
+
+    Args:
+        converted: a LOWERED graph, what ``fxq.convert`` returns.
+        path: the file; weights beyond ``options.external_data_threshold`` go to ``<path>.data`` beside it.
+        example_inputs: a tensor or a tuple of positional inputs.
+
+    Raises:
+        ExportError: the file cannot be written, breaks a rule, or does not compute what the model computes.
+        InputError: no example inputs, or the model does not run on them.
+        StageError: ``converted`` is no graph.
+    """
+    path = _checked_path(path)
+    inputs = _as_tuple(example_inputs)
+    _check_is_graph(converted)
+    _check_outputs(converted)
+    reference = Reference.run(converted, inputs)
+    model = _build(reference, options)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".fxq-", dir=path.parent) as staging:
+            staged = Path(staging) / path.name
+            _save(model, staged, options.external_data_threshold)
+            parity = _check(staged, reference, options) if options.check else ()
+            # The weights first: the model file is what makes the pair valid.
+            staged_files = sorted(Path(staging).iterdir(), key=lambda file: file == staged)
+            for file in staged_files:
+                os.replace(file, path.parent / file.name)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    quantize_nodes, dequantize_nodes = count_ops(model)
+    files = [path.parent / file.name for file in staged_files]
+    return ExportReport(
+        path=path,
+        opset=model.opset_imports[""],
+        size_bytes=sum(file.stat().st_size for file in files),
+        quantize_nodes=quantize_nodes,
+        dequantize_nodes=dequantize_nodes,
+        dynamic_batch=options.batch_is_dynamic,
+        parity=parity,
+        external_data=next((file for file in files if file != path), None),
+    )
+
+
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise ExportError(f"path must be a file name such as 'model.onnx', got {path!r}")
+    path = Path(path)
+    if path.is_dir():
+        raise ExportError(f"cannot write {path}: it is a directory; add a file name such as model.onnx")
+    if not path.parent.is_dir():
+        raise ExportError(f"cannot write {path}: the directory {path.parent} does not exist; create it first")
+    return path
+
+
+def _as_tuple(example_inputs: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:
+    if example_inputs is None:
+        raise InputError("export_onnx needs example_inputs: a tensor or a tuple of positional inputs")
+    return tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+
+
+def _check_is_graph(converted: fx.GraphModule) -> None:
+    if not isinstance(converted, fx.GraphModule):
+        raise StageError(f"export_onnx needs what fxq.convert returns, not a {type(converted).__name__}")
+
+
+def _check_outputs(gm: fx.GraphModule) -> None:
+    returned = next(node for node in gm.graph.nodes if node.op == "output").args[0]
+    for value in pytree.tree_leaves(returned):
+        if value is not None and not (isinstance(value, fx.Node) and produces_values(value)):
+            raise ExportError(f"the model returns {str(value)!r}, and an ONNX output is a tensor: return tensors only")
+
+
+def _build(reference: Reference, options: ExportOptions) -> ir.Model:
+    """Return the finished model in memory; its quantizers are those of the graph, one for one."""
+    gm, inputs = reference.gm, reference.inputs
+    opset = max(required_opset(gm), options.rules.minimum_opset)
+    model = capture(gm, inputs, opset, options.batch_is_dynamic)
+    clean(model)
+    apply_names(model, input_names_of(gm, inputs), [name for name, _ in reference.outputs])
+    model.graph.name = type(gm).__name__
+    model.producer_name, model.producer_version = "fxq", version("fxq")
+    model.metadata_props.update(options.metadata)
+    _check_count(gm, model)
+    return model
+
+
+def _check_count(gm: fx.GraphModule, model: ir.Model) -> None:
+    live = [node.target for node in gm.graph.nodes if node.users]
+    expected, found = (live.count(QUANTIZE), live.count(DEQUANTIZE)), count_ops(model)
+    if expected != found:
+        raise ExportError(
+            f"the graph has {expected[0]} quantize and {expected[1]} dequantize nodes, the ONNX model {found[0]} and "
+            f"{found[1]}: an export step folded or copied quantizers"
+        )
+
+
+def _save(model: ir.Model, path: Path, external_data_threshold: int) -> None:
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > external_data_threshold else None)
+
+
+def _check(path: Path, reference: Reference, options: ExportOptions) -> tuple[OutputParity, ...]:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported file is not valid ONNX: {error}") from error
+    model = ir.load(path)
+    check_qdq(model, options.rules)
+    parity = check_parity(model, path, reference)
+    if options.batch_is_dynamic and batch_size(reference.inputs) > 1:
+        _check_other_batch(model, path, reference)
+    return parity
+
+
+def _check_other_batch(model: ir.Model, path: Path, reference: Reference) -> None:
+    """Run one sample: a file traced with this batch may hold its size as a number, which only another one shows."""
+    try:
+        check_parity(model, path, Reference.run(reference.gm, with_batch(reference.inputs, 1)))
+    except (ExportError, InputError) as error:
+        raise ExportError(
+            f"the model works only for the batch size of the example inputs, {batch_size(reference.inputs)}: {error}; "
+            "pass dynamic_batch=False"
+        ) from error

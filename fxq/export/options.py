@@ -1,0 +1,90 @@
+"""What a caller may choose about an export, what a target demands of the file, and what an export reports back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ExportRules:
+    """What a runtime demands of a QDQ file; a target holds one. The defaults demand only what ONNX does.
+
+    Args:
+        zero_point_must_be_zero: symmetric quantization only (TensorRT).
+        quantized_outputs_allowed: a graph output may come from a quantizer.
+        activation_dtypes: code dtypes of QuantizeLinear, as ONNX writes them in lower case.
+        weight_dtypes: code dtypes of stored tensors; int32, the dtype of a bias, is always allowed.
+        weight_axes: for each operator, the axis of its per-channel weight. A linear weight is counted as PyTorch
+            stores it, (out, in): Gemm with transB = 1, or MatMul behind a Transpose.
+        minimum_opset: the lowest opset to write, where the runtime wants more than the dtypes do.
+        dynamic_batch: write dimension 0 of the inputs as dynamic unless the caller says otherwise.
+    """
+
+    zero_point_must_be_zero: bool = False
+    quantized_outputs_allowed: bool = True
+    activation_dtypes: tuple[str, ...] = ("int8", "uint8", "int16", "uint16")
+    weight_dtypes: tuple[str, ...] = ("int8", "uint8", "int16", "uint16")
+    weight_axes: tuple[tuple[str, int], ...] = (("Conv", 0), ("ConvTranspose", 1), ("Gemm", 0), ("MatMul", 0))
+    minimum_opset: int = 18
+    dynamic_batch: bool = True
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to write the file.
+
+    Args:
+        dynamic_batch: dimension 0 of every input is dynamic; None leaves it to ``rules``.
+        check: check the file, and compare it with the model in ONNX Runtime, before it takes its place.
+        rules: what the runtime demands.
+        metadata: text to store in the file (``metadata_props``).
+        external_data_threshold: weights of more bytes than this go to ``<file>.data``; protobuf ends at 2 GB.
+    """
+
+    dynamic_batch: bool | None = None
+    check: bool = True
+    rules: ExportRules = ExportRules()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    external_data_threshold: int = 1_900_000_000
+
+    @property
+    def batch_is_dynamic(self) -> bool:
+        """Whether dimension 0 is written as dynamic."""
+        return self.rules.dynamic_batch if self.dynamic_batch is None else self.dynamic_batch
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """How far ONNX Runtime is from the converted module on one output; an LSB is one ``step``."""
+
+    name: str
+    step: float
+    max_lsb: float
+    mean_lsb: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    path: Path
+    opset: int
+    size_bytes: int
+    quantize_nodes: int
+    dequantize_nodes: int
+    dynamic_batch: bool
+    parity: tuple[OutputParity, ...]
+    external_data: Path | None = None
+
+    def __str__(self) -> str:
+        batch = "dynamic" if self.dynamic_batch else "static"
+        lines = [
+            f"{self.path}: {self.size_bytes / 1e6:.2f} MB, opset {self.opset}, {batch} batch, "
+            f"{self.quantize_nodes} QuantizeLinear, {self.dequantize_nodes} DequantizeLinear"
+        ]
+        lines += [
+            f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, max abs {p.max_abs:.3g} (onnxruntime)"
+            for p in self.parity
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""How much a quantized model answers to rounding alone: what any two correct runtimes may differ by.
+
+Each float operator's result is moved by a few units in the last place of its largest value, which is what another
+order of summation does. In a trained model a few codes flip and little happens. In an untrained deep one the flips
+feed each other until most of the output is noise; then no comparison of runtimes can be closer than that.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxq.export.names import named_tensors
+from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+
+# Two units in the last place of the largest value; a float32 convolution in another order is off by about as much.
+UNITS_IN_THE_LAST_PLACE = 2.0
+
+
+def run_with_rounding_noise(gm: fx.GraphModule, inputs: tuple[Any, ...], seed: int) -> list[tuple[str, Tensor]]:
+    """Return the named outputs of ``gm`` with every float result slightly moved; the same for the same ``seed``."""
+    return named_tensors(_Noisy(gm, seed).run(*inputs), "output")
+
+
+class _Noisy(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule, seed: int) -> None:
+        super().__init__(gm)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        exact = n.op not in ("call_function", "call_module", "call_method") or n.target in (QUANTIZE, DEQUANTIZE)
+        if exact or not isinstance(result, Tensor) or not result.is_floating_point() or not result.numel():
+            return result
+        step = result.abs().max() * torch.finfo(result.dtype).eps * UNITS_IN_THE_LAST_PLACE
+        noise = torch.rand(result.shape, generator=self.generator).to(result) * 2 - 1
+        return result + noise * step

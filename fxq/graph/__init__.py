@@ -1,0 +1,76 @@
+"""What passes know about a graph: questions, kinds, plans, and the rewriter."""
+
+from fxq.graph.check import check_graph
+from fxq.graph.kinds import ACTIVATIONS, MOVES_DATA, kind, module_kind, module_of, produces_tensor, shape_of
+from fxq.graph.match import (
+    Edge,
+    ancestors,
+    has_one_reader,
+    input_edges,
+    is_add,
+    is_constant,
+    is_quantizer,
+    is_weighted,
+    module_path,
+    modules_called,
+    only_reader,
+    output_edges,
+    owner_path,
+    tensor_edges,
+)
+from fxq.graph.memory import aliases, out_of_place_target, overwriting, writes_in_place
+from fxq.graph.modules import free_path
+from fxq.graph.plan import (
+    Plan,
+    inserted_for,
+    is_quantized,
+    note_inserted,
+    planned_input,
+    planned_inputs,
+    planned_output,
+    range_group,
+)
+from fxq.graph.rewriter import Rewriter
+from fxq.graph.settings import Settings
+from fxq.graph.text import graph_text
+
+__all__ = [
+    "ACTIVATIONS",
+    "MOVES_DATA",
+    "Edge",
+    "Plan",
+    "Rewriter",
+    "Settings",
+    "aliases",
+    "ancestors",
+    "check_graph",
+    "free_path",
+    "graph_text",
+    "has_one_reader",
+    "input_edges",
+    "inserted_for",
+    "is_add",
+    "is_constant",
+    "is_quantized",
+    "is_quantizer",
+    "is_weighted",
+    "kind",
+    "module_kind",
+    "module_of",
+    "module_path",
+    "modules_called",
+    "note_inserted",
+    "only_reader",
+    "out_of_place_target",
+    "output_edges",
+    "overwriting",
+    "owner_path",
+    "planned_input",
+    "planned_inputs",
+    "planned_output",
+    "produces_tensor",
+    "range_group",
+    "shape_of",
+    "tensor_edges",
+    "writes_in_place",
+]

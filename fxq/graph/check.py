@@ -1,0 +1,129 @@
+"""The rules of each stage: after every pass none may be newly broken, after the stage none at all.
+
+TRACED      FX's own lint; no node without a reader, unless it has a side effect.
+NORMALIZED  no identity, no dropout (unless the model will be trained).
+PLANNED     plans point to inputs that exist.
+PREPARED    every planned reading passes through a quantizer; none passes through two in a row.
+FROZEN      every enabled quantizer has a range.
+LOWERED     no quantizer is left; a quantize is read by dequantizes only, a dequantize reads a quantize or a constant.
+"""
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from fxq.errors import GraphError
+from fxq.graph.kinds import kind, module_of, produces_tensor
+from fxq.graph.match import input_edges, is_quantizer, output_edges
+from fxq.graph.memory import writes_in_place
+from fxq.graph.plan import planned_inputs
+from fxq.nn.tensor_quantizer import TensorQuantizer
+from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.stage import Stage
+
+_MOST_SHOWN = 5
+_WITH_ARTICLE = {"identity": "an identity", "dropout": "a dropout"}
+
+
+def check_graph(gm: GraphModule, stage: Stage, qat: bool = False) -> None:
+    """Raise a GraphError that lists the rules of ``stage`` that the graph breaks."""
+    problems = find_problems(gm, stage, qat)
+    if problems:
+        raise GraphError(f"the graph breaks the rules of stage '{stage}': {summary(problems)}")
+
+
+def find_problems(gm: GraphModule, stage: Stage, qat: bool = False) -> list[str]:
+    """Return the rules of ``stage``, and of the stages before it that still hold, that the graph breaks."""
+    problems = list(_structure(gm))
+    if problems:
+        return problems  # the other rules take a sound structure for granted
+    rules: dict[Stage, Callable[[], Iterator[str]]] = {
+        Stage.NORMALIZED: lambda: _normalized(gm, qat),
+        Stage.PLANNED: lambda: _planned(gm),
+        Stage.PREPARED: lambda: _prepared(gm),
+        Stage.FROZEN: lambda: _frozen(gm),
+        Stage.LOWERED: lambda: _lowered(gm),
+    }
+    applying = [stage] if stage in rules else []
+    if stage in (Stage.PLANNED, Stage.PREPARED, Stage.FROZEN):
+        applying.insert(0, Stage.NORMALIZED)
+    return [problem for rule in applying for problem in rules[rule]()]
+
+
+def summary(problems: list[str]) -> str:
+    """Return the first few problems in one line, and how many more there are."""
+    more = f" (and {len(problems) - _MOST_SHOWN} more)" if len(problems) > _MOST_SHOWN else ""
+    return f"{'; '.join(problems[:_MOST_SHOWN])}{more}"
+
+
+def _structure(gm: GraphModule) -> Iterator[str]:
+    try:
+        gm.graph.lint()
+    except (RuntimeError, ValueError) as error:
+        yield str(error)
+        return
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and not isinstance(_attribute(gm, str(node.target)), nn.Module):
+            yield f"node {node.name!r} calls {node.target!r}, which is not there"
+        elif not node.users and not _has_effect(node):
+            yield f"node {node.name!r} is dead: erase it or give it a reader"
+
+
+def _has_effect(node: Node) -> bool:
+    return node.op in ("placeholder", "output") or node.is_impure() or writes_in_place(node)
+
+
+def _normalized(gm: GraphModule, qat: bool) -> Iterator[str]:
+    unwanted = {"identity"} if qat else {"identity", "dropout"}
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and kind(node) in unwanted:
+            yield f"node {node.name!r} is {_WITH_ARTICLE[kind(node)]}, which does nothing here: bypass it"
+
+
+def _planned(gm: GraphModule) -> Iterator[str]:
+    for node in gm.graph.nodes:
+        count = len(input_edges(node))
+        for position in planned_inputs(node):
+            if position >= count:
+                yield f"node {node.name!r} has a plan for input {position} and only {count} inputs"
+
+
+def _prepared(gm: GraphModule) -> Iterator[str]:
+    yield from _planned(gm)
+    for node in gm.graph.nodes:
+        edges = input_edges(node)
+        for position in planned_inputs(node):
+            if position < len(edges) and not is_quantizer(edges[position].producer):
+                yield f"input {position} of node {node.name!r} is planned and has no quantizer"
+        if is_quantizer(node) and is_quantizer(edges[0].producer):
+            yield f"quantizer {node.target!r} reads the quantizer {edges[0].producer.target!r}"
+
+
+def _frozen(gm: GraphModule) -> Iterator[str]:
+    yield from _prepared(gm)
+    for path, module in gm.named_modules():
+        if isinstance(module, TensorQuantizer) and module.is_enabled and not module.has_range:
+            yield f"quantizer {path!r} has no range"
+
+
+def _lowered(gm: GraphModule) -> Iterator[str]:
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            for path, module in module_of(node).named_modules(prefix=str(node.target)):
+                if isinstance(module, TensorQuantizer) and module.is_enabled:
+                    yield f"quantizer {path!r} was not lowered"
+        readers = [edge.consumer for edge in output_edges(node)]
+        if node.target is QUANTIZE and any(reader.target is not DEQUANTIZE for reader in readers):
+            yield f"quantize {node.name!r} is read by something else than a dequantize"
+        if node.target is DEQUANTIZE:
+            source = node.all_input_nodes[0]
+            if source.target is not QUANTIZE and source.op != "get_attr" and produces_tensor(source):
+                yield f"dequantize {node.name!r} reads {source.name!r}, neither a quantize nor a stored tensor"
+
+
+def _attribute(gm: GraphModule, path: str) -> object:
+    owner: object = gm
+    for name in path.split("."):
+        owner = getattr(owner, name, None)
+    return owner

@@ -1,0 +1,114 @@
+"""Questions about nodes. They change nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from fxq.graph.kinds import MOVES_DATA, kind, produces_tensor, produces_values
+
+_WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One reading of one tensor: producer, consumer, and which of the consumer's node arguments it is.
+
+    ``position`` counts every node argument of the consumer in order, lists and keywords included, so that the two
+    operands of ``x + x`` are two edges.
+    """
+
+    producer: Node
+    consumer: Node
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.producer} -> {self.consumer}[{self.position}]"
+
+
+def input_edges(consumer: Node) -> list[Edge]:
+    """Return the edges into ``consumer``, in the order of its arguments."""
+    producers: list[Node] = []
+    map_arg((consumer.args, consumer.kwargs), lambda node: producers.append(node) or node)  # type: ignore[func-returns-value]
+    return [Edge(producer, consumer, position) for position, producer in enumerate(producers)]
+
+
+def tensor_edges(consumer: Node) -> list[Edge]:
+    """Return the edges into ``consumer`` that carry tensors, not sizes."""
+    return [edge for edge in input_edges(consumer) if produces_tensor(edge.producer)]
+
+
+def output_edges(producer: Node) -> list[Edge]:
+    """Return the edges out of ``producer``, in graph order of the readers."""
+    return [edge for user in producer.users for edge in input_edges(user) if edge.producer is producer]
+
+
+def has_one_reader(node: Node) -> bool:
+    """Return whether exactly one argument of one node reads ``node``."""
+    return len(output_edges(node)) == 1
+
+
+def only_reader(node: Node) -> Node | None:
+    """Return the one node that reads ``node``, None if there are several or none."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def is_weighted(node: Node) -> bool:
+    """Return whether ``node`` calls a convolution, transposed convolution or linear module."""
+    return node.op == "call_module" and kind(node) in _WEIGHTED
+
+
+def is_add(node: Node) -> bool:
+    """Return whether ``node`` adds two tensors."""
+    return kind(node) == "add" and len(tensor_edges(node)) == 2
+
+
+def is_quantizer(node: Node) -> bool:
+    """Return whether ``node`` calls a TensorQuantizer."""
+    return node.op == "call_module" and kind(node) == "quantizer"
+
+
+def is_constant(node: Node) -> bool:
+    """Return whether ``node`` reads a parameter or buffer, reshaped or not."""
+    while kind(node) in MOVES_DATA and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node.op == "get_attr"
+
+
+def ancestors(node: Node) -> dict[Node, int]:
+    """Return each node whose values reach ``node``, itself included, with its distance in nodes (fewest first).
+
+    Sizes and stored tensors are no ancestors: two branches that are reshaped to one batch size do not meet there.
+    """
+    distances = {node: 0}
+    queue = [node]
+    for current in queue:  # the list grows while it is walked: breadth first
+        for producer in current.all_input_nodes:
+            if producer not in distances and produces_values(producer) and not is_constant(producer):
+                distances[producer] = distances[current] + 1
+                queue.append(producer)
+    return distances
+
+
+def owner_path(node: Node) -> str:
+    """Return the path of the module whose forward holds ``node``; "" for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    path = next(reversed(stack.values()))[0] if stack else ""
+    if node.op == "call_module" and path == node.target:
+        return path.rpartition(".")[0]
+    return str(path)
+
+
+def module_path(node: Node) -> str:
+    """Return the path that leads a person to ``node``: the module it calls, or the module whose forward holds it."""
+    return str(node.target) if node.op == "call_module" else owner_path(node)
+
+
+def modules_called(node: Node) -> Iterator[str]:
+    """Yield the path of each module around ``node``, outermost first, the called module last."""
+    for path, _type in node.meta.get("nn_module_stack", {}).values():
+        if path:
+            yield path
+    if node.op == "call_module":
+        yield str(node.target)

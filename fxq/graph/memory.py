@@ -1,0 +1,101 @@
+"""Questions about memory: which nodes write into the tensor they read, and which nodes share memory.
+
+A quantizer reads a tensor when it is made. Where something writes into that memory later, the quantizer would miss it.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.nn import functional as F
+
+from fxq.graph.kinds import MOVES_DATA, kind, module_of
+
+_OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType({
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+})  # fmt: skip
+# Beside what moves data: they return their input itself where there is nothing to do.
+_MAY_RETURN_INPUT = frozenset({
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda",
+    "select", "unfold", "diagonal", "as_strided", "view_as",
+})  # fmt: skip
+
+
+def writes_in_place(node: Node) -> bool:
+    """Return whether ``node`` writes into the memory of its first input."""
+    if not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        return bool(getattr(module_of(node), "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__") and callable(getattr(torch.Tensor, name, None))
+    if node.op != "call_function":
+        return False
+    is_spelled_so = bool(node.kwargs.get("inplace", False)) or node.target is operator.setitem
+    return is_spelled_so or node.target in _OUT_OF_PLACE or _is_torch_inplace(node.target)
+
+
+def out_of_place_target(node: Node) -> Any:
+    """Return what computes the values of an in-place function or method elsewhere, None if nothing does."""
+    if node.op == "call_method":
+        twin = str(node.target).removesuffix("_")
+        return twin if callable(getattr(torch.Tensor, twin, None)) else None
+    if node.target is operator.setitem:
+        return None
+    if node.target in _OUT_OF_PLACE:
+        return _OUT_OF_PLACE[node.target]  # type: ignore[index]
+    if not _is_torch_inplace(node.target):
+        return node.target
+    name = node.target.__name__.removesuffix("_")  # type: ignore[union-attr]
+    return getattr(torch, name, None) or getattr(F, name, None)
+
+
+def aliases(node: Node, without: Node | None = None) -> list[Node]:
+    """Return the nodes that may share memory with ``node``: what it is a view of, and all views of that.
+
+    Those that are made from ``without`` are left out.
+    """
+    base = node
+    while _may_alias_input(base):
+        base = base.all_input_nodes[0]
+    found = [base]
+    for current in found:  # grows while it is walked
+        users = [user for user in current.users if user is not without and user.all_input_nodes[0] is current]
+        found += [user for user in users if _may_alias_input(user)]
+    return found
+
+
+def overwriting(node: Node) -> Node | None:
+    """Return the first node that writes into the memory of ``node`` after it was made, None if none does."""
+    sharing = aliases(node)
+    writers = [user for alias in sharing for user in alias.users if user is not node and user > node]
+    return next((user for user in writers if writes_in_place(user) and user.all_input_nodes[0] in sharing), None)
+
+
+def _may_alias_input(node: Node) -> bool:
+    if not node.all_input_nodes or node.target in ("clone", torch.clone):
+        return False
+    found = kind(node)
+    if found in MOVES_DATA or found in ("identity", "dropout", "getattr"):
+        return True
+    if node.op == "call_method" and node.target in _MAY_RETURN_INPUT:
+        return True
+    return writes_in_place(node) or str(getattr(node.target, "__name__", "")).endswith("dropout")
+
+
+def _is_torch_inplace(function: Any) -> bool:
+    name = str(getattr(function, "__name__", ""))
+    return name.endswith("_") and not name.endswith("__") and function in (getattr(torch, name, 0), getattr(F, name, 0))

@@ -1,0 +1,75 @@
+"""Submodules and buffers of a GraphModule by path."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+
+def call(gm: GraphModule, *args: Any, **kwargs: Any) -> Any:
+    """Call a graph module; where it fails, without the traceback of generated code that FX's own call prints."""
+    return nn.Module.__call__(gm, *args, **kwargs)
+
+
+def add_module(gm: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` at ``path``, with plain containers on the way where there is nothing."""
+    parent_path, _, name = path.rpartition(".")
+    _container(gm, parent_path).add_module(name, module)
+
+
+def set_tensor(gm: nn.Module, path: str, value: torch.Tensor) -> None:
+    """Store ``value`` as a buffer at ``path``, with plain containers on the way where there is nothing."""
+    parent_path, _, name = path.rpartition(".")
+    parent = _container(gm, parent_path)
+    parent._parameters.pop(name, None)
+    parent.__dict__.pop(name, None)
+    parent.register_buffer(name, value)
+
+
+def free_path(gm: GraphModule, path: str) -> str:
+    """Return ``path``, or the first of path_1, path_2, ... that no attribute of the model has."""
+    candidate, count = path, 0
+    while _has(gm, candidate):
+        count += 1
+        candidate = f"{path}_{count}"
+    return candidate
+
+
+def only_holds(container: nn.Module, module: nn.Module) -> bool:
+    """Return whether ``container`` is a plain one whose tensors are ``module``'s own, under the same names."""
+    if type(container) is not nn.Module or container._modules:
+        return False
+    tensors = {**container._parameters, **container._buffers}
+    return all(value is getattr(module, name, None) for name, value in tensors.items())
+
+
+def drop_unused(gm: GraphModule) -> None:
+    """Remove submodules, parameters and buffers that no node of the graph uses."""
+    gm.delete_all_unused_submodules()
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    for path, module in list(gm.named_modules(remove_duplicate=False)):
+        if any(path == call or path.startswith(f"{call}.") for call in called):
+            continue
+        prefix = f"{path}." if path else ""
+        for name in [*module._parameters, *module._buffers]:
+            if prefix + name not in read:
+                delattr(module, name)
+
+
+def _container(gm: nn.Module, path: str) -> nn.Module:
+    for name in path.split(".") if path else []:
+        if not isinstance(getattr(gm, name, None), nn.Module):
+            gm.add_module(name, nn.Module())
+        gm = getattr(gm, name)
+    return gm
+
+
+def _has(gm: nn.Module, path: str) -> bool:
+    owner: object = gm
+    for name in path.split("."):
+        if not hasattr(owner, name):
+            return False
+        owner = getattr(owner, name)
+    return True

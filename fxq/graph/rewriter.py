@@ -1,0 +1,232 @@
+"""Rewriter: the only hands that passes edit a graph with. Every edit, plan and refusal goes into the diary."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from fxq.errors import PassError
+from fxq.graph import plan as plans
+from fxq.graph.kinds import module_of, produces_tensor
+from fxq.graph.match import Edge, input_edges, module_path
+from fxq.graph.memory import overwriting
+from fxq.graph.modules import add_module, free_path, only_holds, set_tensor
+from fxq.graph.settings import Settings
+from fxq.quant.descriptor import QuantDescriptor
+from fxq.quant.qconfig import QConfig
+from fxq.record import Entry, Record
+from fxq.target.target import Target
+
+
+class Rewriter:
+    """Edits one graph on behalf of one pass.
+
+    Args:
+        gm: the graph module; edited in place.
+        settings: what the run was asked for.
+        record: the diary to write into.
+        pass_name: whose hands these are.
+    """
+
+    def __init__(self, gm: GraphModule, settings: Settings, record: Record, pass_name: str) -> None:
+        self.gm = gm
+        self.settings = settings
+        self.record = record
+        self.pass_name = pass_name
+
+    @property
+    def target(self) -> Target:
+        """The runtime to quantize for."""
+        return self.settings.target
+
+    @property
+    def qat(self) -> bool:
+        """Will the prepared model be trained?"""
+        return self.settings.qat
+
+    def nodes(self, question: Callable[[Node], bool] | None = None) -> list[Node]:
+        """Return the nodes for which ``question`` holds, in graph order; a snapshot, so edits are safe."""
+        return [node for node in self.gm.graph.nodes if question is None or question(node)]
+
+    def config(self, node: Node) -> QConfig | None:
+        """Return the descriptors for ``node``, None if a rule leaves it in float."""
+        return self.settings.config(node)
+
+    def skip(self, node: Node, reason: str) -> None:
+        """Note that the pass leaves ``node`` as it is, and why."""
+        self._note("skip", node, reason)
+
+    def plan_input(self, node: Node, position: int, descriptor: QuantDescriptor, why: str, role: str = "input") -> None:
+        """Plan a quantizer on the node argument of ``node`` at ``position`` (see Edge). Role: "input" or "residual"."""
+        edges = input_edges(node)
+        if not 0 <= position < len(edges):
+            raise PassError(f"pass {self.pass_name!r}: node {node.name!r} has {len(edges)} inputs, no input {position}")
+        if self._is_overwritten(node, edges[position].producer):
+            return
+        if plans.note_input(edges[position], plans.Plan(descriptor, role, self.pass_name, why)):
+            self._note("plan", node, f"{role} {position}: {descriptor}: {why}")
+
+    def plan_output(self, node: Node, descriptor: QuantDescriptor, why: str) -> None:
+        """Plan a quantizer on the output of ``node``, for all that read it."""
+        if self._is_overwritten(node, node):
+            return
+        if plans.note_output(node, plans.Plan(descriptor, "output", self.pass_name, why)):
+            self._note("plan", node, f"output: {descriptor}: {why}")
+
+    def share_range(self, nodes: Iterable[Node], group: str, why: str) -> None:
+        """Plan one range for the outputs of ``nodes``."""
+        for node in nodes:
+            if plans.note_group(node, group):
+                self._note("plan", node, f"shares the range of {group}: {why}")
+
+    def bypass(self, node: Node, why: str, source: Node | None = None) -> None:
+        """Let the readers of ``node`` read ``source`` (its first input) instead, and erase it."""
+        self._note("edit", node, why)
+        node.replace_all_uses_with(source or node.all_input_nodes[0])
+        self._erase(node)
+
+    def replace_module(self, path: str, module: nn.Module, why: str) -> None:
+        """Put ``module`` where the module at ``path`` is; every call now calls it."""
+        calls = [node for node in self.gm.graph.nodes if node.op == "call_module" and node.target == path]
+        module.train(self.gm.get_submodule(path).training)
+        self.gm.set_submodule(path, module)
+        for node in calls[:1]:
+            self._note("edit", node, why)
+
+    def call_module_instead(self, node: Node, path: str, module: nn.Module, inputs: Sequence[Any], why: str) -> Node:
+        """Replace ``node`` by a call of ``module``, which is put at ``path``, or beside it if that is taken.
+
+        A container at ``path`` that holds nothing but the module's own parameters is the module's place.
+        """
+        found = dict(self.gm.named_modules(remove_duplicate=False)).get(path)
+        if found is not module:
+            if found is None or not only_holds(found, module):
+                path = free_path(self.gm, path)
+            module.train(self.gm.training)
+            add_module(self.gm, path, module)
+        with self.gm.graph.inserting_before(node):
+            new = self.gm.graph.call_module(path, tuple(inputs))
+        return self._replace(node, new, why)
+
+    def call_instead(
+        self, node: Node, function: Callable[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any], why: str
+    ) -> Node:
+        """Replace ``node`` by a call of ``function``; a string names a method of the first argument."""
+        op = "call_method" if isinstance(function, str) else "call_function"
+        with self.gm.graph.inserting_before(node):
+            new = self.gm.graph.create_node(op, function, tuple(args), dict(kwargs))
+        return self._replace(node, new, why)
+
+    def insert_call(self, before: Node, function: Callable[..., Any], args: Sequence[Any], like: Node) -> Node:
+        """Insert a function call before a node, with the meta of ``like``: part of an edit noted elsewhere."""
+        with self.gm.graph.inserting_before(before):
+            new = self.gm.graph.call_function(function, tuple(args))
+        new.meta = _inherited_meta(like)
+        return new
+
+    def read_tensor(self, before: Node, path: str, value: torch.Tensor) -> Node:
+        """Store ``value`` as a buffer at ``path`` (once) and insert a node before ``before`` that reads it."""
+        set_tensor(self.gm, path, value)
+        with self.gm.graph.inserting_before(before):
+            return self.gm.graph.get_attr(path)
+
+    def insert_module_on(self, edges: Sequence[Edge], path: str, module: nn.Module, why: str) -> Node:
+        """Insert a call of ``module`` between one producer and the given readings of it.
+
+        Args:
+            edges: edges with the same producer.
+            path: where the module is, or is to be put.
+            module: called with the producer's output.
+            why: the reason.
+        """
+        producer = edges[0].producer
+        module.train(self.gm.training)
+        if path not in dict(self.gm.named_modules(remove_duplicate=False)):
+            add_module(self.gm, path, module)
+        with self.gm.graph.inserting_after(_last_of_kind(producer)):
+            new = self.gm.graph.call_module(path, (producer,))
+        new.meta = _inherited_meta(producer)
+        for edge in edges:
+            replace_input(edge, new)
+        self._note("edit", new, why)
+        return new
+
+    def empty_module(self, path: str) -> None:
+        """Put an empty module at ``path``, as a place for tensors; part of an edit that is noted elsewhere."""
+        self.gm.set_submodule(path, nn.Module())
+
+    def tensor(self, node: Any) -> torch.Tensor:
+        """Return the stored tensor that a get_attr node reads."""
+        owner, _, name = str(node.target).rpartition(".")
+        found: torch.Tensor = getattr(self.gm.get_submodule(owner), name)
+        return found
+
+    def erase(self, node: Node, why: str) -> None:
+        """Erase a node that nothing reads."""
+        if node.users:
+            raise PassError(f"pass {self.pass_name!r} erases {node.name!r}, which {next(iter(node.users))} still reads")
+        self._note("edit", node, why)
+        self.gm.graph.erase_node(node)
+
+    def edit(self, node: Node, why: str) -> None:
+        """Note a change that was made to what ``node`` calls (its module's parameters or state)."""
+        self._note("edit", node, why)
+
+    def module(self, node: Node) -> Any:
+        """Return the module that ``node`` calls; the pass has asked for its kind and knows its attributes."""
+        return module_of(node)
+
+    def _is_overwritten(self, node: Node, producer: Node) -> bool:
+        """Note that ``node`` gets no quantizer if one on ``producer`` would miss what is written there later."""
+        writer = overwriting(producer)
+        if writer is not None:
+            self.skip(
+                node, f"{producer.name!r} is overwritten in place by {writer.name!r}, which a quantizer would miss"
+            )
+        return writer is not None
+
+    def _replace(self, node: Node, new: Node, why: str) -> Node:
+        new.meta = dict(node.meta)
+        self._note("edit", node, why)
+        node.replace_all_uses_with(new)
+        self._erase(node)
+        new.name = node.name  # rules, reports and error messages know the operation by this name
+        return new
+
+    def _erase(self, node: Node) -> None:
+        """Erase a node, and the reads of stored tensors and of shapes that only it needed."""
+        inputs = node.all_input_nodes
+        self.gm.graph.erase_node(node)
+        for source in inputs:
+            is_question = source.op == "get_attr" or (source.op != "placeholder" and not produces_tensor(source))
+            if is_question and not source.users:
+                self._erase(source)
+
+    def _note(self, action: str, node: Node, text: str) -> None:
+        self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))
+
+
+def replace_input(edge: Edge, new: Node) -> None:
+    """Let one argument of the edge's consumer read ``new``; other arguments that read the same producer stay."""
+    positions = iter(range(len(input_edges(edge.consumer))))
+
+    def swap(node: Node) -> Node:
+        return new if next(positions) == edge.position else node
+
+    args, kwargs = map_arg((edge.consumer.args, edge.consumer.kwargs), swap)
+    edge.consumer.args, edge.consumer.kwargs = args, kwargs
+
+
+def _inherited_meta(node: Node) -> dict[str, Any]:
+    """Return the meta of ``node`` that also holds for a node inserted behind it: no plans."""
+    return {key: value for key, value in node.meta.items() if not key.startswith("fxq_")}
+
+
+def _last_of_kind(producer: Node) -> Node:
+    """Return the last placeholder for a placeholder: FX keeps them together at the top."""
+    while producer.op == "placeholder" and producer.next.op == "placeholder":
+        producer = producer.next
+    return producer

@@ -1,0 +1,63 @@
+"""Settings: all that a pass may know beside the graph."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+
+from fxq.graph.kinds import module_of
+from fxq.graph.match import module_path, owner_path
+from fxq.quant.qconfig import QConfig, Rule
+from fxq.target.target import Target
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for.
+
+    Args:
+        target: the runtime.
+        default: descriptors where no rule matches; what it leaves open comes from the target.
+        rules: ordered; the last match wins.
+        calibrator: what observes activations.
+        qat: the model will be trained after ``prepare``.
+        example_inputs: positional inputs, None if the user gave none.
+    """
+
+    target: Target
+    default: QConfig = field(default_factory=QConfig)
+    rules: tuple[Rule, ...] = ()
+    calibrator: str = "histogram"
+    qat: bool = False
+    example_inputs: tuple[Any, ...] | None = None
+
+    def rule_for(self, node: Node) -> Rule | None:
+        """Return the last rule that matches ``node``, None if none does."""
+        module = module_of(node) if node.op == "call_module" else None
+        function = f"{owner_path(node)}.{node.name}".lstrip(".")
+        path = module_path(node) if module is not None else function
+        # A function that became a module keeps its name, and the rules that were made for it.
+        around: list[tuple[str, type[nn.Module]]] = [*_around(node), (function, nn.Module)]
+        return next((rule for rule in reversed(self.rules) if rule.matches(path, module, around)), None)
+
+    def config(self, node: Node) -> QConfig | None:
+        """Return the full descriptors for ``node``, None if it stays in float."""
+        rule = self.rule_for(node)
+        chosen = self.default if rule is None else rule.config
+        if chosen is None:
+            return None
+        activation = chosen.activation or self.default.activation or self.target.activation
+        return QConfig(activation, chosen.weight or self.default.weight or self.target.weight)
+
+
+def _around(node: Node) -> list[tuple[str, type[nn.Module]]]:
+    """Return path and type of each module whose forward holds ``node``, and each prefix of the called module's path.
+
+    The prefixes cover containers (Sequential, ModuleList) that tracing runs through without entering their forward.
+    """
+    found = [(str(path), kind) for path, kind in node.meta.get("nn_module_stack", {}).values() if path]
+    known = {path for path, _ in found}
+    parts = module_path(node).split(".")
+    prefixes = [".".join(parts[:count]) for count in range(1, len(parts))]
+    return found + [(prefix, nn.Module) for prefix in prefixes if prefix not in known]

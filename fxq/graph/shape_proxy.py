@@ -1,0 +1,203 @@
+"""Proxies that know the shape, dtype and device of what they stand for, so that Python can ask.
+
+A node's ``meta["val"]`` holds what the node computed on the example inputs: a fake tensor (shape without data) or a
+number. A size that is passed on stays a node, and the graph works for other sizes; a size that Python needs as a
+number (``if``, ``int``, ``range``) is burned in.
+"""
+
+import contextlib
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+from torch.fx.proxy import Attribute, TraceError
+from torch.overrides import TorchFunctionMode
+
+# Answered at once and without a node: they ask for the kind of a tensor, which no other batch changes.
+_KIND_METHODS = frozenset({
+    "dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "is_contiguous", "get_device",
+})  # fmt: skip
+_SIZED = ("zeros", "ones", "empty", "rand", "randn")
+_UNKNOWN = object()
+
+
+class ShapeProxy(Proxy):
+    """A torch.fx proxy that answers questions about shape and kind from its node's ``meta["val"]``."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = value_of(self)
+        if value is _UNKNOWN:
+            return Attribute(self, name)
+        attribute = getattr(value, name)  # AttributeError as in eager code, so that hasattr tells the truth
+        if name in _KIND_METHODS:
+            return attribute
+        if isinstance(value, dict) and name in ("items", "values"):
+            pairs = [(key, item_of(self, key)) for key in value]
+            return lambda: pairs if name == "items" else [item for _, item in pairs]
+        if callable(attribute):
+            return Attribute(self, name)
+        if name != "ndim" and _may_vary(attribute):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return attribute
+
+    def __len__(self) -> int:
+        return len(self._number("len"))
+
+    def __int__(self) -> int:
+        return int(self._number("int"))
+
+    def __index__(self) -> int:
+        return operator.index(self._number("an integer"))
+
+    def __float__(self) -> float:
+        return float(self._number("float"))
+
+    def __contains__(self, item: Any) -> bool:
+        if isinstance(value_of(self), dict):
+            return item in value_of(self)
+        return any(bool(item == element) for element in self)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
+
+    def __divmod__(self, other: Any) -> tuple[Any, ...]:
+        floor, rest = operator.floordiv, operator.mod
+        return tuple(self.tracer.create_proxy("call_function", each, (self, other), {}) for each in (floor, rest))
+
+    def __setitem__(self, index: Any, item: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, item), {})
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        orig_method: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Record a torch function as a node; an assertion about shapes is decided here and leaves no node."""
+        if orig_method is torch._assert and args and not _holds_tensor(args[0]):
+            torch._assert(bool(args[0]), args[1] if len(args) > 1 else (kwargs or {}).get("message", ""))
+            return None
+        return Proxy.__torch_function__(orig_method, types, args, kwargs)
+
+    def _number(self, wanted: str) -> Any:
+        value = value_of(self)
+        if value is _UNKNOWN:
+            raise TraceError(f"{wanted} of '{self.node}' is needed while tracing, and its shape is not known")
+        if isinstance(value, Tensor) and wanted != "len":
+            raise TraceError(f"{wanted} of the tensor '{self.node}' depends on data")
+        return value
+
+
+class RecordSizes(TorchFunctionMode):
+    """Records torch functions that take a size from a proxy and no tensor, such as ``torch.arange(x.shape[0])``.
+
+    Without it, torch would read the size as a number, and the graph would work for this size only.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Record ``func`` as a node if a proxy is among its arguments, else call it."""
+        kwargs = kwargs or {}
+        if has_proxy(args) or has_proxy(kwargs):
+            return ShapeProxy.__torch_function__(func, types, args, kwargs)
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def sizes_may_be_proxies() -> Iterator[None]:
+    """Let torch functions take sizes from proxies, also spelled ``torch.zeros(x.shape[0], 3)``.
+
+    torch counts such separate sizes before it asks who wants to record the call, so that they are gathered first.
+    """
+    originals = {name: getattr(torch, name) for name in _SIZED}
+    for name, function in originals.items():
+        setattr(torch, name, _gather_sizes(function))
+    try:
+        with RecordSizes():
+            yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
+
+
+def _in_place(name: str) -> Callable[[ShapeProxy, Any], Any]:
+    """Return the method behind ``x += y``: Proxy has none, and what else is named x would keep the old values."""
+
+    def record(self: ShapeProxy, other: Any) -> Any:
+        if not _holds_tensor(self):
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return record
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(ShapeProxy, f"__{_name}__", _in_place(_name))
+
+
+def value_of(proxy: Proxy) -> Any:
+    """Return what the proxy's node computed on the example inputs, or a marker that is like no value."""
+    return proxy.node.meta.get("val", _UNKNOWN)
+
+
+def item_of(proxy: Proxy, key: Any) -> Proxy:
+    """Return ``proxy[key]``, recorded as a node."""
+    return proxy.tracer.create_proxy("call_function", operator.getitem, (proxy, key), {})
+
+
+def has_proxy(argument: Any) -> bool:
+    """Whether a proxy is in an argument, looking into tuples, lists, dicts and slices."""
+    if isinstance(argument, Proxy):
+        return True
+    if isinstance(argument, tuple | list):
+        return any(map(has_proxy, argument))
+    if isinstance(argument, dict):
+        return any(map(has_proxy, argument.values()))
+    return isinstance(argument, slice) and any(map(has_proxy, (argument.start, argument.stop, argument.step)))
+
+
+def truth(proxy: Proxy) -> bool:
+    """Return the truth of a proxy whose value is a number, a string or a container."""
+    value = value_of(proxy)
+    if value is _UNKNOWN:
+        raise TraceError(f"control flow depends on '{proxy.node}', whose value is not known while tracing")
+    if isinstance(value, Tensor):
+        raise TraceError(f"control flow depends on the data in the tensor '{proxy.node}'")
+    return bool(value)
+
+
+def elements(proxy: Proxy) -> Iterator[Any]:
+    """Return the elements of a proxy that stands for a container, a shape or a tensor (along its first dimension)."""
+    value = value_of(proxy)
+    if value is _UNKNOWN:
+        raise TraceError(f"iteration over '{proxy.node}', whose length is not known while tracing")
+    if isinstance(value, dict):
+        return iter(value)
+    if isinstance(value, Tensor) and value.dim() == 0:
+        raise TypeError("iteration over a 0-d tensor")
+    return iter([item_of(proxy, index) for index in range(len(value))])
+
+
+def _gather_sizes(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def with_gathered_sizes(*size: Any, **options: Any) -> Tensor:
+        return function(size, **options) if len(size) > 1 and has_proxy(size) else function(*size, **options)
+
+    return with_gathered_sizes
+
+
+def _may_vary(attribute: Any) -> bool:
+    """Whether an attribute is a tensor or a size, which must stay in the graph; dtype, device and flags need not."""
+    return isinstance(attribute, Tensor | tuple) or type(attribute) is int
+
+
+def _holds_tensor(condition: Any) -> bool:
+    value: Any = value_of(condition) if isinstance(condition, Proxy) else condition
+    return value is _UNKNOWN or isinstance(value, Tensor)

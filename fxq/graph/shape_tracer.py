@@ -1,0 +1,197 @@
+"""ShapeTracer: torch.fx symbolic tracing that also computes each node's ``meta["val"]`` while it records.
+
+Values are computed on fake tensors (shape, dtype and device without data), so tracing costs no arithmetic and one
+look at each node.
+"""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.fx import Node, Proxy, Tracer
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
+
+# What a fake tensor cannot tell: the shape of nonzero(x), the number in x.item(), an operator without a shape rule.
+_NOT_KNOWABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+_NOT_USER_CODE = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
+
+
+class ShapeTracer(Tracer):
+    """A torch.fx tracer that keeps modules as nodes and knows shapes.
+
+    Args:
+        leaves: paths of the modules to keep whole, besides those of torch.nn and of fxq.
+        inputs: values of forward's parameters by name; a parameter without one is known by its default only.
+        defaults: the defaults of the parameters that are not in ``inputs``.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        leaves: frozenset[str] = frozenset(),
+        inputs: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.inputs = dict(inputs or {})
+        self.defaults = dict(defaults or {})
+        self.newest: Node | None = None  # where to look when tracing fails
+        self._evaluating = False
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._names: dict[int, str] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
+        """Return the graph of ``root``; torch's own classes are patched meanwhile and restored after."""
+        self._names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
+        with sizes_may_be_proxies():
+            return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module becomes one node."""
+        if module_qualified_name in self.leaves or isinstance(m, torch.jit.ScriptModule):
+            return True
+        package = type(m).__module__.partition(".")[0]
+        return package == "fxq" or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a leaf module, trace through another; one that forward made on the spot is traced through too."""
+        if self._evaluating or m not in (self.submodule_paths or {}):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
+        """Return a get_attr proxy for a parameter or buffer of the model, anything else as it is."""
+        name = self._names.get(id(attr_val)) if isinstance(attr_val, Tensor) and not self._evaluating else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def proxy(self, node: Node) -> ShapeProxy:
+        """Wrap a node."""
+        return ShapeProxy(node, self)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        """Decide an ``if`` on a proxy."""
+        return truth(obj)
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        """Iterate over a proxy."""
+        return elements(obj)
+
+    def keys(self, obj: Proxy) -> Any:
+        """Return the keys of a proxy that stands for a dict, for ``**``."""
+        value = value_of(obj)
+        return list(value) if isinstance(value, dict) else super().keys(obj)
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Any, list[Any]]:
+        """Make a placeholder for each parameter of forward, and give forward the plain value where it is no tensor."""
+        function, (root, *arguments) = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [root, *(self._argument(proxy) for proxy in arguments)]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        """Record a node with its source line, and compute its value where its inputs' values are known."""
+        node = self.newest = super().create_node(*args, **kwargs)
+        node.stack_trace = _user_stack(sys._getframe())
+        if node.op == "placeholder":
+            self._place(node)
+            return node
+        if all("val" in producer.meta for producer in node.all_input_nodes):
+            self._evaluating = True  # a leaf module now runs for real: its calls and attributes make no nodes
+            try:
+                with contextlib.suppress(*_NOT_KNOWABLE), self._fake, torch.no_grad():
+                    node.meta["val"] = self._evaluate(node)
+            finally:
+                self._evaluating = False
+        return node
+
+    def _place(self, node: Node) -> None:
+        name = str(node.target).lstrip("*")
+        if name in self.inputs:
+            node.meta["val"] = tree_map_only(Tensor, self._fake.from_tensor, self.inputs[name])
+        elif name in self.defaults:
+            node.meta["val"] = self.defaults[name]
+
+    def _argument(self, proxy: Any) -> Any:
+        value = proxy.node.meta.get("val", proxy)
+        if value is proxy or _stays_an_input(value):
+            return proxy
+        proxy.node.meta["burned_in"] = value
+        return value
+
+    def _evaluate(self, node: Node) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda producer: producer.meta["val"])
+        match node.op:
+            case "get_attr":
+                value = _attribute(self.root, str(node.target))
+                return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
+            case "call_module":
+                return _attribute(self.root, str(node.target))(*args, **kwargs)
+            case "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            case "output":
+                return args[0]
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def is_user_code(filename: str) -> bool:
+    """Whether a source file is neither torch's nor fxq's."""
+    return not filename.startswith(_NOT_USER_CODE)
+
+
+def _user_stack(frame: FrameType | None) -> str:
+    """Return the lines of the model's code that lead to ``frame``, outermost first, as a traceback prints them."""
+    stop: CodeType = Tracer.trace.__code__
+    frames: list[tuple[FrameType, int]] = []
+    while frame is not None and frame.f_code is not stop:
+        if is_user_code(frame.f_code.co_filename):
+            frames.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    return "".join(traceback.StackSummary.extract(iter(frames[::-1])).format()).strip()
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _stays_an_input(value: Any) -> bool:
+    """Whether an input may differ in the next call: tensors, what holds tensors, and numbers; not flags and None."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return True
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))

@@ -1,0 +1,152 @@
+"""The front end: an nn.Module becomes a torch.fx graph that keeps modules as nodes.
+
+Each node knows where it comes from (``meta["nn_module_stack"]``, ``stack_trace``) and, with example inputs, what it
+computes (``meta["val"]``: a fake tensor with shape and dtype, or a number). Tests of shapes in Python are decided
+with the example shapes; sizes that are only passed on stay nodes, so that another batch size works.
+"""
+
+import difflib
+import inspect
+import math
+import operator
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from fxq.errors import InputError, RecipeError, TraceError
+from fxq.graph.restore_state import restored_state
+from fxq.graph.shape_tracer import ShapeTracer
+from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
+
+_QUESTION_METHODS = frozenset({"size", "numel", "nelement", "stride", "dim"})
+_QUESTION_FUNCTIONS = frozenset({
+    getattr, round, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv,
+    operator.mod, operator.pow, operator.neg, operator.abs, operator.eq, operator.ne, operator.lt, operator.le,
+    operator.gt, operator.ge, operator.and_, operator.or_, math.sqrt, math.floor, math.ceil, math.log, math.log2,
+    math.prod, math.pow,
+})  # fmt: skip
+
+
+def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules: Sequence[str] = ()) -> GraphModule:
+    """Return ``model`` as a graph module with the same call signature; its leaf modules are shared, not copied.
+
+    Modules of torch.nn (but not containers) and of fxq stay whole. A parameter of forward whose example or default is
+    None, a flag or a text is burned in.
+
+    Args:
+        model: traced in the mode it is in.
+        example_inputs: positional inputs; without them, tests of shapes cannot be followed and ``val`` is missing.
+        leaf_modules: further modules to keep whole, as globs on module paths or class names.
+
+    Raises:
+        InputError: the model cannot run on the example inputs.
+        TraceError: the model's Python depends on what is not known while tracing.
+        RecipeError: an entry of ``leaf_modules`` matches nothing.
+    """
+    leaves = _leaf_paths(model, leaf_modules)
+    _check_followable(model)
+    inputs, defaults = _bind(model, example_inputs)
+    tracer = ShapeTracer(leaves, inputs, defaults)
+    try:
+        with restored_state(model):
+            graph = tracer.trace(model)
+            _check_no_buffer_was_assigned(model)
+            _erase_dead_questions(graph)
+            traced = GraphModule(model, graph, type(model).__name__)
+    except TraceError:
+        raise
+    except Exception as error:  # the model's own code ran: it may raise anything
+        raise explain_failure(tracer, model, example_inputs, error) from error
+    _copy_modes(model, traced)
+    return traced
+
+
+def _leaf_paths(model: nn.Module, globs: Sequence[str]) -> frozenset[str]:
+    """Return the paths of the modules that the globs name."""
+    kinds = {path: type(module).__name__ for path, module in model.named_modules() if path}
+    leaves: set[str] = set()
+    for glob in globs:
+        found = {path for path, kind in kinds.items() if fnmatchcase(path, glob) or fnmatchcase(kind, glob)}
+        if not found:
+            close = difflib.get_close_matches(glob, {*kinds, *kinds.values()}, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(map(repr, close))}?" if close else "see model.named_modules()"
+            raise RecipeError(f"leaf_modules names {glob!r}, which is no module path or class of the model; {hint}")
+        leaves |= found
+    return frozenset(leaves)
+
+
+def _check_followable(model: nn.Module) -> None:
+    """Refuse what fx would silently leave out of the graph: it reads the class's forward and nothing around it."""
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(inspect.unwrap(type(model).forward), FunctionType):
+        raise TraceError(f"the model ({name}) is compiled TorchScript; pass the Python module that it was made from")
+    if "forward" in vars(model):
+        raise TraceError(
+            f"the model ({name}) has its forward replaced on the instance; define it in a subclass instead "
+            "(of a model from torch.compile, pass model._orig_mod)"
+        )
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise TraceError(
+            f"the model ({name}) has forward hooks, which a graph cannot hold; remove them, or wrap the model in "
+            f"torch.nn.Sequential so that they are traced"
+        )
+
+
+def _bind(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the inputs by parameter name, and the defaults of the parameters that got none."""
+    signature = inspect.signature(inspect.unwrap(type(model).forward))
+    parameters = list(signature.parameters.values())[1:]
+    signature = signature.replace(parameters=parameters)
+    defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    if example_inputs is None:
+        return {}, defaults
+    try:
+        bound = signature.bind(*example_inputs)
+    except TypeError as error:
+        wanted = signature.replace(return_annotation=inspect.Signature.empty)
+        raise InputError(
+            f"the model's forward takes {wanted} and got {len(example_inputs)} example inputs "
+            f"({describe(example_inputs)}): {error}; pass one for each parameter without default, in order"
+        ) from error
+    given = dict(bound.arguments)
+    bound.apply_defaults()  # also () and {} for *args and **kwargs
+    return given, {name: value for name, value in bound.arguments.items() if name not in given}
+
+
+def _check_no_buffer_was_assigned(model: nn.Module) -> None:
+    """Refuse a forward that assigns a buffer: in the graph it would keep the value that it has now."""
+    for path, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if isinstance(buffer, torch.fx.Proxy):
+                raise TraceError(
+                    f"cannot trace module '{path}' ({type(module).__name__}): its forward assigns the buffer '{name}'; "
+                    f"change it in place (copy_, add_), or {leaf_cure(path)}"
+                )
+
+
+def _erase_dead_questions(graph: Graph) -> None:
+    """Erase the nodes without effect that only served a decision which Python has taken."""
+    for node in reversed(graph.nodes):
+        if not node.users and _is_question(node):
+            graph.erase_node(node)
+
+
+def _is_question(node: Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _QUESTION_METHODS
+    return node.op == "get_attr" or (node.op == "call_function" and node.target in _QUESTION_FUNCTIONS)
+
+
+def _copy_modes(model: nn.Module, traced: GraphModule) -> None:
+    """Give the rebuilt containers the train or eval mode, and buffers the persistence, that the model's own have."""
+    for path, module in traced.named_modules():
+        original = model.get_submodule(path)
+        if module is original:
+            continue
+        module.training = original.training
+        module._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(module._buffers)

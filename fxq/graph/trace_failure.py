@@ -1,0 +1,79 @@
+"""Why a model could not be traced, in words that say where in the model's code and what to do about it."""
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from fxq.errors import FxqError, InputError, TraceError
+from fxq.graph.shape_tracer import ShapeTracer, is_user_code
+
+
+def explain_failure(
+    tracer: ShapeTracer, model: nn.Module, example_inputs: tuple[Any, ...] | None, error: Exception
+) -> FxqError:
+    """Return the error for the user: InputError if the model itself refuses the inputs, TraceError otherwise."""
+    path, kind = _module(tracer, model)
+    module = f"module '{path}' ({kind})" if path else f"the model itself ({kind})"
+    where = f"{module}, {_source_line(error)}"
+    if tracer.newest is not None:
+        where += f", at node '{tracer.newest.name}'"
+    reason = f"{type(error).__name__}: {error}".strip().rstrip(".:")
+    if example_inputs is not None and _model_refuses(model, example_inputs):
+        return InputError(
+            f"the model fails on the example inputs, in {where}: {reason}; it got ({describe(example_inputs)}): "
+            f"pass example_inputs for which model(*example_inputs) runs"
+        )
+    shapes = "pass example_inputs, so that shapes are known; or " if example_inputs is None else ""
+    return TraceError(f"cannot trace {where}: {reason}; {shapes}{leaf_cure(path)}")
+
+
+def leaf_cure(path: str) -> str:
+    """Return what to do about a module that cannot be traced."""
+    if not path:
+        return (
+            "move that code into a submodule and name it in recipe.replace(leaf_modules=...); it is then left in float"
+        )
+    return f'name the module as a leaf: recipe.replace(leaf_modules=("{path}",)); it is then left in float'
+
+
+def describe(value: Any) -> str:
+    """Return inputs as text: ``float32[1, 3, 224, 224], None``."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return ", ".join(
+            describe(item) if not isinstance(item, tuple | list) else f"({describe(item)})" for item in value
+        )
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+def _module(tracer: ShapeTracer, model: nn.Module) -> tuple[str, str]:
+    """Return path and class of the innermost module whose forward was running."""
+    if not tracer.module_stack:
+        return "", type(model).__name__
+    path, kind = next(reversed(tracer.module_stack.values()))
+    return path, getattr(kind, "__name__", str(kind))
+
+
+def _source_line(error: Exception) -> str:
+    """Return file, line and text of the innermost line of the model's own code that led to the error."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_user_code(frame.filename)]
+    if not frames:
+        return "in torch's own code"
+    return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`"
+
+
+def _model_refuses(model: Callable[..., Any], example_inputs: tuple[Any, ...]) -> bool:
+    inputs = tree_map_only(Tensor, torch.clone, example_inputs)
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception:  # the model's own code: it may raise anything, and all of it means that the inputs do not fit
+        return True
+    return False

@@ -1,0 +1,45 @@
+"""The calibrator that a descriptor asks for."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from fxq.calib import (
+    Calibrator,
+    HistogramCalibrator,
+    MaxCalibrator,
+    MinMaxCalibrator,
+    MovingAverageMinMaxCalibrator,
+)
+from fxq.quant.descriptor import QuantDescriptor
+
+
+def make_calibrator(descriptor: QuantDescriptor) -> Calibrator:
+    """Return a new calibrator of the kind that ``descriptor.calibrator`` names.
+
+    Raises:
+        DescriptorError: a histogram method with an axis.
+    """
+    return _KINDS[descriptor.calibrator](
+        num_bits=descriptor.num_bits,
+        axis=descriptor.axis,
+        unsigned=descriptor.unsigned,
+        symmetric=descriptor.symmetric,
+    )
+
+
+def default_method(descriptor: QuantDescriptor) -> str:
+    """Return the method that a calibrator of ``descriptor`` fits with when none is asked for."""
+    return descriptor.calibrator if descriptor.calibrator in ("percentile", "mse", "entropy") else "max"
+
+
+_KINDS: Mapping[str, type[Calibrator]] = MappingProxyType(
+    {
+        "max": MaxCalibrator,
+        "minmax": MinMaxCalibrator,
+        "moving_average": MovingAverageMinMaxCalibrator,
+        "histogram": HistogramCalibrator,
+        "percentile": HistogramCalibrator,
+        "mse": HistogramCalibrator,
+        "entropy": HistogramCalibrator,
+    }
+)

@@ -1,0 +1,261 @@
+"""RangeHolder: the stored range of a quantizer, its state dict, and the scale and zero point that follow from it.
+
+The state dict has ``_amax`` (the key of pytorch-quantization) for a symmetric descriptor, ``_low`` and ``_high`` for
+an affine one, and none of them while no range is stored.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fxq.errors import CalibrationError, DescriptorError, RangeError, TargetError
+from fxq.nn.qparams import QParams, storage_dtype
+from fxq.nn.ranges import align, as_bound, is_bound_shape
+from fxq.quant.affine import affine_step_and_zero_point, symmetric_scale, symmetric_step
+from fxq.quant.descriptor import QuantDescriptor
+
+
+class RangeHolder(nn.Module):
+    """The range of one tensor: buffers, or parameters with ``descriptor.learn_amax``.
+
+    Always float32, whatever the model is cast to. Checked when it is stored, never in forward.
+    """
+
+    def __init__(self, descriptor: QuantDescriptor) -> None:
+        super().__init__()
+        if not isinstance(descriptor, QuantDescriptor):
+            raise DescriptorError(f"a quantizer takes a QuantDescriptor, got {descriptor!r}")
+        self._descriptor = descriptor
+        self._range_names = ("_amax",) if descriptor.symmetric else ("_low", "_high")
+        for name in self._range_names:
+            if descriptor.learn_amax:
+                self.register_parameter(name, None)
+            else:
+                self.register_buffer(name, None)
+        if descriptor.amax is not None:
+            self.amax = descriptor.amax
+
+    @property
+    def descriptor(self) -> QuantDescriptor:
+        """How the tensor is quantized."""
+        return self._descriptor
+
+    @property
+    def num_bits(self) -> int:
+        """Bits of a code."""
+        return self._descriptor.num_bits
+
+    @property
+    def axis(self) -> int | tuple[int, ...] | None:
+        """The dimensions that keep their own range."""
+        return self._descriptor.axis
+
+    @property
+    def unsigned(self) -> bool:
+        """Do the codes start at 0?"""
+        return self._descriptor.unsigned
+
+    @property
+    def narrow_range(self) -> bool:
+        """Is the lowest signed code left out?"""
+        return bool(self._descriptor.narrow_range)
+
+    @property
+    def fake_quant(self) -> bool:
+        """Are the outputs dequantized again?"""
+        return self._descriptor.fake_quant
+
+    @property
+    def learn_amax(self) -> bool:
+        """Is the range a parameter?"""
+        return self._descriptor.learn_amax
+
+    @property
+    def maxbound(self) -> int:
+        """The highest code."""
+        return self._descriptor.bounds[1]
+
+    @property
+    def has_range(self) -> bool:
+        """Is a range stored?"""
+        return all(getattr(self, name) is not None for name in self._range_names)
+
+    @property
+    def amax(self) -> Tensor | None:
+        """The largest representable |x|, None without a stored range. Assign a number, a list, an ndarray or a tensor.
+
+        Raises:
+            RangeError: on assignment of a negative value, a shape that does not fit, or to an affine quantizer.
+        """
+        if not self.has_range:
+            return None
+        bounds = self._stored()
+        return bounds[0] if len(bounds) == 1 else torch.maximum(bounds[0].abs(), bounds[1].abs())
+
+    @amax.setter
+    def amax(self, value: Any) -> None:
+        if not self._descriptor.symmetric:
+            raise RangeError(f"{self.owner} is affine and has no amax: assign range = (low, high)")
+        if value is None:
+            raise RangeError(f"{self.owner}: amax is a number or a tensor; call reset_amax() to forget it")
+        self._store(value)
+
+    @property
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest representable value. Assigning to a symmetric quantizer takes the larger magnitude.
+
+        Raises:
+            CalibrationError: there is no stored range.
+            RangeError: on assignment of a range that is empty, not finite or wrongly shaped.
+        """
+        bounds = self._required()
+        if len(bounds) == 2:
+            return bounds[0], bounds[1]
+        return (torch.zeros_like(bounds[0]) if self.unsigned else bounds[0].neg()), bounds[0]
+
+    @range.setter
+    def range(self, value: tuple[Any, Any]) -> None:
+        low, high = (torch.as_tensor(bound) for bound in value)
+        if bool((low > high).any()):
+            raise RangeError(f"the range of {self.owner} is empty: low > high")
+        self._store(*((torch.maximum(low.abs(), high.abs()),) if self._descriptor.symmetric else (low, high)))
+
+    @property
+    def scale(self) -> Tensor:
+        """What inputs are multiplied with: hi / amax, or 1 / step. CalibrationError without a range."""
+        if self._descriptor.symmetric:
+            return symmetric_scale(self._required()[0].detach(), self.maxbound)
+        return self.step_size.reciprocal()
+
+    @property
+    def step_size(self) -> Tensor:
+        """The distance of two codes, the scale as ONNX counts it. CalibrationError without a range."""
+        return self._step_and_zero_point()[0]
+
+    @property
+    def zero_point(self) -> Tensor:
+        """The code of 0, int32; 0 for a symmetric quantizer. CalibrationError without a range."""
+        return self._step_and_zero_point()[1].to(torch.int32)
+
+    @property
+    def owner(self) -> str:
+        """The quantizer as messages name it."""
+        return f"quantizer {self._descriptor.name!r}" if self._descriptor.name else f"a {self._descriptor} quantizer"
+
+    def reset_amax(self) -> None:
+        """Forget the stored range; the next input is quantized with its own."""
+        for name in self._range_names:
+            setattr(self, name, None)
+
+    def qparams(self) -> QParams:
+        """Return step, zero point, codes, axis and integer dtype, as QuantizeLinear takes them.
+
+        Raises:
+            CalibrationError: there is no stored range.
+            TargetError: the range varies along more than one axis.
+        """
+        lo, hi = self._descriptor.bounds
+        step, zero_point = self._step_and_zero_point()
+        axis = self._channel_axis(step)
+        shape = () if axis is None else (-1,)
+        return QParams(
+            step=step.reshape(shape),
+            zero_point=zero_point.reshape(shape).to(torch.int32),
+            lo=lo,
+            hi=hi,
+            axis=axis,
+            dtype=storage_dtype(self.num_bits, self.unsigned),
+        )
+
+    def _stored(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in self._range_names) if self.has_range else ()
+
+    def _required(self) -> tuple[Tensor, ...]:
+        if not self.has_range:
+            raise CalibrationError(f"{self.owner} has no range yet: calibrate it, or assign its amax or range")
+        return self._stored()
+
+    def _aligned(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the stored bounds, shaped for ``inputs``; they move to its device once."""
+        bounds = self._stored()
+        if bounds and bounds[0].device != inputs.device:
+            self._apply(lambda tensor: tensor.to(inputs.device))
+            bounds = self._stored()
+        return tuple(align(bound, inputs, self._descriptor.axes, self.owner) for bound in bounds)
+
+    def _store(self, *values: Any) -> None:
+        """Check and keep (amax,) or (low, high); a parameter keeps its identity, so that an optimizer keeps it."""
+        bounds = [as_bound(value, self._descriptor.axes, self.owner) for value in values]
+        if self._descriptor.symmetric and bool((bounds[0] < 0).any()):
+            raise RangeError(f"Negative values in amax of {self.owner}")
+        for name, bound in zip(self._range_names, bounds, strict=True):
+            kept = getattr(self, name)
+            if isinstance(kept, nn.Parameter) and kept.shape == bound.shape:
+                with torch.no_grad():
+                    kept.copy_(bound)
+            else:
+                setattr(self, name, nn.Parameter(bound) if self.learn_amax else bound)
+
+    def _step_and_zero_point(self) -> tuple[Tensor, Tensor]:
+        bounds = [bound.detach() for bound in self._required()]
+        if len(bounds) == 2:
+            return affine_step_and_zero_point(bounds[0], bounds[1], *self._descriptor.bounds)
+        step = symmetric_step(bounds[0], self.maxbound)
+        return step, torch.zeros_like(step)
+
+    def _channel_axis(self, bound: Tensor) -> int | None:
+        if bound.numel() == 1:
+            return None
+        axes = self._descriptor.axes
+        if len(axes) != 1:
+            raise TargetError(
+                f"{self.owner} keeps axes {axes}; QuantizeLinear has one axis at most: use a descriptor with one axis"
+            )
+        # A flat range does not know the rank of its tensor; QuantizeLinear takes negative axes.
+        return axes[0] if bound.dim() == 1 else axes[0] % bound.dim()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_float32(tensor: Tensor) -> Tensor:
+            # half() must not cost the range its precision: a scale of 10 bits moves codes.
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(  # noqa: PLR0913 - the signature of torch.nn.Module
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        keys = {name: prefix + name for name in self._range_names if prefix + name in state_dict}
+        if keys and len(keys) < len(self._range_names):
+            absent = next(name for name in self._range_names if name not in keys)
+            error_msgs.append(f"{prefix}{absent} is missing: an affine range needs both _low and _high")
+            return
+        for name, key in keys.items():
+            loaded = state_dict[key]
+            if not is_bound_shape(loaded, self._descriptor.axes):
+                error_msgs.append(
+                    f"{key} has shape {tuple(loaded.shape)}, which does not fit axis {self.axis} of the quantizer"
+                )
+                return
+            kept = getattr(self, name)
+            shape = loaded.shape if self._descriptor.axes else ()
+            if kept is not None and loaded.numel() == kept.numel() and len(self._descriptor.axes) == 1:
+                shape = kept.shape  # flat and (1, C, 1, 1) are the same range
+            loaded = loaded.detach().float().reshape(shape)
+            state_dict[key] = loaded
+            # A quantizer without a range takes the shape (and, having none, the device) of the loaded one.
+            if kept is None:
+                setattr(self, name, nn.Parameter(loaded.clone()) if self.learn_amax else loaded.clone())
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

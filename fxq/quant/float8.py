@@ -1,0 +1,51 @@
+"""Float8 e4m3 as a pure function: ``s = 448 / amax``, ``x' = e4m3(clamp(x * s, -448, 448)) / s``.
+
+e4m3 (four exponent bits, three of mantissa, no infinity) rounds half to even; 448 is its largest number. Source:
+Micikevicius et al. 2022, arXiv:2209.05433.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxq.quant.affine import SMALLEST_AMAX, checked_amax, symmetric_scale
+
+LARGEST_E4M3 = 448
+
+
+def fake_e4m3_quant(inputs: Tensor, amax: Tensor | float | None = None) -> Tensor:
+    """Return ``inputs`` rounded to float8 e4m3 and back, in the dtype of ``inputs``.
+
+    Args:
+        inputs: any shape.
+        amax: what is mapped to 448; a number or a tensor that broadcasts. None stands for 448, no scaling.
+
+    Raises:
+        RangeError: ``amax`` is negative or does not broadcast.
+
+    The gradient is the identity where |x| <= amax and 0 elsewhere.
+    """
+    amax = checked_amax(inputs, LARGEST_E4M3 if amax is None else amax, unsigned=False)
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        return _FakeE4M3.apply(inputs, amax)  # type: ignore[no-any-return]
+    return _e4m3_values(inputs, amax)
+
+
+def _e4m3_values(inputs: Tensor, amax: Tensor) -> Tensor:
+    scale = symmetric_scale(amax, LARGEST_E4M3)
+    # The cast turns what is beyond 448 into NaN: clamp first.
+    codes = (inputs.float() * scale).clamp_(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).float()
+    return codes.div_(scale.masked_fill(amax <= SMALLEST_AMAX, torch.inf)).to(inputs.dtype)
+
+
+class _FakeE4M3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, amax: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs.float().abs() <= amax)
+        return _e4m3_values(inputs, amax)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grad.where(inside, 0), None

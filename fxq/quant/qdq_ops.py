@@ -1,0 +1,75 @@
+"""The two operators of a lowered graph: ``fxq::quantize`` and ``fxq::dequantize``.
+
+``quantize:   q  = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, rounding half to even, in float32
+``dequantize: x' = (q - zero_point) * scale``, in float32, then cast to ``out_dtype``
+
+``scale`` is the step as ONNX counts it (amax / hi). They are custom operators, so that tracing and exporting keep
+each of them as one node whatever they compute inside. They have no gradient: a lowered graph is for inference.
+
+Importing this module registers them. Source: ONNX QuantizeLinear and DequantizeLinear.
+"""
+
+import torch
+from torch import Tensor
+
+CODE_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)
+
+
+@torch.library.custom_op(
+    "fxq::quantize",
+    mutates_args=(),
+    schema="(Tensor x, Tensor scale, Tensor zero_point, int? axis, int quant_min, int quant_max, ScalarType dtype) "
+    "-> Tensor",
+)
+def quantize(  # noqa: PLR0913 - the arguments are those of ONNX QuantizeLinear, and the code range
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype
+) -> Tensor:
+    """Return the integer codes of ``x``.
+
+    Args:
+        x: any shape; float32, float16 or bfloat16.
+        scale: shape () per tensor, or (channels,) along ``axis``; strictly positive.
+        zero_point: shape of ``scale``; any integer dtype.
+        axis: the dimension of ``x`` that keeps its own scale, None per tensor.
+        quant_min, quant_max: lowest and highest code; may be narrower than ``dtype`` (4 bits in an int8).
+        dtype: one of CODE_DTYPES.
+    """
+    codes = torch.round(x.float() / _along(scale, x.dim(), axis)).add_(_along(zero_point, x.dim(), axis))
+    return codes.clamp_(quant_min, quant_max).to(dtype)
+
+
+@torch.library.custom_op(
+    "fxq::dequantize",
+    mutates_args=(),
+    schema="(Tensor q, Tensor scale, Tensor zero_point, int? axis, ScalarType out_dtype) -> Tensor",
+)
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, out_dtype: torch.dtype) -> Tensor:
+    """Return the values that the codes ``q`` stand for; arguments as in :func:`quantize`."""
+    values = q.to(torch.float32, copy=True).sub_(_along(zero_point, q.dim(), axis))
+    return values.mul_(_along(scale, q.dim(), axis)).to(out_dtype)
+
+
+@quantize.register_fake
+def _fake_quantize(  # noqa: PLR0913 - the signature of the operator
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype
+) -> Tensor:
+    return torch.empty_like(x, dtype=dtype)
+
+
+@dequantize.register_fake
+def _fake_dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, out_dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(q, dtype=out_dtype)
+
+
+def _along(param: Tensor, rank: int, axis: int | None) -> Tensor:
+    """Return a scale or zero point as float32, shaped to broadcast along ``axis``."""
+    param = param.float()
+    if axis is None:
+        return param
+    shape = [1] * rank
+    shape[axis] = -1
+    return param.reshape(shape)
+
+
+QUANTIZE = torch.ops.fxq.quantize.default
+DEQUANTIZE = torch.ops.fxq.dequantize.default

@@ -1,0 +1,290 @@
+"""Recipe: what to quantize, how, for which target, by which passes. Data in, text out, and back (TOML)."""
+
+import dataclasses
+import importlib
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import tomli_w
+from torch import nn
+
+from fxq.errors import FxqError, RecipeError
+from fxq.passbase import Pass
+from fxq.quant.descriptor import CALIBRATORS
+from fxq.quant.qconfig import QConfig, Rule
+from fxq.registry import create_pass
+from fxq.stage import Stage
+from fxq.target import TARGETS, Target, get_target
+
+
+@dataclass(frozen=True)
+class PassSpec:
+    """A pass by name, with options as (name, value) pairs."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def create(self) -> Pass:
+        """Return the pass; RecipeError if it, or one of its options, does not exist."""
+        return create_pass(self.name, dict(self.options))
+
+
+DEFAULT_PASSES = tuple(
+    PassSpec(name)
+    for name in (
+        "remove_inplace", "functional_to_module", "remove_dropout", "fold_batchnorm", "swap_modules",
+        "plan_ops", "plan_residual_adds", "share_scales",
+        "insert_quantizers", "attach_observers",
+        "freeze_ranges",
+        "lower_to_qdq",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that ``prepare`` needs to know beside the model.
+
+    Args:
+        name: for people and for the metadata of exported files; "" for the target's name.
+        target: name of a built-in target, or a Target.
+        default: descriptors where no rule matches; what it leaves open comes from the target.
+        rules: ordered Rules, or (match, config) pairs; the last match wins, None leaves the module in float.
+        calibrator: what observes activations, and so how ranges are fitted: "max" (fastest), "minmax",
+            "moving_average", "percentile", "mse", "entropy", or "histogram", which fits the maximum and lets
+            ``fit_ranges`` try the other methods without the data.
+        passes: in order of their stages.
+        leaf_modules: globs on module paths or class names that tracing does not enter; they stay in float.
+    """
+
+    name: str = ""
+    target: str | Target = "tensorrt"
+    default: QConfig = field(default_factory=QConfig)
+    rules: tuple[Rule, ...] = ()
+    calibrator: str = "histogram"
+    passes: tuple[PassSpec, ...] = DEFAULT_PASSES
+    leaf_modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.target, str):
+            get_target(self.target)
+            object.__setattr__(self, "name", self.name or self.target)
+        elif not isinstance(self.target, Target):
+            raise RecipeError(f"target must be a name or a fxq.Target, got {self.target!r}")
+        if self.calibrator not in CALIBRATORS:
+            raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(CALIBRATORS)}")
+        if not isinstance(self.default, QConfig):
+            raise RecipeError(f"default must be a fxq.QConfig, got {self.default!r}")
+        if isinstance(self.leaf_modules, str):
+            raise RecipeError(f"leaf_modules must be a tuple of globs, got the string {self.leaf_modules!r}")
+        object.__setattr__(self, "rules", tuple(_as_rule(rule) for rule in self.rules))
+        object.__setattr__(self, "leaf_modules", tuple(self.leaf_modules))
+        object.__setattr__(self, "passes", tuple(_as_pass_spec(spec) for spec in self.passes))
+
+    @property
+    def resolved_target(self) -> Target:
+        """The target as data."""
+        return self.target if isinstance(self.target, Target) else get_target(self.target)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        try:
+            return dataclasses.replace(self, **changes)
+        except TypeError as error:
+            known = ", ".join(field.name for field in dataclasses.fields(self))
+            raise RecipeError(f"a recipe has the fields {known}: {error}") from error
+
+    def with_rules(self, *rules: Rule | tuple[Any, QConfig | None]) -> Self:
+        """Return a copy with rules appended, such as ``("fc", None)``."""
+        return self.replace(rules=(*self.rules, *rules))
+
+    def with_pass(self, name: str, *, after: str | None = None, before: str | None = None, **options: Any) -> Self:
+        """Return a copy with one more pass: after or before another, else last in its stage."""
+        spec = PassSpec(name, tuple(options.items()))
+        stage = spec.create().stage
+        if after is not None or before is not None:
+            index = self._index_of(str(after or before)) + (after is not None)
+        else:
+            index = sum(found.create().stage <= stage for found in self.passes)
+        return self.replace(passes=(*self.passes[:index], spec, *self.passes[index:]))
+
+    def without_pass(self, name: str) -> Self:
+        """Return a copy without a pass."""
+        index = self._index_of(name)
+        return self.replace(passes=self.passes[:index] + self.passes[index + 1 :])
+
+    def with_pass_options(self, name: str, **options: Any) -> Self:
+        """Return a copy with other options for one of its passes."""
+        index = self._index_of(name)
+        spec = PassSpec(name, tuple({**dict(self.passes[index].options), **options}.items()))
+        return self.replace(passes=(*self.passes[:index], spec, *self.passes[index + 1 :]))
+
+    def create_passes(self) -> dict[Stage, list[Pass]]:
+        """Return the passes by stage.
+
+        Raises:
+            RecipeError: a pass or an option does not exist, or a pass stands behind one of a later stage.
+        """
+        passes = [spec.create() for spec in self.passes]
+        for earlier, later in itertools.pairwise(passes):
+            if earlier.stage > later.stage:
+                raise RecipeError(
+                    f"pass {later.name!r} ({later.stage}) stands behind {earlier.name!r} ({earlier.stage}); "
+                    "list passes in the order of their stages"
+                )
+        return {stage: [step for step in passes if step.stage is stage] for stage in Stage}
+
+    def to_toml(self) -> str:
+        """Return the recipe as text; a predicate or a target of one's own has none and is a RecipeError."""
+        if isinstance(self.target, Target) and TARGETS.get(self.target.name) != self.target:
+            raise RecipeError(f"target {self.target.name!r} is not built in and cannot be written as text")
+        target = self.target.name if isinstance(self.target, Target) else self.target
+        fields: dict[str, Any] = {"name": self.name, "target": target, "calibrator": self.calibrator}
+        if self.leaf_modules:
+            fields["leaf_modules"] = list(self.leaf_modules)
+        if self.default != QConfig():
+            fields["default"] = self.default.to_dict()
+        fields["rules"] = [_rule_to_dict(rule) for rule in self.rules]
+        fields["passes"] = [
+            {"name": spec.name, **({"options": dict(spec.options)} if spec.options else {})} for spec in self.passes
+        ]
+        return tomli_w.dumps({name: value for name, value in fields.items() if value != []})
+
+    def to_text(self) -> str:
+        """Return TOML, or where the recipe cannot be written as such (predicates), its repr: for people to read."""
+        try:
+            return self.to_toml()
+        except RecipeError:
+            return repr(self)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Build a recipe from text; anything it does not know is a RecipeError."""
+        try:
+            fields = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"the recipe is not valid TOML: {error}") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise RecipeError(f"unknown entry {unknown[0]!r} in the recipe; there are {', '.join(sorted(known))}")
+        if "target" not in fields:
+            raise RecipeError(f"the recipe names no target; there are {', '.join(sorted(TARGETS))}")
+        values = {"name": fields["target"], **fields}
+        if "default" in fields:
+            values["default"] = _config_from_dict(fields["default"])
+        if "rules" in fields:
+            values["rules"] = tuple(_rule_from_dict(rule) for rule in _tables(fields, "rules"))
+        if "passes" in fields:
+            values["passes"] = tuple(_spec_from_dict(spec) for spec in _tables(fields, "passes"))
+        return cls(**values)
+
+    def _index_of(self, name: str) -> int:
+        names = [spec.name for spec in self.passes]
+        if name not in names:
+            raise RecipeError(f"the recipe {self.name!r} has no pass {name!r}; it has {', '.join(names)}")
+        return names.index(name)
+
+
+def recipe(name: str | Path | Recipe) -> Recipe:
+    """Return the recipe of a built-in target by name, or read one from a TOML file.
+
+    Raises:
+        RecipeError: there is no such target and no such file.
+    """
+    if isinstance(name, Recipe):
+        return name
+    if not isinstance(name, str | Path):
+        raise RecipeError(f"a recipe is a name, a .toml file or a fxq.Recipe, got {type(name).__name__}")
+    if str(name) in TARGETS:
+        return Recipe(name=str(name), target=str(name))
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            return Recipe.from_toml(path.read_text())
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+        except FxqError as error:
+            raise RecipeError(f"{path}: {error}") from error
+    raise RecipeError(f"unknown recipe {str(name)!r}; there are {', '.join(sorted(TARGETS))}, or name a .toml file")
+
+
+def _as_rule(rule: Any) -> Rule:
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, tuple | list) and len(rule) == 2:
+        return Rule(*rule)
+    raise RecipeError(f"a rule is a fxq.Rule or a (match, config) pair, got {rule!r}")
+
+
+def _as_pass_spec(spec: Any) -> PassSpec:
+    if isinstance(spec, PassSpec):
+        return spec
+    if isinstance(spec, str):
+        return PassSpec(spec)
+    raise RecipeError(f"a pass of a recipe is named, as a text or a fxq.PassSpec(name, options), got {spec!r}")
+
+
+def _tables(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    tables = fields[name]
+    if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
+        raise RecipeError(f"{name!r} in a recipe is a list of tables ([[{name}]]), got {tables!r}")
+    return tables
+
+
+def _config_from_dict(fields: Any) -> QConfig:
+    if not isinstance(fields, dict) or not all(isinstance(part, dict) for part in fields.values()):
+        raise RecipeError(f"a config has the tables 'activation' and 'weight', got {fields!r}")
+    return QConfig.from_dict(fields)
+
+
+def _rule_to_dict(rule: Rule) -> dict[str, Any]:
+    if isinstance(rule.match, str):
+        match: dict[str, Any] = {"match": rule.match}
+    elif isinstance(rule.match, type):
+        match = {"type": f"{rule.match.__module__}.{rule.match.__qualname__}"}
+        _module_type(match["type"])  # a class inside of a function cannot be found again by its name
+    else:
+        raise RecipeError(f"rule {rule} matches by a predicate, which cannot be written as text; use a glob or a type")
+    return {**match, "float": True} if rule.config is None else {**match, **rule.config.to_dict()}
+
+
+def _rule_from_dict(fields: Mapping[str, Any]) -> Rule:
+    rest = {name: value for name, value in fields.items() if name not in ("match", "type", "float")}
+    if ("match" in fields) == ("type" in fields):
+        raise RecipeError(f"a rule has either 'match' (a glob) or 'type' (a module class), got {dict(fields)}")
+    if fields.get("float", False) and rest:
+        raise RecipeError(f"a rule with float = true has no descriptors, got {dict(fields)}")
+    config = None if fields.get("float", False) else _config_from_dict(rest)
+    return Rule(fields["match"] if "match" in fields else _module_type(fields["type"]), config)
+
+
+def _module_type(name: str) -> type[nn.Module]:
+    # A recipe is data: naming a type must not run code, so only what is imported already is found.
+    module, _, attribute = name.rpartition(".")
+    if module == "torch.nn":
+        module_object: Any = importlib.import_module("torch.nn")
+    else:
+        import sys  # noqa: PLC0415 - the table of what is imported, needed here only
+
+        module_object = sys.modules.get(module)
+    found = getattr(module_object, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise RecipeError(f"rule type {name!r} is not a module class that is imported; import it first, or use a glob")
+    return found
+
+
+def _spec_from_dict(fields: Mapping[str, Any]) -> PassSpec:
+    unknown = sorted(set(fields) - {"name", "options"})
+    if unknown or "name" not in fields:
+        raise RecipeError(f"a pass has a 'name' and 'options', got {dict(fields)}")
+    options = fields.get("options", {})
+    if not isinstance(fields["name"], str) or not isinstance(options, dict):
+        raise RecipeError(f"a pass has a name (text) and options (a table), got {dict(fields)}")
+    # Lists become tuples, as everywhere in a recipe, so that it stays hashable and equal to what was written.
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return PassSpec(fields["name"], tuple(found.items()))

@@ -1,0 +1,53 @@
+"""The diary of a run: what each pass changed, planned and declined, and why. Plain data.
+
+Whether a pass changed something, the report and ``fxq.explain`` come from here, never from a pass's own claim.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the diary.
+
+    Args:
+        pass_name: who wrote it.
+        action: "edit" (the graph changed), "plan" (a decision was noted) or "skip" (a pass declined).
+        node: name of the node.
+        path: module path that leads to it.
+        text: what was done, or why not.
+    """
+
+    pass_name: str
+    action: str
+    node: str
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.pass_name}: {self.path or self.node}: {self.text}"
+
+
+@dataclass
+class Record:
+    """All entries of a run, in order, and the passes that ran."""
+
+    entries: list[Entry] = field(default_factory=list)
+    passes: list[str] = field(default_factory=list)
+    _declined: set[Entry] = field(default_factory=set, repr=False)
+
+    def add(self, entry: Entry) -> None:
+        """Append an entry; a pass that runs twice declines twice, and the diary says it once."""
+        if entry.action == "skip":
+            if entry in self._declined:
+                return
+            self._declined.add(entry)
+        self.entries.append(entry)
+
+    def of(self, pass_name: str, action: str | None = None) -> list[Entry]:
+        """Return the entries of one pass, of one action if given."""
+        return [entry for entry in self.entries if entry.pass_name == pass_name and action in (None, entry.action)]
+
+    def skipped(self, node: str) -> list[Entry]:
+        """Return why passes declined ``node``, first pass first."""
+        return [entry for entry in self.entries if entry.action == "skip" and entry.node == node]

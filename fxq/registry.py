@@ -1,0 +1,177 @@
+"""Names of passes: the decorator, and the entry points that installed packages announce theirs through.
+
+This is the only module with state. Built-in passes come through the same entry-point group as everybody's.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
+from typing import Any, TypeVar
+
+from fxq.errors import PluginError, RecipeError
+from fxq.passbase import Pass
+from fxq.stage import Stage
+
+GROUP = "fxq.passes"
+PassType = TypeVar("PassType", bound=type[Pass])
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered pass and where it came from (an entry point's name, or "" for a script)."""
+
+    pass_type: type[Pass]
+    origin: str
+
+
+_registered: dict[str, Registration] = {}
+_loaded: set[str] = set()
+_loading: list[str] = []
+
+
+def register_pass(name: str) -> Callable[[PassType], PassType]:
+    """Return a class decorator that registers a Pass under ``name``: ``@fxq.register_pass("my_pass")``.
+
+    Raises:
+        PluginError: the name is taken by another class, or the class is no Pass with a stage.
+    """
+
+    if not isinstance(name, str):
+        raise PluginError(f'a pass is registered under a name: write @fxq.register_pass("my_pass"), got {name!r}')
+
+    def register(pass_type: PassType) -> PassType:
+        _check_pass_type(name, pass_type)
+        taken = _registered.get(name)
+        # The same definition again is a notebook cell or a module that ran twice.
+        if taken is not None and _identity(taken.pass_type) != _identity(pass_type):
+            raise PluginError(
+                f"the pass name {name!r} is taken by {_where(taken.pass_type)}, and {_where(pass_type)} wants it too; "
+                "register one of them under another name"
+            )
+        pass_type.name = name
+        _registered[name] = Registration(pass_type, _loading[-1] if _loading else "")
+        return pass_type
+
+    return register
+
+
+def registered_passes() -> Mapping[str, Registration]:
+    """Return all passes by name, those of installed packages included."""
+    load_plugins()
+    return MappingProxyType(dict(sorted(_registered.items())))
+
+
+def create_pass(name: str, options: Mapping[str, Any]) -> Pass:
+    """Return the pass ``name`` with the given options.
+
+    Raises:
+        RecipeError: there is no such pass, or it has no such option.
+    """
+    passes = registered_passes()
+    if name not in passes:
+        close = difflib.get_close_matches(name, passes)
+        hint = f"did you mean {close[0]!r}?" if close else "`fxq passes` lists all"
+        raise RecipeError(f"unknown pass {name!r}; {hint}")
+    pass_type = passes[name].pass_type
+    known = pass_options(pass_type)
+    for option, value in options.items():
+        if option not in known:
+            raise RecipeError(f"pass {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+        default = known[option]
+        if isinstance(default, bool | int | float | str) and not _is_like(value, default):
+            raise RecipeError(f"pass {name!r}: option {option!r} is a {type(default).__name__}, got {value!r}")
+    try:
+        return pass_type(**options)
+    except (TypeError, ValueError) as error:  # an option without default is missing, or the pass refuses one
+        raise RecipeError(f"pass {name!r} refuses its options {dict(options)}: {error}") from error
+
+
+def pass_options(pass_type: type[Pass]) -> dict[str, Any]:
+    """Return the options of a pass by name, with their defaults (None where there is none)."""
+    fields: tuple[dataclasses.Field[Any], ...] = ()
+    if dataclasses.is_dataclass(pass_type):
+        fields = dataclasses.fields(pass_type)
+    return {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
+
+
+def load_plugins() -> None:
+    """Import the entry points of group ``fxq.passes`` that were not imported yet.
+
+    Raises:
+        PluginError: one does not import, or registers nothing.
+    """
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=_loading_order):
+        key = f"{entry.name} = {entry.value}"
+        if key not in _loaded:
+            _load(entry)
+            _loaded.add(key)
+
+
+def _loading_order(entry: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
+    """Those that come with fxq first: where two want one name, the newcomer is the one to blame."""
+    package = entry.dist.name if entry.dist else ""
+    return package != "fxq", package, entry.name
+
+
+def _restore(registered: Mapping[str, Registration]) -> None:
+    """Forget what a plugin registered before it failed."""
+    _registered.clear()
+    _registered.update(registered)
+
+
+def _load(entry: importlib.metadata.EntryPoint) -> None:
+    where = f"plugin {entry.name!r} ({entry.value}, of package {entry.dist.name if entry.dist else 'unknown'})"
+    before = dict(_registered)
+    _loading.append(entry.name)
+    try:
+        loaded = entry.load()
+    except PluginError as error:
+        _restore(before)
+        raise PluginError(f"{where} does not load: {error}") from error
+    except Exception as error:  # a plugin may fail in any way; the user must learn which one it was
+        _restore(before)
+        raise PluginError(
+            f"{where} does not import: {type(error).__name__}: {error}; fix or uninstall the package"
+        ) from error
+    finally:
+        _loading.pop()
+    if not any(_belongs(found, entry.name, entry.module) for found in _registered.values()):
+        file = getattr(loaded if isinstance(loaded, ModuleType) else inspect.getmodule(loaded), "__file__", "unknown")
+        raise PluginError(
+            f"{where} registers no pass; the file imported is {file}. Decorate its passes with "
+            "@fxq.register_pass, and check that no other module of the same name shadows it"
+        )
+
+
+def _belongs(found: Registration, entry_name: str, module: str) -> bool:
+    defined_in = found.pass_type.__module__
+    return found.origin == entry_name or defined_in == module or defined_in.startswith(f"{module}.")
+
+
+def _check_pass_type(name: str, pass_type: Any) -> None:
+    if not (isinstance(pass_type, type) and issubclass(pass_type, Pass)):
+        raise PluginError(f"pass {name!r}: {pass_type!r} is not a subclass of fxq.Pass")
+    if not isinstance(getattr(pass_type, "stage", None), Stage):
+        raise PluginError(
+            f"pass {name!r} ({_where(pass_type)}) names no stage: add `stage = fxq.Stage.NORMALIZED` or so"
+        )
+    if not name or not name.replace("_", "").isalnum() or name != name.lower():
+        raise PluginError(f"pass name {name!r}: use lower-case words joined by underscores")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def _identity(pass_type: type[Pass]) -> tuple[str, str]:
+    return pass_type.__module__, pass_type.__qualname__
+
+
+def _where(pass_type: type[Pass]) -> str:
+    return f"{pass_type.__module__}.{pass_type.__qualname__}"

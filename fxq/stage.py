@@ -1,0 +1,17 @@
+"""Stages: what a graph has been through. Each has rules (``fxq.graph.check``)."""
+
+import enum
+
+
+class Stage(enum.IntEnum):
+    """The stages in order. A pass belongs to the stage whose graph it helps to make."""
+
+    TRACED = 0
+    NORMALIZED = 1
+    PLANNED = 2
+    PREPARED = 3
+    FROZEN = 4
+    LOWERED = 5
+
+    def __str__(self) -> str:
+        return self.name.lower()

@@ -1,0 +1,59 @@
+"""State: what fxq remembers with a graph module between prepare, calibrate, convert and export."""
+
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fxq.errors import StageError
+from fxq.explanation import Explanation
+from fxq.graph.settings import Settings
+from fxq.recipe import Recipe
+from fxq.record import Record
+from fxq.stage import Stage
+
+_KEY = "fxq"
+
+
+@dataclass(frozen=True)
+class State:
+    """The stage of a graph module, and how it came there."""
+
+    stage: Stage
+    recipe: Recipe
+    settings: Settings
+    record: Record = field(default_factory=Record)
+    explanation: Explanation | None = None
+
+    def at(self, stage: Stage) -> "State":
+        """Return the state at another stage."""
+        return replace(self, stage=stage)
+
+
+def set_state(gm: GraphModule, state: State) -> None:
+    """Store the state with the graph module."""
+    gm.meta[_KEY] = state
+
+
+def find_state(model: nn.Module) -> State | None:
+    """Return the state of a graph module that fxq made, None for any other module."""
+    found = getattr(model, "meta", {}) if isinstance(model, GraphModule) else {}
+    state = found.get(_KEY)
+    return state if isinstance(state, State) else None
+
+
+def require_state(model: nn.Module, stage: Stage, call: str) -> State:
+    """Return the state of ``model``, which must be at ``stage``.
+
+    Raises:
+        StageError: it is not; the message says what to call first.
+    """
+    state = find_state(model)
+    needs = {Stage.PREPARED: "fxq.prepare(model, ...)", Stage.LOWERED: "fxq.convert(prepared)"}[stage]
+    if state is None:
+        saved = "; torch.save drops what fxq knows: save the state_dict, prepare again and load it"
+        hint = saved if isinstance(model, GraphModule) else ""
+        raise StageError(f"{call} takes the result of {needs}, got {type(model).__name__}{hint}")
+    if state.stage is not stage:
+        raise StageError(f"{call} takes the result of {needs}, got a model at stage '{state.stage}'")
+    return state

@@ -1,0 +1,29 @@
+"""The passes that come with fxq, one a file. They use the public API and load as an entry point, as any plugin does."""
+
+from fxq_passes.attach_observers import AttachObservers
+from fxq_passes.fold_batchnorm import FoldBatchnorm
+from fxq_passes.freeze_ranges import FreezeRanges
+from fxq_passes.functional_to_module import FunctionalToModule
+from fxq_passes.insert_quantizers import InsertQuantizers
+from fxq_passes.lower_to_qdq import LowerToQdq
+from fxq_passes.plan_ops import PlanOps
+from fxq_passes.plan_residual_adds import PlanResidualAdds
+from fxq_passes.remove_dropout import RemoveDropout
+from fxq_passes.remove_inplace import RemoveInplace
+from fxq_passes.share_scales import ShareScales
+from fxq_passes.swap_modules import SwapModules
+
+__all__ = [
+    "AttachObservers",
+    "FoldBatchnorm",
+    "FreezeRanges",
+    "FunctionalToModule",
+    "InsertQuantizers",
+    "LowerToQdq",
+    "PlanOps",
+    "PlanResidualAdds",
+    "RemoveDropout",
+    "RemoveInplace",
+    "ShareScales",
+    "SwapModules",
+]

@@ -1,0 +1,119 @@
+"""Batch norms at inference move into the weights of the layer beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+
+from fxq import Pass, Rewriter, Stage, register_pass
+from fxq.graph import is_weighted, kind, shape_of
+from fxq_passes.batchnorm_algebra import affine_of, fold_after, fold_before
+
+
+@register_pass("fold_batchnorm")
+@dataclass(frozen=True)
+class FoldBatchnorm(Pass):
+    """Fold batch norm into the convolution or linear layer before it, else, where exact, into the one behind it.
+
+    Args:
+        before: also fold batch norms that stand before a layer.
+    """
+
+    stage = Stage.NORMALIZED
+    before: bool = True
+
+    def run(self, rw: Rewriter) -> None:
+        """Fold each batch norm once for all of its calls."""
+        calls: dict[nn.Module, list[Node]] = {}
+        for node in rw.nodes(lambda node: kind(node) == "batch_norm"):
+            calls.setdefault(rw.module(node), []).append(node)
+        for bn, nodes in calls.items():
+            reason = _why_not_plain(bn)
+            if reason is not None:
+                rw.skip(nodes[0], reason)
+                continue
+            why_not_after = _why_not_after(rw, nodes)
+            if why_not_after is None:
+                _fold(rw, nodes, [node.all_input_nodes[0] for node in nodes], fold_after)
+                continue
+            why_not_before = _why_not_before(rw, nodes) if self.before else "option before=False"
+            if why_not_before is None:
+                _fold(rw, nodes, [next(iter(node.users)) for node in nodes], fold_before)
+                continue
+            rw.skip(nodes[0], f"{why_not_after}; {why_not_before}")
+
+
+def _fold(rw: Rewriter, nodes: Sequence[Node], layers: Sequence[Node], algebra: Any) -> None:
+    bn, layer = rw.module(nodes[0]), rw.module(layers[0])
+    algebra(*((layer, bn) if algebra is fold_after else (bn, layer)))
+    for node in nodes:
+        rw.bypass(node, f"folded into {layers[0].target!r}")
+
+
+def _why_not_plain(module: Any) -> str | None:
+    """Return why a module may compute something else than its kind says, or more; None if it is torch's own."""
+    if not type(module).__module__.startswith("torch.nn.modules."):
+        return f"{type(module).__name__} is a subclass that may compute something else, or is quantized by hand"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"{type(module).__name__} has forward hooks, such as weight_norm's; remove them first"
+    if getattr(module, "running_mean", ...) is None:
+        return "it normalizes with the statistics of the batch"
+    return None
+
+
+def _why_not_after(rw: Rewriter, nodes: Sequence[Node]) -> str | None:
+    """Return why the batch norm cannot move into the layer before it, None if it can."""
+    layers = [node.all_input_nodes[0] for node in nodes]
+    if not all(is_weighted(layer) for layer in layers):
+        return "its input is not computed by a convolution or linear layer"
+    if len({id(rw.module(layer)) for layer in layers}) > 1:
+        return "it is called behind different layers"
+    readers = [layer for layer in layers if len(layer.users) > 1]
+    if readers:
+        return f"{readers[0].target!r} has {len(readers[0].users)} readers; folding would change the others"
+    if _calls_of(rw, layers[0]) != len(layers):
+        return f"{layers[0].target!r} is also called where this batch norm does not follow"
+    reason = _why_not_linear(layers) if kind(layers[0]) == "linear" else None
+    return reason or _why_not_plain(rw.module(layers[0]))
+
+
+def _why_not_before(rw: Rewriter, nodes: Sequence[Node]) -> str | None:
+    """Return why the batch norm cannot move into the layer behind it, None if it can."""
+    if any(len(node.users) != 1 for node in nodes):
+        return f"{nodes[0].name!r} has {len(nodes[0].users)} readers"
+    layers = [next(iter(node.users)) for node in nodes]
+    if not all(is_weighted(layer) and kind(layer) != "conv_transpose" for layer in layers):
+        return "no convolution or linear layer follows it"
+    if len({id(rw.module(layer)) for layer in layers}) > 1 or _calls_of(rw, layers[0]) != len(layers):
+        return "the layer behind it is also called elsewhere"
+    layer = rw.module(layers[0])
+    if kind(layers[0]) == "linear":
+        return _why_not_plain(layer) or _why_not_linear(nodes)
+    pads = layer.padding != "valid" and any(size != 0 for size in _as_tuple(layer.padding))
+    shifts = bool((affine_of(rw.module(nodes[0]))[1] != 0).any())
+    if pads and layer.padding_mode == "zeros" and shifts:
+        return "the convolution behind it pads with zeros, which the batch norm does not shift"
+    return _why_not_plain(layer)
+
+
+def _why_not_linear(sources: Sequence[Node]) -> str | None:
+    shapes = [shape_of(source) for source in sources]
+    if any(shape is None for shape in shapes):
+        return "the rank of its input is not known; give prepare() example_inputs"
+    if any(len(shape) != 2 for shape in shapes if shape is not None):
+        return "behind a linear layer on 3-d input it normalizes another dimension than the features"
+    return None
+
+
+def _calls_of(rw: Rewriter, layer: Node) -> int:
+    """Return how many nodes call a layer, or read its parameters, which folding would change."""
+    module = rw.module(layer)
+    tensors = {id(module.weight), id(module.bias)} - {id(None)}
+    reads = rw.nodes(lambda node: node.op == "get_attr" and id(rw.tensor(node)) in tensors)
+    return len(reads) + len(rw.nodes(lambda node: node.op == "call_module" and rw.module(node) is module))
+
+
+def _as_tuple(padding: object) -> tuple[object, ...]:
+    return padding if isinstance(padding, tuple) else (padding,)

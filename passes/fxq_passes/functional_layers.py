@@ -1,0 +1,120 @@
+"""Functional layers on stored parameters, ``F.conv2d(x, self.weight)``, as modules that hold the same tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fxq import Rewriter
+from fxq.graph import module_of
+from fxq_passes.spellings import WeightedSpelling
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_TORCH_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+_BATCH_NORMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
+}  # fmt: skip
+
+
+def layer_from(rw: Rewriter, node: Node, spelling: WeightedSpelling) -> None:
+    """Replace a functional convolution or linear layer by a module with the same weight and bias."""
+    given = _arguments(node, ("input", "weight", "bias", *spelling.options))
+    source, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+    weight_tensor, bias_tensor = _stored(rw, weight), _stored(rw, bias)
+    if weight_tensor is None or (bias is not None and bias_tensor is None):
+        rw.skip(node, "its weight or bias is computed in the graph")
+        return
+    if any(isinstance(value, Node) for value in torch.utils._pytree.tree_leaves(given)):
+        rw.skip(node, "its options are computed in the graph")
+        return
+    module = _build(spelling, weight_tensor, bias_tensor, given)
+    _call(rw, node, source, module, stored_at=weight)
+
+
+def batch_norm_from(rw: Rewriter, node: Node) -> None:
+    """Replace a functional batch norm at inference by a module with the same statistics."""
+    given = _arguments(node, _TORCH_BATCH_NORM if node.target is torch.batch_norm else _BATCH_NORM)
+    mean, var, weight, bias = (
+        _stored(rw, given.get(name)) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    if given.get("training", False) or mean is None or var is None:
+        rw.skip(node, "normalizes with the statistics of the batch")
+        return
+    if (weight is None) != (given.get("weight") is None) or (bias is None) != (given.get("bias") is None):
+        rw.skip(node, "its parameters are computed in the graph")
+        return
+    rank = _rank(given["input"])
+    if rank is None:
+        rw.skip(node, "the rank of its input is not known; give prepare() example_inputs")
+        return
+    momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
+    module = _BATCH_NORMS[rank](len(mean), eps, momentum, affine=False, device=mean.device)
+    module.running_mean, module.running_var = mean, var
+    module.register_parameter("weight", _parameter(weight))
+    module.register_parameter("bias", _parameter(bias))
+    _call(rw, node, given["input"], module, stored_at=given["running_mean"])
+
+
+def _arguments(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _call(rw: Rewriter, node: Node, source: Any, module: nn.Module, stored_at: Node) -> None:
+    """Call ``module`` instead of ``node``: at the path of its tensors, or where an equal one is from another call."""
+    path = str(stored_at.target).rpartition(".")[0] or node.name
+    for other_path, other in rw.gm.named_modules():
+        if _is_same_layer(other, module):
+            path, module = other_path, other
+            break
+    name = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn")).__name__
+    rw.call_module_instead(node, path, module, (source,), f"one spelling: nn.{name}")
+
+
+def _build(spelling: WeightedSpelling, weight: Tensor, bias: Tensor | None, given: dict[str, Any]) -> nn.Module:
+    groups = int(given.get("groups", 1))
+    inputs, outputs = weight.shape[1] * (1 if spelling.is_transposed else groups), weight.shape[0]
+    if spelling.is_transposed:
+        inputs, outputs = weight.shape[0], weight.shape[1] * groups
+    sizes = {} if spelling.module is nn.Linear else {"kernel_size": tuple(weight.shape[2:])}
+    module = spelling.module(inputs, outputs, bias=bias is not None, device="meta", **sizes, **given)
+    module.register_parameter("weight", _parameter(weight))
+    module.register_parameter("bias", _parameter(bias))
+    return module
+
+
+def _stored(rw: Rewriter, value: Any) -> Tensor | None:
+    """Return the parameter or buffer that a node reads, None if it does not read one."""
+    if not isinstance(value, Node) or value.op != "get_attr":
+        return None
+    return rw.tensor(value)
+
+
+def _parameter(tensor: Tensor | None) -> nn.Parameter | None:
+    if tensor is None or isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _rank(source: Node) -> int | None:
+    """Return how many dimensions a tensor has: as traced, or as the convolution that computes it says."""
+    value = source.meta.get("val")
+    if isinstance(value, Tensor):
+        return value.dim()
+    layer = module_of(source) if source.op == "call_module" else None
+    ranks = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+    return next((rank for kind, rank in ranks.items() if isinstance(layer, kind)), None)
+
+
+def _is_same_layer(found: nn.Module, module: nn.Module) -> bool:
+    if type(found) is not type(module) or repr(found) != repr(module):
+        return False
+    tensors = ("weight", "bias", "running_mean", "running_var")
+    return all(_is_same(getattr(found, name, None), getattr(module, name, None)) for name in tensors)
+
+
+def _is_same(first: Tensor | None, second: Tensor | None) -> bool:
+    """Return whether two tensors are one; a buffer that became a parameter shares its memory only."""
+    if first is None or second is None:
+        return first is second
+    return first is second or (first.data_ptr() == second.data_ptr() and first.shape == second.shape)

@@ -1,0 +1,86 @@
+"""Carry out the plans: one quantizer for each tensor, shared by all that read it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from fxq import Pass, QuantDescriptor, Rewriter, Stage, TensorQuantizer, register_pass
+from fxq.graph import (
+    Edge,
+    Plan,
+    free_path,
+    is_quantizer,
+    kind,
+    note_inserted,
+    output_edges,
+    owner_path,
+    planned_input,
+    planned_output,
+    produces_tensor,
+    range_group,
+)
+
+
+@register_pass("insert_quantizers")
+@dataclass(frozen=True)
+class InsertQuantizers(Pass):
+    """Insert the planned quantizers, one for each tensor and one module for each group that shares a range."""
+
+    stage = Stage.PREPARED
+
+    def run(self, rw: Rewriter) -> None:
+        """Insert quantizers that are disabled until attach_observers: this pass changes no numbers."""
+        shared: dict[tuple[str, QuantDescriptor], tuple[str, TensorQuantizer]] = {}
+        for producer in rw.nodes():
+            readings: dict[QuantDescriptor, list[tuple[Edge, Plan]]] = {}
+            for edge, plan in _planned_readings(rw, producer):
+                readings.setdefault(plan.descriptor, []).append((edge, plan))
+            for descriptor, found in readings.items():
+                _insert(rw, producer, descriptor, found, shared)
+
+
+def _planned_readings(rw: Rewriter, producer: Node) -> Iterator[tuple[Edge, Plan]]:
+    output = None if is_quantizer(producer) else planned_output(producer)
+    for edge in output_edges(producer):
+        plan = planned_input(edge)
+        if is_quantizer(producer) or is_quantizer(edge.consumer):
+            continue  # done before, or by hand
+        if plan is None and output is not None and _reads_values(rw, edge):
+            plan = output
+        if plan is not None:
+            yield edge, plan
+
+
+def _reads_values(rw: Rewriter, edge: Edge) -> bool:
+    if edge.consumer.op == "output":
+        return rw.target.quantize_graph_outputs
+    return kind(edge.consumer) not in ("shape", "getattr") or produces_tensor(edge.consumer)
+
+
+def _insert(
+    rw: Rewriter,
+    producer: Node,
+    descriptor: QuantDescriptor,
+    found: list[tuple[Edge, Plan]],
+    shared: dict[tuple[str, QuantDescriptor], tuple[str, TensorQuantizer]],
+) -> None:
+    edges, plans = [edge for edge, _ in found], tuple(dict.fromkeys(plan for _, plan in found))
+    group = range_group(producer)
+    key = (group or "", descriptor)
+    if group is not None and key in shared:
+        path, quantizer = shared[key]
+    else:
+        path = free_path(rw.gm, _quantizer_path(edges[0], plans[0]))
+        quantizer = TensorQuantizer(descriptor.replace(name=path), disabled=True)
+        shared[key] = path, quantizer
+    node = rw.insert_module_on(edges, path, quantizer, "; ".join(dict.fromkeys(plan.why for plan in plans)))
+    note_inserted(node, plans)
+
+
+def _quantizer_path(edge: Edge, plan: Plan) -> str:
+    """Return a path that says where the quantizer stands: beside the module it feeds, or whose output it takes."""
+    node = edge.producer if plan.role == "output" else edge.consumer
+    if node.op == "call_module":
+        return f"{node.target}_{plan.role}_quantizer"
+    return f"{owner_path(node)}.{node.name}_{plan.role}_quantizer".lstrip(".")

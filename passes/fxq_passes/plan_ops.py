@@ -1,0 +1,117 @@
+"""Decide which inputs and outputs of which operations the target wants quantized."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from fxq import Pass, Rewriter, Stage, register_pass
+from fxq.graph import (
+    Edge,
+    is_quantizer,
+    is_weighted,
+    kind,
+    only_reader,
+    output_edges,
+    shape_of,
+    tensor_edges,
+)
+from fxq.nn import QUANTIZED
+from fxq_passes.plan_questions import (
+    ELEMENTWISE,
+    activation_descriptor,
+    comes_from_conv,
+    feeds_softmax,
+    float_stream,
+    is_read_quantized,
+)
+
+# Comparing, indexing and shape arithmetic are not worth a line in the report.
+_SILENT = frozenset({"placeholder", "output", "get_attr", "getattr", "shape", "quantizer"})
+
+
+@register_pass("plan_ops")
+@dataclass(frozen=True)
+class PlanOps(Pass):
+    """Plan quantizers on the inputs and outputs of the operations that the target runs in integers."""
+
+    stage = Stage.PLANNED
+
+    def run(self, rw: Rewriter) -> None:
+        """Plan operations that stand for themselves first, then those that depend on their neighbours."""
+        target = rw.target
+        in_float = float_stream(rw)
+        for node in rw.nodes(lambda node: kind(node) not in _SILENT):
+            found = kind(node)
+            is_own = found in target.quantize_inputs or found in target.quantize_outputs
+            is_after_conv = found in target.quantize_after_conv and comes_from_conv(node)
+            if not (is_own or is_after_conv):
+                continue
+            reason = in_float.get(node) or _why_not(rw, node)
+            if reason is not None:
+                rw.skip(node, reason)
+                continue
+            if is_after_conv:
+                _plan(rw, tensor_edges(node)[:1], f"input of a {found} that a convolution computes")
+            if found in target.quantize_inputs:
+                _plan(rw, tensor_edges(node), f"{target.name} runs {found} on quantized inputs")
+            if found in target.quantize_outputs:
+                _plan_output(rw, node)
+        for node in reversed(rw.nodes(lambda node: kind(node) in target.quantize_if_surrounded)):
+            _plan_surrounded(rw, node)
+
+
+def _why_not(rw: Rewriter, node: Node) -> str | None:
+    """Return why the operation stays in float, None if it is quantized."""
+    if rw.config(node) is None:
+        return f"rule {rw.settings.rule_for(node)} leaves it in float"
+    if is_weighted(node) and type(rw.module(node)) not in QUANTIZED.values():
+        return "its module was not swapped for a quantized one"
+    edges = tensor_edges(node)
+    if kind(node) in ELEMENTWISE and len(edges) < 2:
+        return "one operand is a number"
+    for edge in edges:
+        value = edge.producer.meta.get("val")
+        if isinstance(value, torch.Tensor) and not value.is_floating_point():
+            return f"input {edge.producer.name!r} is {value.dtype}"
+    if kind(node) == "matmul" and any(len(shape_of(edge.producer) or (0, 0)) < 2 for edge in edges):
+        return "matrix times vector gains nothing in integers"
+    if kind(node) == "add" and feeds_softmax(node):
+        return "adds a mask before a softmax, which may hold minus infinity"
+    return None
+
+
+def _plan(rw: Rewriter, edges: list[Edge], why: str) -> None:
+    for edge in edges:
+        # A weighted layer's second input is an output size; its weight has a quantizer of its own.
+        if is_quantizer(edge.producer):
+            rw.skip(edge.consumer, f"input {edge.position} is quantized by hand")
+        elif is_weighted(edge.consumer) and rw.module(edge.consumer).input_quantizer is not None:
+            rw.skip(edge.consumer, f"input {edge.position} has the module's own quantizer")
+        else:
+            rw.plan_input(edge.consumer, edge.position, activation_descriptor(rw, edge.consumer), why)
+
+
+def _plan_output(rw: Rewriter, node: Node) -> None:
+    """Plan the output behind the activations that the target computes in the epilogue of ``node``."""
+    last = node
+    reader = only_reader(last)
+    while reader is not None and kind(reader) in rw.target.fused_activations:
+        last, reader = reader, only_reader(reader)
+    is_returned = any(edge.consumer.op == "output" for edge in output_edges(last))
+    if is_returned and not rw.target.quantize_graph_outputs:
+        rw.skip(node, "the model returns it")
+        return
+    why = f"{rw.target.name} runs {kind(node)} with a quantized output"
+    behind = "" if last is node else f", quantized behind {last.name!r}, which the quantizer's clamp absorbs"
+    rw.plan_output(last, activation_descriptor(rw, node), why + behind)
+
+
+def _plan_surrounded(rw: Rewriter, node: Node) -> None:
+    """Plan the inputs of an operation that runs in integers only if all that read it do."""
+    if rw.config(node) is None:
+        rw.skip(node, f"rule {rw.settings.rule_for(node)} leaves it in float")
+    elif not is_read_quantized(node):
+        rw.skip(node, "not all that read it take quantized input: all operands or none")
+    else:
+        _plan(rw, tensor_edges(node), f"{kind(node)} read by quantized operations only")

@@ -1,0 +1,122 @@
+"""Residual adds: quantize the input that the fused convolution does not compute.
+
+A convolution absorbs the add behind it. The fused kernel can write int8 only if its other input, the residual, is
+int8 as well; the convolution's own side is never stored, so a quantizer there would cost accuracy for nothing.
+Source: TensorRT developer guide, "Q/DQ Placement Recommendations"; NVIDIA's hand-edited ResNet.
+"""
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from fxq import Pass, Rewriter, Stage, register_pass
+from fxq.graph import (
+    ACTIVATIONS,
+    MOVES_DATA,
+    Edge,
+    ancestors,
+    has_one_reader,
+    input_edges,
+    is_add,
+    is_constant,
+    is_quantizer,
+    kind,
+    produces_tensor,
+    shape_of,
+    tensor_edges,
+)
+from fxq.nn import QUANTIZED
+from fxq_passes.plan_questions import activation_descriptor
+
+_CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
+# What may stand between a convolution and the add that it absorbs; mul and div by constants are scaling.
+_IN_EPILOGUE = ACTIVATIONS | MOVES_DATA | {"batch_norm", "dropout", "identity", "mul", "div"}
+
+
+@register_pass("plan_residual_adds")
+@dataclass(frozen=True)
+class PlanResidualAdds(Pass):
+    """Plan a quantizer on the residual input of each add that the target fuses into a convolution."""
+
+    stage = Stage.PLANNED
+
+    def run(self, rw: Rewriter) -> None:
+        """Find the convolution's side of each add; plan the other side."""
+        if not rw.target.residual_adds:
+            return
+        for add in rw.nodes(is_add):
+            reason = _why_not(rw, add)
+            fused = _fused_side(rw, add) if reason is None else None
+            if reason is not None or fused is None:
+                rw.skip(add, reason or "no input comes from a convolution that only this add reads")
+                continue
+            residual = next(edge for edge in tensor_edges(add) if edge != fused)
+            if is_quantizer(residual.producer):
+                rw.skip(add, "its residual input is quantized by hand")
+                continue
+            why = f"residual input of an add that {_convolution_of(fused.producer)} absorbs"
+            rw.plan_input(add, residual.position, activation_descriptor(rw, add), why, role="residual")
+            _plan_pool(rw, residual)
+
+
+def _why_not(rw: Rewriter, add: Node) -> str | None:
+    """Return why this add is no residual add, None if it may be one."""
+    first, second = tensor_edges(add)
+    if rw.config(add) is None:
+        return f"rule {rw.settings.rule_for(add)} leaves it in float"
+    if first.producer is second.producer:
+        return "both inputs are the same tensor"
+    shapes = [shape_of(edge.producer) for edge in (first, second)]
+    if None not in shapes and shapes[0][1:] != shapes[1][1:]:  # type: ignore[index]
+        return f"its inputs broadcast: {shapes[0]} and {shapes[1]}"
+    if is_constant(first.producer) or is_constant(second.producer):
+        return "one input is a parameter or constant"
+    return None
+
+
+def _fused_side(rw: Rewriter, add: Node) -> Edge | None:
+    """Return the edge whose convolution absorbs the add, None if neither has one."""
+    sides = [edge for edge in tensor_edges(add) if _absorbs(rw, edge)]
+    if len(sides) < 2:
+        return sides[0] if sides else None
+    # Both have one, as in a down-sample block: the longer path is the block's body. On a tie, the second input.
+    first, second = tensor_edges(add)
+    return first if _path_length(first, second) > _path_length(second, first) else second
+
+
+def _absorbs(rw: Rewriter, edge: Edge) -> bool:
+    convolution = _convolution_of(edge.producer)
+    if convolution is None or rw.config(convolution) is None:
+        return False
+    # What swap_modules declined runs in float, and so does what it absorbs.
+    declined = any(entry.pass_name == "swap_modules" for entry in rw.record.skipped(convolution.name))
+    return not declined or type(rw.module(convolution)) in QUANTIZED.values()
+
+
+def _convolution_of(node: Node) -> Node | None:
+    """Walk back from an input of an add to the convolution that only this path reads, None if there is none."""
+    while has_one_reader(node):
+        if kind(node) in _CONVOLUTIONS:
+            return node
+        inputs = [edge.producer for edge in tensor_edges(node) if not is_constant(edge.producer)]
+        if kind(node) not in _IN_EPILOGUE or len(inputs) != 1:
+            return None
+        node = inputs[0]
+    return None
+
+
+def _path_length(edge: Edge, other: Edge) -> int:
+    """Return the distance in nodes from the add to the lowest common ancestor of both sides, along ``edge``."""
+    mine, theirs = ancestors(edge.producer), ancestors(other.producer)
+    common = [(distance + theirs[node], distance) for node, distance in mine.items() if node in theirs]
+    return min(common)[1] if common else len(mine)
+
+
+def _plan_pool(rw: Rewriter, residual: Edge) -> None:
+    """Plan a max pool that only the residual branch reads: it runs in int8 only with its own quantizer (ResNet v2)."""
+    pool = residual.producer
+    if kind(pool) != "max_pool" or not has_one_reader(pool) or rw.config(pool) is None:
+        return
+    source = next(edge for edge in input_edges(pool) if produces_tensor(edge.producer))
+    if not is_quantizer(source.producer):
+        rw.plan_input(pool, source.position, activation_descriptor(rw, pool), "max pool on a residual branch")

@@ -1,0 +1,56 @@
+"""Operations that do nothing at inference leave the graph."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+from torch.nn import functional as F
+
+from fxq import Pass, Rewriter, Stage, register_pass
+from fxq.graph import kind
+
+_DROPOUTS = (
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
+)  # fmt: skip
+
+
+@register_pass("remove_dropout")
+@dataclass(frozen=True)
+class RemoveDropout(Pass):
+    """Bypass dropout, stochastic depth and identity; dropout stays where the model will be trained."""
+
+    stage = Stage.NORMALIZED
+
+    def run(self, rw: Rewriter) -> None:
+        """Let their readers read their input."""
+        for node in rw.nodes():
+            found = kind(node)
+            if found == "identity":
+                rw.bypass(node, "an identity does nothing")
+            elif found == "dropout" and rw.qat:
+                rw.skip(node, "dropout is kept for training")
+            elif found == "dropout":
+                rw.bypass(node, "dropout does nothing at inference")
+            elif _is_dropout_function(node):
+                if _trains(node):
+                    rw.skip(node, "the model asks for dropout at inference (training=True)")
+                else:
+                    rw.bypass(node, "dropout does nothing at inference")
+
+
+def _is_dropout_function(node: Node) -> bool:
+    if node.op != "call_function":
+        return False
+    # torchvision wraps stochastic depth as one function of the graph; fxq does not depend on torchvision.
+    return node.target in _DROPOUTS or getattr(node.target, "__name__", "") == "stochastic_depth"
+
+
+def _trains(node: Node) -> bool:
+    default = node.target not in (F.alpha_dropout, F.feature_alpha_dropout)
+    position = 3 if getattr(node.target, "__name__", "") == "stochastic_depth" else 2
+    given = (
+        node.args[position]
+        if len(node.args) > position
+        else node.kwargs.get("training", node.kwargs.get("train", default))
+    )
+    return bool(given)

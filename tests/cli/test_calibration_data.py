@@ -1,0 +1,146 @@
+"""--calib-data: folders of images and arrays, and what is said about unusable ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+
+from fxq import ModelError
+from fxq.cli.calibration_data import DataSource, calibration_batches
+from fxq.cli.images import ImageOptions
+from fxq.cli.spread import evenly_spaced
+
+
+class TwoInputs(nn.Module):
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left + right
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 30)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+def test_images_are_prepared_as_torchvision_prepares_them(tmp_path: Path) -> None:
+    write_images(tmp_path / "cats", 1, size=(300, 200))
+    (batch,) = calibration_batches(DataSource(tmp_path), nn.Identity())
+    preset = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    # The preset antialiases on tensors and we on images, whose pixels are whole numbers: 1/255 of a value, over std.
+    expected = preset(Image.open(tmp_path / "cats" / "0.png"))
+    torch.testing.assert_close(batch[0], expected, atol=1 / 255 / 0.224, rtol=0)
+
+
+def test_images_of_subfolders_come_in_batches_and_every_folder_has_a_part(tmp_path: Path) -> None:
+    for folder in ("a", "b", "c"):
+        write_images(tmp_path / folder, 4)
+    source = DataSource(tmp_path, batch_size=2, num_samples=3, images=ImageOptions(16, 20))
+    batches = calibration_batches(source, nn.Identity())
+    assert [tuple(batch.shape) for batch in batches] == [(2, 3, 16, 16), (1, 3, 16, 16)]
+    assert [file.parent.name for file in batches.dataset.files] == ["a", "b", "c"]  # type: ignore[attr-defined]
+
+
+def test_a_single_mean_makes_images_grey(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    source = DataSource(tmp_path, images=ImageOptions(16, None, (0.5,), (0.25,)))
+    (batch,) = calibration_batches(source, nn.Identity())
+    assert batch.shape == (1, 1, 16, 16)
+
+
+def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "2.jpg").write_text("no image")
+    for name in ("1.png", "2.jpg"):
+        with pytest.raises(ModelError, match=rf"{name} is no readable image.*repair or remove it"):
+            list(calibration_batches(DataSource(tmp_path, batch_size=1), nn.Identity()))
+        (tmp_path / name).unlink()
+
+
+def test_an_array_is_split_into_batches_and_cast_to_the_models_dtype(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(20, dtype=np.float64).reshape(10, 2))
+    batches = list(calibration_batches(DataSource(tmp_path / "x.npy", 4, 5), nn.Linear(2, 2)))
+    assert torch.equal(torch.cat([batch[0] for batch in batches])[:, 0], torch.tensor([0.0, 4, 8, 12, 16]))
+    assert batches[0][0].dtype is torch.float32
+
+
+def test_integer_inputs_stay_integers(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.zeros((3, 5), dtype=np.int64))
+    ((ids,),) = calibration_batches(DataSource(tmp_path / "ids.npy"), nn.Embedding(4, 4))
+    assert ids.dtype is torch.int64
+
+
+def test_named_arrays_become_the_inputs_of_that_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", right=np.ones((3, 2), np.float32), left=np.zeros((3, 2), np.float32))
+    ((left, right),) = calibration_batches(DataSource(tmp_path / "x.npz"), TwoInputs())
+    assert (left.sum(), right.sum()) == (0, 6)
+
+
+def test_a_single_named_array_is_the_first_input(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", anything=np.zeros((3, 2), np.float32))
+    assert len(calibration_batches(DataSource(tmp_path / "x.npz"), nn.Identity())) == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 2), np.uint8), "dtype uint8; models take floating point inputs, scaled as in training"),
+        (np.zeros((0, 2), np.float32), "the same number of samples, at least 1"),
+        (np.float32(1), "the same number of samples, at least 1"),
+    ],
+    ids=["bytes", "empty", "a number"],
+)
+def test_an_array_that_is_no_input_is_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(ModelError, match=message):
+        calibration_batches(DataSource(tmp_path / "x.npy"), nn.Linear(2, 2))
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ModelError, match="holds no plain numpy array"):
+        calibration_batches(DataSource(tmp_path / "x.npy"), nn.Linear(2, 2))
+
+
+def test_arrays_of_other_names_than_the_inputs_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 2)), labels=np.zeros(3))
+    with pytest.raises(ModelError, match="has the arrays images, labels, and the model takes left, right"):
+        calibration_batches(DataSource(tmp_path / "x.npz"), TwoInputs())
+
+
+def test_missing_and_empty_data_is_named(tmp_path: Path) -> None:
+    for path in ("nowhere", "nowhere.npy"):
+        with pytest.raises(ModelError, match="there is no calibration data at"):
+            calibration_batches(DataSource(tmp_path / path), nn.Identity())
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ModelError, match="there is no image in"):
+        calibration_batches(DataSource(tmp_path), nn.Identity())
+    with pytest.raises(ModelError, match=r"a \.npy or an \.npz file, not 'notes\.txt'"):
+        calibration_batches(DataSource(tmp_path / "notes.txt"), nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "take one number, or three, each"),
+        ({"mean": (0.5,)}, "take one number, or three, each"),
+        ({"std": (1.0, 0.0, 1.0)}, "must be positive"),
+        ({"size": 224, "resize": 200}, "--resize 200 leaves no 224 pixels"),
+    ],
+    ids=["two channels", "unlike lengths", "division by zero", "crop beyond the image"],
+)
+def test_image_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ImageOptions(**options)  # type: ignore[arg-type]
+
+
+def test_samples_are_evenly_spaced() -> None:
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 8) == [0, 1, 2]

@@ -1,0 +1,151 @@
+"""What the checks of an export refuse, and what they let pass."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import timm
+import torch
+from lowered_models import lower, lowered_residual
+
+from fxq.errors import ExportError
+from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export.parity import MAX_MEAN_LSB, Reference, check_parity
+from fxq.export.qdq_rules import check_qdq
+
+STRICT = ExportRules(
+    zero_point_must_be_zero=True, quantized_outputs_allowed=False, activation_dtypes=("int8",), weight_dtypes=("int8",)
+)
+
+
+@pytest.fixture(scope="module")
+def good_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    gm, x = lowered_residual()
+    path = tmp_path_factory.mktemp("checks") / "model.onnx"
+    export_onnx(gm, path, x, ExportOptions(rules=STRICT))
+    return path
+
+
+def node(model: ir.Model, name: str) -> ir.Node:
+    return next(found for found in model.graph if found.name == name)
+
+
+def store(model: ir.Model, name: str, value: np.ndarray) -> None:
+    model.graph.initializers[name].const_value = ir.tensor(value)
+    model.graph.initializers[name].dtype = ir.DataType.from_numpy(value.dtype)
+    model.graph.initializers[name].shape = ir.Shape(value.shape)
+
+
+def break_zero_point(model: ir.Model) -> None:
+    store(model, "stem.0_input_quantizer.zero_point", np.array(3, np.int8))
+
+
+def break_dtype(model: ir.Model) -> None:
+    store(model, "stem.0_input_quantizer.zero_point", np.array(0, np.uint8))
+
+
+def break_scale(model: ir.Model) -> None:
+    store(model, "head.2_weight_quantizer.scale", np.zeros(10, np.float32))
+
+
+def drop_zero_point(model: ir.Model) -> None:
+    node(model, "stem.0_input_quantizer/QuantizeLinear").resize_inputs(2)
+
+
+def break_axis(model: ir.Model) -> None:
+    node(model, "stem.0.weight/DequantizeLinear").attributes["axis"] = ir.AttrInt64("axis", 1)
+
+
+def drop_axis(model: ir.Model) -> None:
+    del node(model, "stem.0.weight/DequantizeLinear").attributes["axis"]
+
+
+def read_codes(model: ir.Model) -> None:
+    codes = node(model, "block.0_input_quantizer/QuantizeLinear").outputs[0]
+    node(model, "relu/Relu" if any(n.name == "relu/Relu" for n in model.graph) else "add/Add").replace_input_with(
+        0, codes
+    )
+
+
+def dequantize_a_float(model: ir.Model) -> None:
+    dequantize = node(model, "block.0_input_quantizer/DequantizeLinear")
+    dequantize.replace_input_with(0, node(model, "stem.2/Relu").outputs[0])
+
+
+def mix_scales(model: ir.Model) -> None:
+    dequantize = node(model, "block.0_input_quantizer/DequantizeLinear")
+    dequantize.replace_input_with(1, model.graph.initializers["stem.0_input_quantizer.scale"])
+
+
+def compute_scale(model: ir.Model) -> None:
+    quantize = node(model, "block.0_input_quantizer/QuantizeLinear")
+    quantize.replace_input_with(1, node(model, "head.1/Reshape").outputs[0])
+
+
+def quantize_output(model: ir.Model) -> None:
+    model.graph.outputs[0] = node(model, "head.2_input_quantizer/DequantizeLinear").outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_zero_point, "zero point that is not 0"),
+        (break_dtype, "makes uint8 codes"),
+        (break_scale, "not positive"),
+        (drop_zero_point, "has no zero point"),
+        (break_axis, "Conv 'stem.0/Conv' needs axis 0"),
+        (drop_axis, "one scale per channel"),
+        (read_codes, "only DequantizeLinear may read codes"),
+        (dequantize_a_float, "reads neither"),
+        (mix_scales, "another scale"),
+        (compute_scale, "scale that is computed"),
+        (quantize_output, "quantized graph output"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_broken_rule_is_named_with_its_node(
+    good_file: Path, damage: Callable[[ir.Model], None], message: str
+) -> None:
+    model = ir.load(good_file)
+    damage(model)
+    with pytest.raises(ExportError, match=message) as caught:
+        check_qdq(model, STRICT)
+    assert "Linear '" in str(caught.value)
+
+
+def test_rules_that_the_target_does_not_have_are_not_applied(good_file: Path) -> None:
+    model = ir.load(good_file)
+    store(model, "stem.0_input_quantizer.zero_point", np.array(3, np.int8))
+    quantize_output(model)
+    check_qdq(model, ExportRules())
+
+
+def test_parity_finds_one_wrong_scale_among_all(good_file: Path, tmp_path: Path) -> None:
+    gm, x = lowered_residual()
+    model = ir.load(good_file)
+    scale = model.graph.initializers["block.0_weight_quantizer.scale"]
+    store(model, "block.0_weight_quantizer.scale", scale.const_value.numpy() * 2)
+    wrong = tmp_path / "wrong.onnx"
+    ir.save(model, wrong)
+    with pytest.raises(ExportError, match="computes another 'output'"):
+        check_parity(ir.load(wrong), wrong, Reference.run(gm, (x,)))
+
+
+def test_a_correct_file_of_an_untrained_deep_model_passes(tmp_path: Path) -> None:
+    # Its seed is chosen so that flipped ties alone move the output by more than the first bound.
+    torch.manual_seed(0)
+    model = timm.create_model("efficientnet_b0", pretrained=False).eval()
+    x = torch.rand(1, 3, 64, 64)
+    report = export_onnx(lower(model, x), tmp_path / "model.onnx", x, ExportOptions(dynamic_batch=False))
+    assert report.parity[0].mean_lsb < 3 * MAX_MEAN_LSB
+
+
+def test_a_file_that_onnxruntime_cannot_run_says_how_to_get_it(tmp_path: Path) -> None:
+    gm, x = lowered_residual(dtype=torch.bfloat16)
+    with pytest.raises(ExportError, match="check=False"):
+        export_onnx(gm, tmp_path / "model.onnx", x)
+    report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(check=False))
+    assert report.parity == ()
+    assert report.opset == 22

@@ -1,0 +1,144 @@
+"""The exported files in the runtimes they are for: ONNX Runtime fuses them, TensorRT-RTX compiles them."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from lowered_models import lowered_residual
+from torch import Tensor, fx, nn
+
+from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+
+TENSORRT_RULES = ExportRules(
+    zero_point_must_be_zero=True, quantized_outputs_allowed=False, activation_dtypes=("int8",), weight_dtypes=("int8",)
+)
+
+
+def fused_kinds(path: Path) -> Counter[str]:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
+    options.log_severity_level = 3  # onnxruntime warns that an optimized model is for this machine only
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+class Affine:
+    """Adds affine uint8 quantize and dequantize nodes, ONNX Runtime's placement, to a graph under construction."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self.root, self.graph = root, graph
+
+    def read(self, name: str, value: Tensor) -> fx.Node:
+        self.root.register_buffer(name, value)
+        return self.graph.get_attr(name)
+
+    def activation(self, node: fx.Node, name: str, scale: float, zero_point: int) -> fx.Node:
+        params = (
+            self.read(f"{name}_scale", torch.tensor(scale)),
+            self.read(f"{name}_zero_point", torch.tensor(zero_point, dtype=torch.uint8)),
+        )
+        q = self.graph.call_function(QUANTIZE, (node, *params, None, 0, 255, torch.uint8))
+        return self.graph.call_function(DEQUANTIZE, (q, *params, None, torch.float32))
+
+    def stored(self, name: str, codes: Tensor, scale: Tensor) -> fx.Node:
+        read = self.read(name, codes)
+        params = (
+            self.read(f"{name}_scale", scale),
+            self.read(f"{name}_zero_point", torch.zeros_like(scale, dtype=codes.dtype)),
+        )
+        return self.graph.call_function(DEQUANTIZE, (read, *params, 0, torch.float32))
+
+
+def lowered_for_onnxruntime() -> tuple[fx.GraphModule, Tensor]:
+    """conv -> relu -> conv -> flatten -> linear, inputs and outputs quantized, biases int32."""
+    torch.manual_seed(0)
+    root, graph = nn.Module(), fx.Graph()
+    add = Affine(root, graph)
+    value = add.activation(graph.placeholder("x"), "input", 0.02, 128)
+    scale_in = 0.02
+    for name, shape, scale_out in (("a", (8, 3, 3, 3), 0.02), ("b", (8, 8, 3, 3), 0.03), ("fc", (5, 8 * 16), 0.05)):
+        codes, scale = torch.randint(-127, 128, shape, dtype=torch.int8), torch.rand(shape[0]) * 0.004 + 0.001
+        bias = torch.randint(-500, 500, (shape[0],), dtype=torch.int32)
+        weight, bias_node = (
+            add.stored(f"{name}_weight", codes, scale),
+            add.stored(f"{name}_bias", bias, scale * scale_in),
+        )
+        if name == "fc":
+            flat = graph.call_function(torch.flatten, (value, 1))
+            value = graph.call_function(F.linear, (flat, weight, bias_node))
+        else:
+            value = graph.call_function(F.conv2d, (value, weight, bias_node), {"padding": 1})
+        if name == "a":
+            value = graph.call_function(F.relu, (value,))
+        value, scale_in = add.activation(value, name, scale_out, 0 if name == "a" else 128), scale_out
+    graph.output(value)
+    return fx.GraphModule(root, graph), torch.rand(1, 3, 4, 4)
+
+
+def test_onnxruntime_fuses_affine_uint8_with_int32_bias_completely(tmp_path: Path) -> None:
+    gm, x = lowered_for_onnxruntime()
+    report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(dynamic_batch=False))
+    kinds = fused_kinds(report.path)
+    assert {kind: kinds[kind] for kind in ("QLinearConv", "QGemm", "QuantizeLinear", "DequantizeLinear")} == {
+        "QLinearConv": 2,
+        "QGemm": 1,
+        "QuantizeLinear": 1,
+        "DequantizeLinear": 1,
+    }
+    assert kinds["Relu"] == kinds["Conv"] == kinds["Gemm"] == 0
+
+
+def test_a_quantized_output_is_counted_in_its_own_step(tmp_path: Path) -> None:
+    gm, x = lowered_for_onnxruntime()
+    (output,) = export_onnx(gm, tmp_path / "model.onnx", x).parity
+    assert output.step == pytest.approx(0.05)
+    assert output.max_lsb <= 1
+
+
+@pytest.mark.parametrize("dynamic_batch", [True, False], ids=["dynamic", "static"])
+def test_onnxruntime_with_its_optimizations_agrees(tmp_path: Path, dynamic_batch: bool) -> None:
+    gm, x = lowered_residual()
+    path = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(dynamic_batch=dynamic_batch)).path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    expected = gm(x).numpy()
+    # One LSB of the output: fused kernels round ties and add up in another order.
+    np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, atol=np.abs(expected).max() / 127)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_tensorrt_rtx_compiles_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    gm, x = lowered_residual(dtype=dtype)
+    options = ExportOptions(dynamic_batch=False, rules=TENSORRT_RULES)
+    path = export_onnx(gm, tmp_path / "model.onnx", x, options).path
+    assert build_tensorrt_rtx(trt, path, profile=None) is not None
+
+
+def test_tensorrt_rtx_compiles_a_dynamic_batch_given_a_profile(tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    gm, x = lowered_residual()
+    path = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(rules=TENSORRT_RULES)).path
+    assert build_tensorrt_rtx(trt, path, profile=None) is None
+    assert build_tensorrt_rtx(trt, path, profile=[(batch, 3, 16, 16) for batch in (1, 8, 32)]) is not None
+
+
+def build_tensorrt_rtx(trt: object, path: Path, profile: list[tuple[int, ...]] | None) -> object | None:
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    if profile is not None:
+        optimization = builder.create_optimization_profile()
+        optimization.set_shape("image", *profile)
+        config.add_optimization_profile(optimization)
+    return builder.build_serialized_network(network, config)

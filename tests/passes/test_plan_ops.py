@@ -1,0 +1,204 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxq
+from fxq.testing import assert_rewrites
+from fxq_passes import FunctionalToModule, PlanOps, SwapModules
+
+X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+PASSES = [FunctionalToModule(), SwapModules(), PlanOps()]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.act(self.conv(x)).mean((2, 3)))
+
+
+def test_tensorrt_quantizes_the_inputs_of_layers_and_not_their_outputs() -> None:
+    assert_rewrites(
+        PASSES,
+        model=Net(),
+        inputs=X,
+        before="""
+            x = input
+            conv = Conv2d[conv](x)
+            act = ReLU[act](conv)
+            mean = .mean(act, (2, 3))
+            fc = Linear[fc](mean)
+            return fc
+        """,
+        after="""
+            x = input
+            conv = QuantConv2d[conv](x)  # input 0: int8 per tensor
+            act = ReLU[act](conv)
+            mean = .mean(act, (2, 3))
+            fc = QuantLinear[fc](mean)  # input 0: int8 per tensor
+            return fc
+        """,
+    )
+
+
+def test_onnxruntime_quantizes_outputs_too_behind_the_activation() -> None:
+    assert_rewrites(
+        PASSES,
+        model=Net(),
+        inputs=X,
+        target="onnxruntime",
+        after="""
+            x = input
+            conv = QuantConv2d[conv](x)  # input 0: uint8 affine per tensor
+            act = ReLU[act](conv)  # output: uint8 affine per tensor
+            mean = .mean(act, (2, 3))
+            fc = QuantLinear[fc](mean)  # input 0: uint8 affine per tensor; output: uint8 affine per tensor
+            return fc
+        """,
+    )
+
+
+def test_openvino_quantizes_inputs_only() -> None:
+    prepared = fxq.prepare(Net().eval(), X, recipe="openvino")
+    assert fxq.explain(prepared).counts == {"input": 2, "weight": 2}
+
+
+class Binary(nn.Module):
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.body(x, y)  # type: ignore[no-any-return]
+
+
+LEFT: dict[str, tuple[Any, Any, Any, str, str]] = {
+    "number": (lambda x, y: x + 1 + 0 * y, X, X, "add", "one operand is a number"),
+    "integers": (lambda x, y: x + y, X, X.int(), "add", "input 'y' is torch.int32"),
+    "vector": (lambda x, y: x @ y, X[0, 0], X[0, 0, 0], "matmul", "matrix times vector gains nothing in integers"),
+    "mask": (
+        lambda x, y: F.softmax(x + y, dim=-1), X, X, "add",
+        "adds a mask before a softmax, which may hold minus infinity",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "x", "y", "node", "why"), LEFT.values(), ids=LEFT)
+def test_an_operation_that_gains_nothing_stays_in_float(body: Any, x: Tensor, y: Tensor, node: str, why: str) -> None:
+    prepared = fxq.prepare(Binary(body).eval(), (x, y), recipe="onnxruntime")
+    assert fxq.explain(prepared)[node].reason == why
+
+
+def test_both_operands_of_a_product_of_activations_are_quantized() -> None:
+    assert_rewrites(
+        PASSES,
+        model=Binary(torch.bmm),
+        inputs=(X[0], X[1]),
+        after="""
+            x = input
+            y = input
+            bmm = matmul(x, y)  # input 0: int8 per tensor; input 1: int8 per tensor
+            return bmm
+        """,
+    )
+
+
+def test_a_rule_leaves_an_operation_in_float_or_gives_it_another_descriptor() -> None:
+    wide = fxq.QConfig(activation=fxq.QuantDescriptor(narrow_range=True))
+    prepared = fxq.prepare(Net().eval(), X, recipe=fxq.recipe("tensorrt").with_rules(("conv", None), ("fc", wide)))
+    assert fxq.explain(prepared)["conv"].reason == "rule ('conv', None) leaves it in float"
+    quantizer = prepared.get_submodule("fc_input_quantizer")
+    assert isinstance(quantizer, fxq.TensorQuantizer)
+    assert quantizer.descriptor.narrow_range
+
+
+def test_a_layer_that_was_not_swapped_gets_no_plan() -> None:
+    prepared = fxq.prepare(Net().eval(), X, recipe=fxq.recipe("tensorrt").without_pass("swap_modules"))
+    assert fxq.explain(prepared)["fc"].reason == "its module was not swapped for a quantized one"
+
+
+def test_activations_that_the_target_cannot_run_are_an_error_that_names_the_operation() -> None:
+    recipe = fxq.recipe("tensorrt").replace(default=fxq.QConfig(activation=fxq.QuantDescriptor(num_bits=4)))
+    with pytest.raises(fxq.TargetError, match=r"'conv' \(the default of the recipe\): target 'tensorrt' has no 4-bit"):
+        fxq.prepare(Net().eval(), X, recipe=recipe)
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(torch.relu(self.conv(x)).transpose(2, 3))
+
+
+def test_a_layer_norm_is_quantized_at_its_input_only_behind_a_convolution() -> None:
+    prepared = fxq.prepare(ConvNorm(nn.Conv2d(4, 4, 1)).eval(), X)
+    assert fxq.explain(prepared)["norm"].quantized[0].why == "input of a layer_norm that a convolution computes"
+    assert not fxq.explain(fxq.prepare(ConvNorm(nn.Sigmoid()).eval(), X))["norm"].is_quantized
+
+
+class Concat(nn.Module):
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.max_pool2d(torch.cat([torch.relu(self.a(x)), torch.relu(self.b(x))], 1), 2))
+
+
+def test_a_concatenation_is_quantized_only_where_all_that_read_it_are() -> None:
+    explained = fxq.explain(fxq.prepare(Concat(nn.Conv2d(8, 4, 1)).eval(), X))
+    assert [tensor.why for tensor in explained["cat"].quantized] == ["cat read by quantized operations only"] * 2
+    explained = fxq.explain(fxq.prepare(Concat(nn.Sigmoid()).eval(), X))
+    assert explained["cat"].reason == "not all that read it take quantized input: all operands or none"
+
+
+def test_a_quantizer_placed_by_hand_is_respected() -> None:
+    hand = fxq.TensorQuantizer(fxq.QuantDescriptor(num_bits=4))
+    prepared = fxq.prepare(nn.Sequential(hand, nn.Conv2d(4, 4, 1)).eval(), X)
+    assert [tensor.pass_name for tensor in fxq.explain(prepared)["1"].quantized] == ["by hand", "swap_modules"]
+
+
+def test_a_layer_placed_by_hand_keeps_its_own_input_quantizer() -> None:
+    prepared = fxq.prepare(nn.Sequential(fxq.nn.QuantConv2d(4, 4, 1)).eval(), X)
+    assert [path for path, module in prepared.named_modules() if isinstance(module, fxq.TensorQuantizer)] == [
+        "0._input_quantizer",
+        "0._weight_quantizer",
+    ]
+
+
+def test_a_module_called_twice_is_planned_at_each_call() -> None:
+    layer = nn.Conv2d(4, 4, 1)
+    prepared = fxq.prepare(nn.Sequential(layer, nn.ReLU(), layer).eval(), X)
+    assert fxq.explain(prepared).counts == {"input": 2, "weight": 2}
+
+
+class Stream(nn.Module):
+    """Two residual blocks of a transformer's shape: the second add is read by a norm, the first by both."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x + self.a(x)
+        return self.norm(first + self.b(first))
+
+
+def test_a_stream_that_a_layer_norm_reads_stays_in_float_on_onnxruntime() -> None:
+    tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    reason = "'norm' (layer_norm) reads it in float: so does the stream that it is part of"
+    record = fxq.prepare(Stream(nn.LayerNorm(8)).eval(), tokens, "onnxruntime").meta["fxq"].record
+    assert [entry.text for name in ("add", "add_1") for entry in record.skipped(name)] == [reason, reason]
+
+
+def test_a_stream_that_only_integer_operations_read_is_quantized_on_onnxruntime() -> None:
+    tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    record = fxq.prepare(Stream(nn.Linear(8, 8)).eval(), tokens, "onnxruntime").meta["fxq"].record
+    assert [entry for name in ("add", "add_1") for entry in record.skipped(name)] == []

@@ -1,0 +1,146 @@
+"""QuantDescriptor: what it accepts, what it refuses, and its way through text."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fxq.errors import DescriptorError
+from fxq.quant import descriptor as presets
+from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, integer_bounds
+
+
+@pytest.mark.parametrize(
+    ("options", "bounds"),
+    [
+        ({}, (-128, 127)),
+        ({"narrow_range": True}, (-127, 127)),
+        ({"unsigned": True}, (0, 255)),
+        ({"num_bits": 4}, (-8, 7)),
+        ({"num_bits": 2, "narrow_range": True}, (-1, 1)),
+        ({"num_bits": 16, "unsigned": True}, (0, 65535)),
+    ],
+    ids=str,
+)
+def test_bounds_follow_bits_sign_and_narrow_range(options: dict[str, int], bounds: tuple[int, int]) -> None:
+    assert QuantDescriptor(**options).bounds == bounds
+
+
+def test_function_bounds_agree_with_the_descriptor() -> None:
+    for bits, unsigned in itertools.product(range(2, 17), (False, True)):
+        assert QuantDescriptor(num_bits=bits, unsigned=unsigned).bounds == integer_bounds(bits, unsigned, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_bits": 1}, "from 2 to 16"),
+        ({"num_bits": 17}, "from 2 to 16"),
+        ({"num_bits": 8.0}, "integer"),
+        ({"num_bits": True}, "integer"),
+        ({"axis": "0"}, "axis"),
+        ({"axis": (0.5,)}, "axis"),
+        ({"axis": True}, "axis"),
+        ({"calibrator": "median"}, "unknown calibrator 'median'"),
+        ({"unsigned": True, "narrow_range": True}, "narrow_range"),
+        ({"scale_amax": 0.0}, "scale_amax"),
+        ({"scale_amax": float("nan")}, "scale_amax"),
+        ({"amax": -1.0}, "not negative"),
+        ({"amax": float("inf")}, "finite"),
+        ({"amax": "big"}, "amax"),
+        ({"amax": []}, "amax"),
+        ({"amax": [1.0, 2.0]}, "axis is None: give one axis"),
+        ({"amax": [1.0, 2.0], "axis": (0, 1)}, "give one axis"),
+        ({"amax": [[1.0, 2.0]], "axis": 0}, "amax"),
+        ({"symmetric": False, "amax": 1.0}, "affine"),
+        ({"symmetric": False, "learn_amax": True}, "learn_amax"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(DescriptorError, match=message):
+        QuantDescriptor(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.tensor([1.0, 2.0]), (1.0, 2.0)),
+        (np.array([1.0, 2.0]), (1.0, 2.0)),
+        ([1, 2], (1.0, 2.0)),
+        (torch.tensor(3.0), 3.0),
+        ([3.0], 3.0),
+        (3, 3.0),
+    ],
+    ids=["tensor", "array", "list", "scalar tensor", "list of one", "integer"],
+)
+def test_amax_becomes_plain_numbers(given: object, kept: object) -> None:
+    assert QuantDescriptor(axis=0, amax=given).amax == kept
+
+
+def test_axis_of_one_dimension_is_an_integer() -> None:
+    assert QuantDescriptor(axis=(0,)) == QuantDescriptor(axis=0)
+    assert QuantDescriptor(axis=(0, -1)).axes == (0, -1)
+    assert QuantDescriptor().axes == ()
+
+
+def test_descriptors_are_values() -> None:
+    a, b = QuantDescriptor(axis=0, amax=[1, 2]), QuantDescriptor(axis=0, amax=(1.0, 2.0))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != a.replace(num_bits=4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        a.num_bits = 4
+
+
+def test_replace_names_the_fields_when_one_does_not_exist() -> None:
+    with pytest.raises(DescriptorError, match="num_bits, axis"):
+        QuantDescriptor().replace(bits=4)
+
+
+EVERY_FIELD = [
+    QuantDescriptor(),
+    QuantDescriptor(num_bits=4, axis=(0, 2), narrow_range=True, calibrator="max", name='quoted "name" ä'),
+    QuantDescriptor(unsigned=True, fake_quant=False, scale_amax=1.5),
+    QuantDescriptor(axis=1, amax=(0.1, 1e-30, 3.0), learn_amax=True),
+    QuantDescriptor(symmetric=False, calibrator="percentile"),
+    QuantDescriptor(narrow_range=False),
+]
+
+
+@pytest.mark.parametrize("descriptor", EVERY_FIELD, ids=str)
+def test_text_holds_every_field(descriptor: QuantDescriptor) -> None:
+    assert QuantDescriptor.from_toml(descriptor.to_toml()) == descriptor
+    assert QuantDescriptor.from_dict(descriptor.to_dict()) == descriptor
+
+
+def test_the_cases_above_cover_every_field() -> None:
+    seen = {name for descriptor in EVERY_FIELD for name in descriptor.to_dict()}
+    assert seen == {field.name for field in dataclasses.fields(QuantDescriptor)}
+
+
+def test_text_that_is_wrong_is_refused() -> None:
+    with pytest.raises(DescriptorError, match="unknown descriptor field 'bits'"):
+        QuantDescriptor.from_toml("bits = 8")
+    with pytest.raises(DescriptorError, match="not valid TOML"):
+        QuantDescriptor.from_toml("num_bits = ")
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_every_calibrator_name_is_accepted(calibrator: str) -> None:
+    assert QuantDescriptor(calibrator=calibrator).calibrator == calibrator
+
+
+def test_text_for_people() -> None:
+    assert str(QuantDescriptor(axis=0)) == "int8 per channel (axis 0)"
+    assert str(QuantDescriptor(unsigned=True, symmetric=False)) == "uint8 affine per tensor"
+
+
+def test_presets_keep_the_output_channels_of_their_layer() -> None:
+    axes = {name: value.axis for name, value in vars(presets).items() if name.startswith("QUANT_DESC_")}
+    assert axes.pop("QUANT_DESC_8BIT_PER_TENSOR") is None
+    assert axes.pop("QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR") is None
+    assert all(axis == (1 if "CONVTRANSPOSE" in name else 0) for name, axis in axes.items())
+    assert len(axes) == 7
