@@ -229,7 +229,7 @@ def test_torch_is_left_as_it_was_even_when_the_model_fails() -> None:
         nn.Module.__call__,
         nn.Module.__getattr__,
         math.sqrt,
-        torch.fx._symbolic_trace._get_is_fx_tracing(),
+        torch.fx._symbolic_trace.is_fx_symbolic_tracing(),
     )
     with pytest.raises(KeyError):
         Asks(fail)(images())
@@ -240,7 +240,7 @@ def test_torch_is_left_as_it_was_even_when_the_model_fails() -> None:
         nn.Module.__call__,
         nn.Module.__getattr__,
         math.sqrt,
-        torch.fx._symbolic_trace._get_is_fx_tracing(),
+        torch.fx._symbolic_trace.is_fx_symbolic_tracing(),
     )
     assert after == before
     assert torch.overrides._get_current_function_mode_stack() == []
