@@ -6,13 +6,15 @@ import sys
 import torch
 from rich.console import Console
 
-from benchmarks import calibration, calibration_kernels, compile_time, onnxruntime_latency
+from benchmarks import calibration, calibration_kernels, compile_time, dynamic, onnxruntime_latency, weight_only
 
 BENCHMARKS = {
     "calibration": calibration.run,
     "onnxruntime": onnxruntime_latency.run,
     "compile": compile_time.run,
     "kernels": calibration_kernels.run,
+    "dynamic": dynamic.run,
+    "weight_only": weight_only.run,
 }
 
 

@@ -16,6 +16,7 @@ from torch import nn
 import fxq
 from benchmarks.figures import Figure, table_of, time_in_turn
 from benchmarks.models import network, noise_images
+from benchmarks.sessions import session, write_float
 
 MODELS, ROUNDS, THREADS = ("resnet18", "resnet50"), 100, 2
 
@@ -29,11 +30,11 @@ def _measure(name: str) -> RenderableType:
     images = noise_images(8)
     with tempfile.TemporaryDirectory() as folder:
         files = _write_files(network(name), images, Path(folder))
-        sessions = {kind: _session(path) for kind, path in files.items()}
+        sessions = {kind: session(path, THREADS) for kind, path in files.items()}
         image = images[:1].numpy()
         calls = {
-            kind: lambda session=session: session.run(None, {session.get_inputs()[0].name: image})
-            for kind, session in sessions.items()
+            kind: lambda found=found: found.run(None, {found.get_inputs()[0].name: image})
+            for kind, found in sessions.items()
         }
         times = time_in_turn(calls, ROUNDS)
     figures = [Figure(kind, times.median_ms(kind), "ms") for kind in calls]
@@ -49,9 +50,9 @@ def _write_files(model: nn.Module, images: torch.Tensor, folder: Path) -> dict[s
     files = {kind: folder / f"{kind}.onnx" for kind in ("float", "quantize_static", "fxq")}
     converted = fxq.quantize(model, [images], "onnxruntime", images[:1], progress=False)
     fxq.export_onnx(converted, files["fxq"], dynamic_batch=False)
+    write_float(model, images[:1], files["float"], opset=18)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns about its own calls
-        torch.onnx.export(model, (images[:1],), files["float"], opset_version=18, verbose=False, external_data=False)
+        warnings.simplefilter("ignore")  # onnxruntime's quantizer warns about its own calls
         inferred = folder / "inferred.onnx"
         quant_pre_process(str(files["float"]), str(inferred))
         quantize_static(
@@ -64,15 +65,6 @@ def _write_files(model: nn.Module, images: torch.Tensor, folder: Path) -> dict[s
             per_channel=True,
         )
     return files
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.log_severity_level = 3
-    # Threads that spin after a run take the cores from the session that runs next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

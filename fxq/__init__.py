@@ -5,7 +5,9 @@ from fxq.api import convert, export_onnx, prepare, quantize
 from fxq.calibration import calibrate, calibrate_weights, fit_ranges
 from fxq.errors import (
     CalibrationError,
+    CompatError,
     DescriptorError,
+    DescriptorTypeError,
     ExportError,
     FxqError,
     GraphError,
@@ -14,6 +16,7 @@ from fxq.errors import (
     PassError,
     PluginError,
     RangeError,
+    RangeShapeError,
     RecipeError,
     StageError,
     TargetError,
@@ -24,15 +27,45 @@ from fxq.explain import explain
 from fxq.graph import Rewriter, check_graph
 from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
-from fxq.quant import QConfig, QuantDescriptor, Rule, fake_tensor_quant, tensor_quant
+from fxq.quant import (
+    QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL,
+    QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL,
+    QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL,
+    QUANT_DESC_8BIT_CONVTRANSPOSE1D_WEIGHT_PER_CHANNEL,
+    QUANT_DESC_8BIT_CONVTRANSPOSE2D_WEIGHT_PER_CHANNEL,
+    QUANT_DESC_8BIT_CONVTRANSPOSE3D_WEIGHT_PER_CHANNEL,
+    QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW,
+    QUANT_DESC_8BIT_PER_TENSOR,
+    QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR,
+    QConfig,
+    QuantDescriptor,
+    Rule,
+    affine_tensor_quant,
+    e4m3_quant,
+    fake_affine_tensor_quant,
+    fake_e4m3_quant,
+    fake_tensor_quant,
+    tensor_quant,
+)
 from fxq.recipe import PassSpec, Recipe, recipe
 from fxq.registry import register_pass, registered_passes
 from fxq.stage import Stage
 from fxq.target import Target, get_target
 
 __all__ = [
+    "QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL",
+    "QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL",
+    "QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL",
+    "QUANT_DESC_8BIT_CONVTRANSPOSE1D_WEIGHT_PER_CHANNEL",
+    "QUANT_DESC_8BIT_CONVTRANSPOSE2D_WEIGHT_PER_CHANNEL",
+    "QUANT_DESC_8BIT_CONVTRANSPOSE3D_WEIGHT_PER_CHANNEL",
+    "QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW",
+    "QUANT_DESC_8BIT_PER_TENSOR",
+    "QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR",
     "CalibrationError",
+    "CompatError",
     "DescriptorError",
+    "DescriptorTypeError",
     "ExportError",
     "FxqError",
     "GraphError",
@@ -45,6 +78,7 @@ __all__ = [
     "QConfig",
     "QuantDescriptor",
     "RangeError",
+    "RangeShapeError",
     "Recipe",
     "RecipeError",
     "Rewriter",
@@ -56,13 +90,17 @@ __all__ = [
     "TensorQuantizer",
     "TraceError",
     "UnsignedInputError",
+    "affine_tensor_quant",
     "calib",
     "calibrate",
     "calibrate_weights",
     "check_graph",
     "convert",
+    "e4m3_quant",
     "explain",
     "export_onnx",
+    "fake_affine_tensor_quant",
+    "fake_e4m3_quant",
     "fake_tensor_quant",
     "fit_ranges",
     "get_target",

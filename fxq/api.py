@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxq.batches import Forward, first_inputs
-from fxq.calibration import calibrate
+from fxq.calibration import calibrate, observing_quantizers
 from fxq.errors import InputError, StageError, TraceError
 from fxq.explain import explain_graph
 from fxq.graph.check import check_graph
@@ -42,7 +42,7 @@ def prepare(
         model: any module; never modified. One in training mode is prepared as its eval() self, with a warning.
         example_inputs: a tensor or a tuple of positional inputs. Needed only where the model's Python tests shapes,
             for ``verify``, and for passes that ask for shapes; remembered for ``export_onnx``.
-        recipe: "tensorrt", "onnxruntime", "openvino", a .toml file, or a Recipe.
+        recipe: "tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only", a .toml file, or a Recipe.
         qat: the result will be trained: dropout stays.
         verify: run the graph before and after each pass that promises to keep numbers, and name the first that lies.
 
@@ -72,7 +72,8 @@ def convert(prepared: GraphModule) -> GraphModule:
     """Return a copy of a calibrated or trained model with explicit quantize and dequantize nodes and integer weights.
 
     Args:
-        prepared: the result of ``prepare``, with a range in every quantizer; not modified.
+        prepared: the result of ``prepare``, with a range in every quantizer that needs one; not modified. Weights that
+            were not fitted are.
 
     Raises:
         CalibrationError: quantizers have no range; their module paths are listed.
@@ -91,7 +92,7 @@ def convert(prepared: GraphModule) -> GraphModule:
 
 def quantize(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | None = None,
     recipe: str | Recipe = "tensorrt",
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     forward: Forward | None = None,
@@ -99,12 +100,14 @@ def quantize(
 ) -> GraphModule:
     """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
 
-    Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it.
+    Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
+    "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """
-    if example_inputs is None and forward is None:
+    if example_inputs is None and forward is None and batches is not None:
         example_inputs, batches = first_inputs(model, batches)
     prepared = prepare(model, example_inputs, recipe)
-    calibrate(prepared, batches, forward, progress)
+    if observing_quantizers(prepared):
+        calibrate(prepared, batches, forward, progress)
     return convert(prepared)
 
 
@@ -139,6 +142,7 @@ def export_onnx(
     rules = ExportRules(
         zero_point_must_be_zero=target.symmetric_only,
         quantized_outputs_allowed=target.quantize_graph_outputs,
+        fast_weight_only=target.activation is None or target.is_dynamic,
         weight_axes=(("Conv", 0), ("ConvTranspose", target.conv_transpose_axis), ("Gemm", 0), ("MatMul", 0)),
         minimum_opset=target.opset,
         dynamic_batch=target.dynamic_batch,

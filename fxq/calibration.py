@@ -1,5 +1,6 @@
 """Calibration: data flows through the float model, observers look, ranges are fitted, and can be fitted again."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,10 @@ from torch.fx import GraphModule
 from fxq.batches import Forward, feed
 from fxq.calib import HistogramCalibrator
 from fxq.calib.histogram import METHODS
+from fxq.calib.weights import fit_weight_range
 from fxq.errors import CalibrationError, InputError
-from fxq.nn import TensorQuantizer, WeightQuantized
+from fxq.graph.stored import fit_weights, weight_quantizers
+from fxq.nn import TensorQuantizer
 from fxq.progress import track
 from fxq.stage import Stage
 from fxq.state import require_state
@@ -21,16 +24,18 @@ _MOST_SHOWN = 5
 
 
 def calibrate(
-    prepared: GraphModule, batches: Iterable[Any], forward: Forward | None = None, progress: bool = True
+    prepared: GraphModule, batches: Iterable[Any] | None = None, forward: Forward | None = None, progress: bool = True
 ) -> None:
     """Observe the activations of the float model on ``batches``, then fit all ranges.
 
     One pass over the data in constant memory. A second call starts anew. The model runs in eval mode; its mode and the
-    switches of its quantizers are as before afterwards. When a batch fails, no range has changed.
+    switches of its quantizers are as before afterwards. When a batch fails, no range has changed. Where no quantizer
+    waits for data (recipes "dynamic" and "weight_only"), batches are not looked at, with a warning.
 
     Args:
         prepared: the result of ``fxq.prepare``.
-        batches: tensors, tuples of inputs, dicts of keyword inputs, or (input, label) pairs of a DataLoader.
+        batches: tensors, tuples of inputs, dicts of keyword inputs, or (input, label) pairs of a DataLoader; None only
+            where no quantizer waits for data.
         forward: ``forward(model, batch)`` for batches of any other form.
         progress: show a bar, if stderr is a terminal.
 
@@ -38,8 +43,22 @@ def calibrate(
         CalibrationError: there is no batch, or a quantizer saw NaN or infinity.
         InputError: a batch does not fit the model.
     """
-    require_state(prepared, Stage.PREPARED, "calibrate")
-    observers = {path: found for path, found in activation_quantizers(prepared).items() if found.calibrator}
+    state = require_state(prepared, Stage.PREPARED, "calibrate")
+    observers = observing_quantizers(prepared)
+    if not observers:
+        if batches is not None:
+            warnings.warn(
+                f"there is nothing to calibrate: with recipe {state.recipe.name!r} no quantizer of this model waits "
+                "for data. Its weights were fitted; the batches were not used",
+                stacklevel=2,
+            )
+        calibrate_weights(prepared)
+        return
+    if batches is None:
+        raise CalibrationError(
+            f"{len(observers)} quantizers wait for data, such as {next(iter(observers))!r}: pass batches of typical "
+            "inputs, or take a recipe that needs none ('dynamic' or 'weight_only')"
+        )
     _forget(observers)
     if isinstance(batches, Tensor):
         batches = [batches]  # iterating it would take the batch apart
@@ -72,7 +91,7 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
         CalibrationError: the model was not calibrated, or only its maxima were kept.
     """
     require_state(prepared, Stage.PREPARED, "fit_ranges")
-    observers = {path: found for path, found in activation_quantizers(prepared).items() if found.calibrator}
+    observers = observing_quantizers(prepared)
     chosen = options if method is None else {"method": method, **options}
     if method is not None and method not in METHODS:
         raise CalibrationError(f"unknown calibration method {method!r}; choose one of {', '.join(METHODS)}")
@@ -81,32 +100,58 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
         if without:
             raise CalibrationError(
                 f"{method!r} needs histograms, and {len(without)} quantizers kept none "
-                f"({', '.join(without[:_MOST_SHOWN])}): calibrate with recipe.replace(calibrator='histogram')"
+                f"({', '.join(without[:_MOST_SHOWN])}): calibrate with recipe.replace(calibrator='histogram'); "
+                "for one that you placed by hand, call its use_calibrator('histogram') before fxq.calibrate"
             )
     _fit(observers, chosen, progress=False)
 
 
-def calibrate_weights(model: nn.Module) -> None:
-    """Fit the weight quantizers of ``model`` to its weights, in place; per channel as their descriptors say.
+def calibrate_weights(
+    model: nn.Module,
+    method: str | None = None,
+    perchannel: bool = True,
+    percentile: float = 99.99,
+    num_bins: int = 2048,
+) -> None:
+    """Fit the weight quantizers of ``model`` to its weights, in place; a fixed range, or a disabled one, stays.
+
+    Args:
+        model: any model with quantized modules.
+        method: "max", "percentile", "mse" or "entropy", each channel with a histogram of its own; None for the
+            calibrator that each quantizer has.
+        perchannel: False gives a quantizer whose descriptor has an axis one range for the whole weight.
+        percentile: of method "percentile".
+        num_bins: bins of each histogram.
 
     Raises:
-        CalibrationError: a weight holds NaN or infinity.
+        CalibrationError: a weight holds NaN or infinity, or a method does not fit its descriptor.
     """
-    for path, module in model.named_modules():
-        if not isinstance(module, WeightQuantized):
+    if method is None and perchannel:
+        fit_weights(model)
+        return
+    for path, weight, quantizer in weight_quantizers(model):
+        if quantizer.calibrator is None or not quantizer.is_enabled:
             continue
+        descriptor = quantizer.descriptor if perchannel else quantizer.descriptor.replace(axis=None, block_size=None)
         try:
-            module.fit_weight()
+            bounds = fit_weight_range(weight, descriptor, method or "max", percentile, num_bins)
         except CalibrationError as error:
-            raise CalibrationError(
-                f"the weight of {path!r} holds NaN or infinity: repair the checkpoint, or leave the module in float "
-                "(a rule with None)"
-            ) from error
+            raise CalibrationError(f"weight of {path!r}: {error}") from error
+        scaled = [bound * (descriptor.scale_amax or 1.0) for bound in bounds]
+        if descriptor.symmetric:
+            quantizer.amax = scaled[0]
+        else:
+            quantizer.range = (scaled[0], scaled[1])
+
+
+def observing_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the enabled quantizers of activations whose range comes from data, by module path."""
+    return {path: found for path, found in activation_quantizers(model).items() if found.calibrator is not None}
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     """Return the enabled quantizers of ``model`` that are not a weight's, by module path."""
-    weights = {id(module.weight_quantizer) for module in model.modules() if isinstance(module, WeightQuantized)}
+    weights = {id(quantizer) for _, _, quantizer in weight_quantizers(model)}
     return {
         path: module
         for path, module in model.named_modules()

@@ -13,8 +13,16 @@ class DescriptorError(FxqError, ValueError):
     """A QuantDescriptor, or an argument that stands for one, is out of range."""
 
 
+class DescriptorTypeError(DescriptorError, TypeError):
+    """A QuantDescriptor was given an argument that does not exist, or one of a wrong type."""
+
+
 class RangeError(FxqError, ValueError):
     """A quantization range (amax, or low and high) is negative, empty, not finite or wrongly shaped."""
+
+
+class RangeShapeError(RangeError, RuntimeError):
+    """A range of another shape was assigned where a range is stored already."""
 
 
 class UnsignedInputError(FxqError, TypeError):
@@ -59,6 +67,10 @@ class StageError(FxqError, RuntimeError):
 
 class ExportError(FxqError, RuntimeError):
     """An ONNX file could not be written, breaks a rule, or does not compute what the model computes."""
+
+
+class CompatError(FxqError, ImportError):
+    """A name or option of another tool has no equivalent here; the message says what to use."""
 
 
 class ModelError(FxqError, ValueError):

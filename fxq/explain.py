@@ -1,5 +1,7 @@
 """Build the explanation of a prepared graph from its plans and its diary."""
 
+from types import FunctionType
+
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -8,7 +10,8 @@ from fxq.explanation import Explanation, NodeExplanation, QuantizedTensor
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import is_quantizer, module_path, tensor_edges
 from fxq.graph.plan import inserted_for, planned_input
-from fxq.nn import TensorQuantizer, WeightQuantized
+from fxq.nn import InputQuantized, Quantized, TensorQuantizer
+from fxq.nn.quantized_layer import quantizer_name
 from fxq.record import Record
 from fxq.state import State, find_state
 
@@ -40,7 +43,7 @@ def _is_silent(node: Node) -> bool:
 
 
 def _explain_node(node: Node, state: State) -> NodeExplanation:
-    quantized = (*_inputs(node), *_weights(node, state.record))
+    quantized = (*_inputs(node), *_own(node, state.record))
     return NodeExplanation(
         node=node.name,
         path=module_path(node) if node.op == "call_module" else f"{module_path(node)}.{node.name}".lstrip("."),
@@ -78,33 +81,49 @@ def _inputs(node: Node) -> list[QuantizedTensor]:
     return found
 
 
-def _weights(node: Node, record: Record) -> list[QuantizedTensor]:
+def _own(node: Node, record: Record) -> list[QuantizedTensor]:
+    """Return what the module that ``node`` calls quantizes itself: tensors inside of it, and its weights."""
     module = module_of(node) if node.op == "call_module" else None
-    if not isinstance(module, WeightQuantized) or not module.weight_quantizer.is_enabled:
+    if not isinstance(module, Quantized):
         return []
+    role: str = "input" if isinstance(module, InputQuantized) else "inside"
+    named = [(role, name, quantizer) for name, quantizer in module.activations()]
+    named += [("weight", quantizer_name(name), quantizer) for name, _, quantizer in module.weights()]
     entries = [entry for entry in record.of("swap_modules", "edit") if entry.path == node.target]
-    quantizer = module.weight_quantizer
     return [
         QuantizedTensor(
-            role="weight",
+            role=role,
             position=None,
-            quantizer=f"{node.target}._weight_quantizer",
+            quantizer=f"{node.target}.{name}",
             descriptor=str(quantizer.descriptor),
             range=range_text(quantizer),
             pass_name="swap_modules" if entries else "by hand",
             why=entries[0].text if entries else "placed by hand",
         )
+        for role, name, quantizer in named
+        if quantizer.is_enabled
     ]
 
 
 def range_text(quantizer: TensorQuantizer) -> str:
     """Return the range of a quantizer in words."""
+    if quantizer.descriptor.is_dynamic:
+        return "each tensor's own"
     if not quantizer.has_range:
         return "not calibrated"
     low, high = (bound.detach() for bound in quantizer.range)
     if low.numel() == 1:
         return f"[{float(low):.4g}, {float(high):.4g}]"
     return f"±{float(high.min()):.4g} to ±{float(high.max()):.4g}"
+
+
+def _is_opaque(node: Node) -> bool:
+    """Return whether a function of the model's author is called as one operation, such as Swin's window attention."""
+    return (
+        kind(node) == "other"
+        and isinstance(node.target, FunctionType)
+        and not node.target.__module__.startswith("torch.")
+    )
 
 
 def _why_not(node: Node, state: State) -> str:
@@ -114,8 +133,13 @@ def _why_not(node: Node, state: State) -> str:
     if skipped:
         return "; ".join(dict.fromkeys(entry.text for entry in skipped))
     target, found = state.settings.target.name, kind(node)
+    reason = state.settings.target.reason(found)
+    if reason is not None:
+        return reason
     if found in MOVES_DATA or found == "max_pool":
         return "only moves data, and needs no quantizer of its own"
     if found in state.settings.target.fused_activations:
         return f"{target} computes it in the epilogue of the operation before it"
+    if _is_opaque(node):
+        return "torch.fx.wrap makes it one operation, whose products and weights the compiler does not see"
     return f"{target} runs it in float"

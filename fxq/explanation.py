@@ -17,11 +17,12 @@ class QuantizedTensor:
     """One tensor that a node reads in quantized form.
 
     Args:
-        role: "input", "residual", "output" (quantized where it was produced) or "weight".
-        position: argument position at the node; None for a weight.
+        role: "input", "residual", "output" (quantized where it was produced), "inside" (in the computation of a module
+            such as an LSTM) or "weight".
+        position: argument position at the node; None for what a module quantizes itself.
         quantizer: module path of the quantizer.
         descriptor: how it is quantized, in words.
-        range: the fitted range in words, "not calibrated" before.
+        range: the fitted range in words; "not calibrated" before, "each tensor's own" where it is measured as it runs.
         pass_name: which pass planned it.
         why: the pass's reason.
     """
@@ -127,7 +128,8 @@ class Explanation:
 
 def _role(tensor: QuantizedTensor) -> str:
     if tensor.position is None:
-        return tensor.role
+        name = tensor.quantizer.rpartition(".")[2].strip("_").removesuffix("_quantizer")
+        return tensor.role if name == tensor.role else f"{tensor.role} {name.removeprefix('weight_')}"
     # What was quantized where it was produced is an input here all the same.
     return f"{'input' if tensor.role == 'output' else tensor.role} {tensor.position}"
 

@@ -1,12 +1,13 @@
 """Recipe: what to quantize, how, for which target, by which passes. Data in, text out, and back (TOML)."""
 
 import dataclasses
-import importlib
+import difflib
 import itertools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import tomli_w
@@ -14,9 +15,10 @@ from torch import nn
 
 from fxq.errors import FxqError, RecipeError
 from fxq.passbase import Pass
-from fxq.quant.descriptor import CALIBRATORS
+from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor
 from fxq.quant.qconfig import QConfig, Rule
 from fxq.registry import create_pass
+from fxq.rule_text import config_from_dict, rule_from_dict, rule_to_dict
 from fxq.stage import Stage
 from fxq.target import TARGETS, Target, get_target
 
@@ -43,6 +45,10 @@ DEFAULT_PASSES = tuple(
         "lower_to_qdq",
     )
 )  # fmt: skip
+
+
+# "dynamic" observes nothing: it is part of a descriptor, as in the recipe of that name.
+_OBSERVERS = tuple(name for name in CALIBRATORS if name != "dynamic")
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class Recipe:
             object.__setattr__(self, "name", self.name or self.target)
         elif not isinstance(self.target, Target):
             raise RecipeError(f"target must be a name or a fxq.Target, got {self.target!r}")
-        if self.calibrator not in CALIBRATORS:
-            raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(CALIBRATORS)}")
+        if self.calibrator not in _OBSERVERS:
+            raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(_OBSERVERS)}")
         if not isinstance(self.default, QConfig):
             raise RecipeError(f"default must be a fxq.QConfig, got {self.default!r}")
         if isinstance(self.leaf_modules, str):
@@ -148,7 +154,7 @@ class Recipe:
             fields["leaf_modules"] = list(self.leaf_modules)
         if self.default != QConfig():
             fields["default"] = self.default.to_dict()
-        fields["rules"] = [_rule_to_dict(rule) for rule in self.rules]
+        fields["rules"] = [rule_to_dict(rule) for rule in self.rules]
         fields["passes"] = [
             {"name": spec.name, **({"options": dict(spec.options)} if spec.options else {})} for spec in self.passes
         ]
@@ -173,12 +179,12 @@ class Recipe:
         if unknown:
             raise RecipeError(f"unknown entry {unknown[0]!r} in the recipe; there are {', '.join(sorted(known))}")
         if "target" not in fields:
-            raise RecipeError(f"the recipe names no target; there are {', '.join(sorted(TARGETS))}")
+            raise RecipeError(f"the recipe names no target; there are {', '.join(TARGETS)}")
         values = {"name": fields["target"], **fields}
         if "default" in fields:
-            values["default"] = _config_from_dict(fields["default"])
+            values["default"] = config_from_dict(fields["default"])
         if "rules" in fields:
-            values["rules"] = tuple(_rule_from_dict(rule) for rule in _tables(fields, "rules"))
+            values["rules"] = tuple(rule_from_dict(rule) for rule in _tables(fields, "rules"))
         if "passes" in fields:
             values["passes"] = tuple(_spec_from_dict(spec) for spec in _tables(fields, "passes"))
         return cls(**values)
@@ -191,17 +197,17 @@ class Recipe:
 
 
 def recipe(name: str | Path | Recipe) -> Recipe:
-    """Return the recipe of a built-in target by name, or read one from a TOML file.
+    """Return a built-in recipe by name, one of RECIPES, or read one from a TOML file.
 
     Raises:
-        RecipeError: there is no such target and no such file.
+        RecipeError: there is no such recipe and no such file.
     """
     if isinstance(name, Recipe):
         return name
     if not isinstance(name, str | Path):
         raise RecipeError(f"a recipe is a name, a .toml file or a fxq.Recipe, got {type(name).__name__}")
-    if str(name) in TARGETS:
-        return Recipe(name=str(name), target=str(name))
+    if str(name) in RECIPES:
+        return RECIPES[str(name)]
     path = Path(name)
     if path.suffix == ".toml":
         try:
@@ -210,7 +216,9 @@ def recipe(name: str | Path | Recipe) -> Recipe:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
         except FxqError as error:
             raise RecipeError(f"{path}: {error}") from error
-    raise RecipeError(f"unknown recipe {str(name)!r}; there are {', '.join(sorted(TARGETS))}, or name a .toml file")
+    close = difflib.get_close_matches(str(name), RECIPES, n=1)
+    hint = f"did you mean {close[0]!r}? There" if close else "there"
+    raise RecipeError(f"unknown recipe {str(name)!r}; {hint} are {', '.join(RECIPES)}, or name a .toml file")
 
 
 def _as_rule(rule: Any) -> Rule:
@@ -236,48 +244,6 @@ def _tables(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return tables
 
 
-def _config_from_dict(fields: Any) -> QConfig:
-    if not isinstance(fields, dict) or not all(isinstance(part, dict) for part in fields.values()):
-        raise RecipeError(f"a config has the tables 'activation' and 'weight', got {fields!r}")
-    return QConfig.from_dict(fields)
-
-
-def _rule_to_dict(rule: Rule) -> dict[str, Any]:
-    if isinstance(rule.match, str):
-        match: dict[str, Any] = {"match": rule.match}
-    elif isinstance(rule.match, type):
-        match = {"type": f"{rule.match.__module__}.{rule.match.__qualname__}"}
-        _module_type(match["type"])  # a class inside of a function cannot be found again by its name
-    else:
-        raise RecipeError(f"rule {rule} matches by a predicate, which cannot be written as text; use a glob or a type")
-    return {**match, "float": True} if rule.config is None else {**match, **rule.config.to_dict()}
-
-
-def _rule_from_dict(fields: Mapping[str, Any]) -> Rule:
-    rest = {name: value for name, value in fields.items() if name not in ("match", "type", "float")}
-    if ("match" in fields) == ("type" in fields):
-        raise RecipeError(f"a rule has either 'match' (a glob) or 'type' (a module class), got {dict(fields)}")
-    if fields.get("float", False) and rest:
-        raise RecipeError(f"a rule with float = true has no descriptors, got {dict(fields)}")
-    config = None if fields.get("float", False) else _config_from_dict(rest)
-    return Rule(fields["match"] if "match" in fields else _module_type(fields["type"]), config)
-
-
-def _module_type(name: str) -> type[nn.Module]:
-    # A recipe is data: naming a type must not run code, so only what is imported already is found.
-    module, _, attribute = name.rpartition(".")
-    if module == "torch.nn":
-        module_object: Any = importlib.import_module("torch.nn")
-    else:
-        import sys  # noqa: PLC0415 - the table of what is imported, needed here only
-
-        module_object = sys.modules.get(module)
-    found = getattr(module_object, attribute, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise RecipeError(f"rule type {name!r} is not a module class that is imported; import it first, or use a glob")
-    return found
-
-
 def _spec_from_dict(fields: Mapping[str, Any]) -> PassSpec:
     unknown = sorted(set(fields) - {"name", "options"})
     if unknown or "name" not in fields:
@@ -288,3 +254,19 @@ def _spec_from_dict(fields: Mapping[str, Any]) -> PassSpec:
     # Lists become tuples, as everywhere in a recipe, so that it stays hashable and equal to what was written.
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return PassSpec(fields["name"], tuple(found.items()))
+
+
+_INT4_IN_BLOCKS = QConfig(weight=QuantDescriptor(num_bits=4, axis=0, block_size=32))
+
+# Built where all that a recipe checks itself with is defined.
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        **{name: Recipe(target=name) for name in TARGETS},
+        # Convolutions, recurrent layers and tables have few weights, or need them precise: they keep 8 bits.
+        "weight_only_int4": Recipe(
+            "weight_only_int4",
+            "weight_only",
+            rules=(Rule(nn.Linear, _INT4_IN_BLOCKS), Rule(nn.MultiheadAttention, _INT4_IN_BLOCKS)),
+        ),
+    }
+)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.small import images, residual
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
@@ -84,6 +85,26 @@ def test_data_for_programs_is_plain_and_counts_by_role(calibrated: GraphModule) 
     assert data["target"] == "tensorrt"
     assert data["counts"] == {"input": 2, "residual": 1, "weight": 2}
     assert data["nodes"][0]["quantized"][0]["quantizer"] == "conv1_input_quantizer"
+
+
+@torch.fx.wrap
+def scaled_product(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight * 0.5
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.expit(scaled_product(x, self.weight))
+
+
+def test_a_wrapped_function_says_that_nobody_looked_inside() -> None:
+    explanation = fxq.explain(fxq.prepare(Wrapped().eval(), torch.ones(2, 4), "dynamic"))
+    assert explanation["scaled_product"].reason.startswith("torch.fx.wrap makes it one operation")
+    assert [node.reason for node in explanation.nodes[1:]] == ["dynamic runs it in float"]
 
 
 def test_a_node_that_is_not_there_is_a_key_error(calibrated: GraphModule) -> None:

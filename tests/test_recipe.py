@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fxq
-from fxq.recipe import DEFAULT_PASSES
+from fxq.recipe import DEFAULT_PASSES, RECIPES
 
 INT4 = fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0))
 
@@ -44,7 +44,14 @@ def test_a_recipe_with_everything_comes_back_from_text() -> None:
     assert hash(fxq.Recipe.from_toml(recipe.to_toml())) == hash(recipe)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_that_comes_with_fxq_is_found_by_name_and_comes_back_from_text(name: str) -> None:
+    recipe = fxq.recipe(name)
+    assert recipe.name == name
+    assert fxq.Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only"])
 def test_a_built_in_recipe_comes_back_from_text(target: str) -> None:
     recipe = fxq.recipe(target)
     assert fxq.Recipe.from_toml(recipe.to_toml()) == recipe
@@ -54,6 +61,22 @@ def test_a_built_in_recipe_comes_back_from_text(target: str) -> None:
 def test_a_target_of_ones_own_that_equals_a_built_in_one_is_written_by_name() -> None:
     recipe = fxq.recipe("tensorrt").replace(target=fxq.get_target("tensorrt"))
     assert fxq.Recipe.from_toml(recipe.to_toml()).resolved_target == recipe.resolved_target
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [fxq.QuantDescriptor(num_bits=4, axis=0, block_size=64), fxq.QuantDescriptor(num_bits=(4, 3), axis=0)],
+    ids=["blocks", "float8"],
+)
+def test_blocks_and_float8_come_back_from_text(descriptor: fxq.QuantDescriptor) -> None:
+    config = fxq.QConfig(weight=descriptor)
+    recipe = fxq.recipe("weight_only").replace(default=config).with_rules(("fc", config))
+    assert fxq.Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+def test_dynamic_is_no_calibrator_of_a_recipe() -> None:
+    with pytest.raises(fxq.RecipeError, match="unknown calibrator 'dynamic'; choose one of max"):
+        fxq.recipe("tensorrt").replace(calibrator="dynamic")
 
 
 def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
@@ -174,6 +197,8 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
         fxq.recipe(path)
     with pytest.raises(fxq.RecipeError, match=r"cannot read the recipe .*none.toml: No such file"):
         fxq.recipe(tmp_path / "none.toml")
+    with pytest.raises(fxq.RecipeError, match=r"unknown recipe 'weightonly'; did you mean 'weight_only'\? There are"):
+        fxq.recipe("weightonly")
     with pytest.raises(fxq.RecipeError, match=r"unknown recipe 'tpu'; there are .*, or name a .toml file"):
         fxq.recipe("tpu")
 

@@ -18,7 +18,7 @@ class Calibrator(ABC):
     """Base of the calibrators.
 
     Args:
-        num_bits: 2 to 16; the methods that weigh rounding error (mse, entropy) need it.
+        num_bits: 2 to 16, or (4, 3) for float8 e4m3; the methods that weigh rounding error (mse, entropy) need it.
         axis: dimensions that KEEP their own range (negative allowed), None for one range for the tensor.
         unsigned: codes start at 0, so a symmetric range is [0, amax].
         symmetric: fit [-amax, amax]; False fits [low, high].
@@ -29,7 +29,7 @@ class Calibrator(ABC):
 
     def __init__(
         self,
-        num_bits: int = 8,
+        num_bits: int | tuple[int, int] = 8,
         axis: int | tuple[int, ...] | None = None,
         unsigned: bool = False,
         symmetric: bool = True,
@@ -38,8 +38,8 @@ class Calibrator(ABC):
         self._descriptor = QuantDescriptor(num_bits=num_bits, axis=axis, unsigned=unsigned, symmetric=symmetric)
 
     @property
-    def num_bits(self) -> int:
-        """Bits of the integer codes."""
+    def num_bits(self) -> int | tuple[int, int]:
+        """Bits of the codes; (4, 3) for float8 e4m3."""
         return self._descriptor.num_bits
 
     @property

@@ -2,7 +2,8 @@
 
 Bin j holds the values with ``floor(x / width) = j``, the quotient computed in float32. That is what torch.histc and
 numpy.histogram compute over the same edges, up to values within a rounding of an edge. Because the rule does not know
-where the histogram ends, widening never moves a count and the order of the batches does not matter.
+where the histogram ends, widening never moves a count and the order of the batches does not matter. The one exception,
+values exactly on the end of the first range, is kept apart in ``closed_end.py``.
 """
 
 import math

@@ -16,6 +16,7 @@ from torch import Tensor
 from fxq.errors import RangeError
 from fxq.quant.affine import affine_dequant, affine_params, affine_quant, symmetric_scale
 from fxq.quant.descriptor import integer_bounds
+from fxq.quant.float8 import fake_scaled_e4m3
 
 # float32 values in one block of candidates x bins: small enough for the cache.
 BLOCK = 2**17
@@ -24,14 +25,19 @@ MAX_ROUNDS = 16
 
 
 def fit_mse(
-    counts: Tensor, edges: Tensor, num_bits: int = 8, unsigned: bool = False, stride: int = 1, start_bin: int = 128
+    counts: Tensor,
+    edges: Tensor,
+    num_bits: int | tuple[int, int] = 8,
+    unsigned: bool = False,
+    stride: int = 1,
+    start_bin: int = 128,
 ) -> float:
     """Return amax: the centre with the least error, the first one of equals.
 
     Args:
         counts: counts of |x|, shape (bins,).
         edges: shape (bins + 1,).
-        num_bits, unsigned: the integer format.
+        num_bits, unsigned: the format; (4, 3) for float8 e4m3.
         stride, start_bin: candidates are the centres of bins ``start_bin, start_bin + stride, ...``.
 
     Raises:
@@ -40,10 +46,13 @@ def fit_mse(
     check_candidates(len(counts) - 1, stride, start_bin)
     centres = bin_centres(edges)
     candidates = centres[start_bin::stride]
-    hi = integer_bounds(num_bits, unsigned, narrow_range=False)[1]
     held, held_counts = _non_empty(centres, counts)
     rows = max(1, BLOCK // len(held))
-    errors = [_symmetric_errors(held, held_counts, block, hi) for block in torch.split(candidates, rows)]
+    if isinstance(num_bits, tuple):
+        errors = [_float8_errors(held, held_counts, block) for block in torch.split(candidates, rows)]
+    else:
+        hi = integer_bounds(num_bits, unsigned, narrow_range=False)[1]
+        errors = [_symmetric_errors(held, held_counts, block, hi) for block in torch.split(candidates, rows)]
     return float(candidates[torch.cat(errors).argmin()])
 
 
@@ -93,6 +102,12 @@ def _symmetric_errors(centres: Tensor, counts: Tensor, amax: Tensor, hi: int) ->
     """Return the error of each candidate, shape (candidates,). Fake quantization as in fake_tensor_quant, in place."""
     scale = symmetric_scale(amax, hi)[:, None]
     quantized = torch.mul(centres, scale).round_().clamp_(max=hi).div_(scale)  # candidates, bins
+    return quantized.double().sub_(centres).square_() @ counts
+
+
+def _float8_errors(centres: Tensor, counts: Tensor, amax: Tensor) -> Tensor:
+    """Return the error of each candidate, shape (candidates,)."""
+    quantized = fake_scaled_e4m3(centres, amax[:, None])  # candidates, bins
     return quantized.double().sub_(centres).square_() @ counts
 
 

@@ -24,12 +24,12 @@ def fit_percentile(counts: Tensor, edges: Tensor, percentile: float) -> float:
     Raises:
         RangeError: ``percentile`` is out of range.
     """
-    return float(edges[_first_reaching(counts, _checked_share(percentile))])
+    return float(edges[_first_reaching(counts, checked_share(percentile))])
 
 
 def fit_percentile_affine(counts: Tensor, edges: Tensor, percentile: float) -> tuple[float, float]:
     """Return low and high, which hold 0; arguments and errors of :func:`fit_percentile`, over signed bins."""
-    share = _checked_share(percentile)
+    share = checked_share(percentile)
     if edges[0] < 0 < edges[-1]:
         share = (1 + share) / 2
     high = float(edges[_first_reaching(counts, share)])
@@ -37,12 +37,14 @@ def fit_percentile_affine(counts: Tensor, edges: Tensor, percentile: float) -> t
     return min(low, 0.0), max(high, 0.0)
 
 
-def _checked_share(percentile: float) -> float:
+def checked_share(percentile: float) -> float:
+    """Return percentile / 100; RangeError if that is no share."""
     if not 0 <= percentile <= 100:
         raise RangeError("Invalid percentile. Must be in range 0 <= percentile <= 100.")
     return percentile / 100
 
 
 def _first_reaching(counts: Tensor, share: float) -> int:
-    shares = counts.cumsum(0).double() / counts.sum()
+    # Divided, then summed, as in pytorch-quantization: its rounding decides where a share is p but for the last digit.
+    shares = (counts.double() / counts.sum()).cumsum(0)
     return int(torch.searchsorted(shares, torch.tensor([share], dtype=torch.float64, device=shares.device)))

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from fxq.calib.base import Calibrator, not_finite_error
 from fxq.calib.bins import MAX_BINS, Bins
+from fxq.calib.closed_end import ClosedEnd
 from fxq.calib.fit_entropy import fit_entropy, fit_entropy_affine
 from fxq.calib.fit_mse import fit_mse, fit_mse_affine
-from fxq.calib.fit_percentile import fit_percentile, fit_percentile_affine
+from fxq.calib.fit_percentile import checked_share, fit_percentile, fit_percentile_affine
 from fxq.calib.minmax import flat_view
 from fxq.errors import CalibrationError, DescriptorError
 
@@ -44,7 +45,7 @@ class HistogramCalibrator(Calibrator):
 
     def __init__(  # noqa: PLR0913 - pytorch-quantization's arguments in its order
         self,
-        num_bits: int = 8,
+        num_bits: int | tuple[int, int] = 8,
         axis: int | tuple[int, ...] | None = None,
         unsigned: bool = False,
         num_bins: int = 2048,
@@ -68,6 +69,8 @@ class HistogramCalibrator(Calibrator):
     def reset(self) -> None:
         """Forget every batch."""
         self._bins: Bins | None = None
+        self._first_end = 0  # number of the bin behind the first range
+        self._closed: ClosedEnd | None = None  # known once a symmetric range has grown
         self._low, self._high = math.inf, -math.inf
         self._early_zeros = 0  # seen before the first range was known
         self._device = torch.device("cpu")
@@ -75,12 +78,12 @@ class HistogramCalibrator(Calibrator):
     @property
     def counts(self) -> Tensor | None:
         """Count of each bin, int64 on the CPU, shape (bins,); None before the first value that is not 0."""
-        return None if self._bins is None else self._bins.over_range(*self._span(), self.num_bins)[0]
+        return None if self._bins is None else self._histogram(self._bins)[0]
 
     @property
     def edges(self) -> Tensor | None:
         """Edges of the bins, float64 on the CPU, shape (bins + 1,); None before the first value that is not 0."""
-        return None if self._bins is None else self._bins.over_range(*self._span(), self.num_bins)[1]
+        return None if self._bins is None else self._histogram(self._bins)[1]
 
     @torch.no_grad()
     def collect(self, x: Tensor) -> None:
@@ -104,11 +107,19 @@ class HistogramCalibrator(Calibrator):
     def _widened(self, device: torch.device) -> Bins:
         """Return bins that hold everything seen, with the zeros that came before them."""
         span = self._span()
-        if self._bins is not None:
-            return self._bins.widened(*span)
-        bins = Bins.over(*span, self.num_bins, device).with_zeros(self._early_zeros)
-        self._early_zeros = 0
+        if self._bins is None:
+            bins = Bins.over(*span, self.num_bins, device).with_zeros(self._early_zeros)
+            self._early_zeros, self._first_end = 0, len(bins.over_range(*span, self.num_bins)[0])
+            return bins
+        bins = self._bins.widened(*span)
+        if self.symmetric and self._closed is None and len(bins.counts) > len(self._bins.counts):
+            self._closed = ClosedEnd.of(self._bins, self._first_end)
         return bins
+
+    def _histogram(self, bins: Bins) -> tuple[Tensor, Tensor]:
+        """Return counts and edges of the bins that the range needs, on the CPU."""
+        counts, edges = bins.over_range(*self._span(), self.num_bins)
+        return (counts if self._closed is None else self._closed.applied(counts, bins.width)), edges
 
     def _span(self) -> tuple[float, float]:
         """Return the range that the bins cover; it holds 0."""
@@ -128,19 +139,39 @@ class HistogramCalibrator(Calibrator):
         if self._low > self._high:
             self._device = other._device
         self._low, self._high = min(self._low, other._low), max(self._high, other._high)
-        if self._bins is None or other._bins is None:
-            self._bins = self._bins or other._bins
-        else:
-            self._bins = self._bins.merged(other._bins)
+        if self._bins is None:
+            self._bins, self._first_end, self._closed = other._bins, other._first_end, other._closed
+        elif other._bins is not None:
+            self._merge_bins(self._bins, other, other._bins)
         self._early_zeros += other._early_zeros
         if self._bins is not None:
             self._bins = self._bins.with_zeros(self._early_zeros)
             self._early_zeros = 0
 
+    def _merge_bins(self, bins: Bins, other: Self, others: Bins) -> None:
+        merged = bins.merged(others)
+        mine, theirs = self._closed_in(merged), other._closed_in(merged)
+        if mine is not None and theirs is not None:
+            # Once grown, later batches have no closed end.
+            mine = mine if self._closed is not None else mine.joined(theirs)
+        if merged.width != bins.width:
+            self._first_end = other._first_end
+        self._bins, self._closed = merged, mine or theirs
+
+    def _closed_in(self, merged: Bins) -> ClosedEnd | None:
+        """Return the closed end of the first range if ``merged``, which holds it, has grown beyond it."""
+        if self._bins is None or not self.symmetric or self._bins.width != merged.width:
+            return None
+        if self._closed is None and len(merged.counts) > len(self._bins.counts):
+            return ClosedEnd.of(self._bins, self._first_end)
+        return self._closed
+
     def _fit(self, method: str | None, percentile: float, stride: int, start_bin: int) -> tuple[Tensor, Tensor] | None:
         method = method or DEFAULT_METHOD
         if method not in METHODS:
             raise CalibrationError(f"unknown calibration method {method!r}; choose one of {', '.join(METHODS)}")
+        if method == "percentile":
+            checked_share(percentile)  # a mistake is one whether or not there is data
         if self._low > self._high:
             return None
         low, high = self._fit_bounds(method, percentile, stride, start_bin)
@@ -152,14 +183,21 @@ class HistogramCalibrator(Calibrator):
             return 0.0, 0.0
         if method == "max":
             return self._span()
-        counts, edges = self._bins.over_range(*self._span(), self.num_bins)
+        counts, edges = self._histogram(self._bins)
         if method == "percentile":
             if self.symmetric:
                 return 0.0, fit_percentile(counts, edges, percentile)
             return fit_percentile_affine(counts, edges, percentile)
+        if method == "mse" and self.symmetric:
+            return 0.0, fit_mse(counts, edges, self.num_bits, self.unsigned, stride, start_bin)
+        if isinstance(self.num_bits, tuple):
+            raise CalibrationError(
+                "entropy merges bins into equal groups, one for each integer code, and float8 codes are not equally "
+                "far apart: use method 'mse', 'percentile' or 'max'"
+            )
         search = (self.num_bits, self.unsigned, stride, start_bin)
         if self.symmetric:
-            return 0.0, (fit_mse if method == "mse" else fit_entropy)(counts, edges, *search)
+            return 0.0, fit_entropy(counts, edges, *search)
         return (fit_mse_affine if method == "mse" else fit_entropy_affine)(counts, edges, *search)
 
     def _options(self) -> dict[str, object]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxq.calib.minmax import MinMaxCalibrator
+from fxq.quant.blocks import block_amax
 
 
 class MaxCalibrator(MinMaxCalibrator):
@@ -17,19 +18,33 @@ class MaxCalibrator(MinMaxCalibrator):
     Args:
         num_bits, axis, unsigned, symmetric: those of :class:`Calibrator`.
         track_amax: keep the amax of each batch in ``amaxs``; the one option whose state grows with the batches.
+        block_size: as in QuantDescriptor, for weights of shape (out, in) with ``axis=0``: amax has shape (out, blocks).
     """
 
     def __init__(
         self,
-        num_bits: int = 8,
+        num_bits: int | tuple[int, int] = 8,
         axis: int | tuple[int, ...] | None = None,
         unsigned: bool = False,
         track_amax: bool = False,
         symmetric: bool = True,
+        block_size: int | None = None,
     ) -> None:
         super().__init__(num_bits, axis, unsigned, symmetric)
+        self._descriptor = self._descriptor.replace(block_size=block_size)
         self.track_amax = track_amax
         self.amaxs: list[Tensor] = []
+
+    @property
+    def block_size(self) -> int | None:
+        """How many inputs of a row share a range; None without blocks."""
+        return self._descriptor.block_size
+
+    def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.block_size is None:
+            return super()._measured(x)
+        amax = block_amax(x, self.block_size)
+        return -amax, amax
 
     def _update(self, low: Tensor, high: Tensor) -> None:
         super()._update(low, high)
@@ -46,4 +61,4 @@ class MaxCalibrator(MinMaxCalibrator):
         self.amaxs.clear()
 
     def _options(self) -> dict[str, object]:
-        return {**super()._options(), "track_amax": self.track_amax}
+        return {**super()._options(), "track_amax": self.track_amax, "block_size": self.block_size}

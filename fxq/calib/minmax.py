@@ -21,7 +21,7 @@ class MinMaxCalibrator(Calibrator):
 
     def __init__(
         self,
-        num_bits: int = 8,
+        num_bits: int | tuple[int, int] = 8,
         axis: int | tuple[int, ...] | None = None,
         unsigned: bool = False,
         symmetric: bool = False,
@@ -40,13 +40,16 @@ class MinMaxCalibrator(Calibrator):
         """
         if x.numel() == 0:
             return
-        low, high = lowest_and_highest(x, self._descriptor.axes)
+        low, high = self._measured(x)
         if self._low is not None and self._low.shape != low.shape:
             raise CalibrationError(
                 f"amax shape changed from {tuple(self._low.shape)} to {tuple(low.shape)}: a tensor calibrated along "
                 f"axis {self.axis} must keep its size there; use axis=None or feed inputs of one size"
             )
         self._update(low, high)
+
+    def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return lowest_and_highest(x, self._descriptor.axes)
 
     def _update(self, low: Tensor, high: Tensor) -> None:
         self._low = low if self._low is None else torch.minimum(self._low, low)

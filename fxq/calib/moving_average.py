@@ -24,7 +24,7 @@ class MovingAverageMinMaxCalibrator(MinMaxCalibrator):
 
     def __init__(
         self,
-        num_bits: int = 8,
+        num_bits: int | tuple[int, int] = 8,
         axis: int | tuple[int, ...] | None = None,
         unsigned: bool = False,
         averaging_constant: float = 0.01,

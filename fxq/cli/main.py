@@ -10,6 +10,7 @@ from fxq.cli import options
 from fxq.cli.calibration_data import DataSource
 from fxq.cli.console import CommandGroup, print_plain
 from fxq.cli.demo import DemoOptions, run_demo
+from fxq.cli.example_inputs import ExampleSource
 from fxq.cli.explain import run_explain
 from fxq.cli.images import ImageOptions
 from fxq.cli.models import ModelSource
@@ -74,7 +75,8 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     calibrator: options.Calibrator = None,
     leave_in_float: options.LeaveInFloat = None,
     verify: options.Verify = False,
-    calib_data: options.CalibData,
+    calib_data: options.CalibData = None,
+    input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 32,
     num_samples: options.NumSamples = 512,
     image_size: options.ImageSize = 224,
@@ -87,10 +89,16 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
 ) -> None:
     """Quantize a model and write it as a checked QDQ ONNX file."""
     images = ImageOptions(image_size, resize, mean, std)  # type: ignore[arg-type]  # parsed by options.Mean
+    choice = RecipeChoice(recipe, calibrator, tuple(leave_in_float or ()))
+    if calib_data is None and choice.resolve().resolved_target.needs_data:
+        raise typer.BadParameter(
+            f"the recipe {recipe} needs typical inputs; dynamic and weight_only do not", param_hint="--calib-data"
+        )
     job = QuantizeJob(
         model=ModelSource(model, weights, num_classes),
-        data=DataSource(calib_data, batch_size, num_samples, images),
-        recipe=RecipeChoice(recipe, calibrator, tuple(leave_in_float or ())),
+        data=None if calib_data is None else DataSource(calib_data, batch_size, num_samples, images),
+        example=ExampleSource(input_shape, images),  # type: ignore[arg-type]  # parsed by options.InputShape
+        recipe=choice,
         out=out,
         static_batch=static_batch,
         verify=verify,
@@ -120,6 +128,6 @@ def passes(as_json: options.AsJson = False) -> None:
 
 
 @app.command(epilog="[dim]Example:[/] fxq recipe tensorrt > mine.toml")
-def recipe(name: Annotated[str, typer.Argument(help="tensorrt, onnxruntime, openvino, or a .toml file.")]) -> None:
+def recipe(name: Annotated[str, typer.Argument(help="As of --recipe, such as tensorrt, or a .toml file.")]) -> None:
     """Print a recipe as TOML: edit it, and pass the file to --recipe."""
     run_recipe(name)

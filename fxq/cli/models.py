@@ -35,7 +35,12 @@ class ModelSource:
     @property
     def has_random_weights(self) -> bool:
         """Would the model be untrained? A callable may load weights of its own."""
-        return self.weights is None and self.spec.partition(":")[0] in _LIBRARIES
+        return self.weights is None and self.is_image_model
+
+    @property
+    def is_image_model(self) -> bool:
+        """Does the model come from a library of image models?"""
+        return self.spec.partition(":")[0] in _LIBRARIES
 
 
 def load_model(source: ModelSource) -> nn.Module:

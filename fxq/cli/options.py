@@ -42,11 +42,11 @@ NumClasses = Annotated[
     typer.Option(min=1, metavar="N", help="Outputs of a torchvision or timm model.", show_default=False),
 ]
 CalibData = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         metavar="PATH",
         help="A folder of images, a .npy array, or an .npz file with an array for each input. Typical inputs, "
-        "prepared as in training; some hundred are enough.",
+        "prepared as in training; some hundred are enough. The recipes dynamic and weight_only need none.",
         show_default=False,
         rich_help_panel=_DATA,
     ),
@@ -80,7 +80,8 @@ Std = Annotated[str, typer.Option(parser=_numbers, metavar="NUMBERS", help="Then
 Recipe = Annotated[
     str,
     typer.Option(
-        help="[bold]tensorrt[/], [bold]onnxruntime[/], [bold]openvino[/], or a .toml file (see fxq recipe).",
+        help="[bold]tensorrt[/], [bold]onnxruntime[/], [bold]openvino[/]; without data [bold]dynamic[/], "
+        "[bold]weight_only[/], [bold]weight_only_int4[/]; or a .toml file (see fxq recipe).",
         metavar="NAME",
         rich_help_panel=_RECIPE,
     ),
@@ -129,7 +130,8 @@ InputShape = Annotated[
     typer.Option(
         parser=_shape,
         metavar="SHAPE",
-        help="Such as 1,3,224,224; for models whose Python tests shapes.",
+        help="Of one floating point input, such as 1,3,224,224: an example for models whose Python tests shapes, and "
+        "in place of calibration data where none is needed.",
         show_default=False,
     ),
 ]
@@ -144,7 +146,11 @@ fxq quantize torchvision:resnet50 --weights resnet50.pt \\
 [dim]Your own model and an array of inputs, its last layer in float:[/]
 fxq quantize my_package.models:make_net --weights net.safetensors \\
   --calib-data inputs.npy --recipe onnxruntime --leave-in-float head \\
-  --out net.onnx"""
+  --out net.onnx
+
+[dim]Ranges measured as it runs, without data:[/]
+fxq quantize my_package.models:make_net --input-shape 1,16,64 \\
+  --recipe dynamic --out net.onnx"""
 
 EXPLAIN_EXAMPLES = """\
 [dim]Examples:[/]

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from fxq import api
 from fxq.batches import describe
-from fxq.calibration import calibrate
+from fxq.calibration import calibrate, observing_quantizers
 from fxq.cli.calibration_data import DataSource, calibration_batches
 from fxq.cli.console import print_note, print_result, print_warning
+from fxq.cli.example_inputs import ExampleSource
 from fxq.cli.models import ModelSource, load_model
 from fxq.cli.quality import sqnr_db
 from fxq.cli.recipes import RecipeChoice
 from fxq.errors import ExportError, ModelError
 from fxq.explain import explain
-from fxq.recipe import Recipe
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
@@ -30,10 +30,14 @@ _JUDGED_SAMPLES = 8
 
 @dataclass(frozen=True)
 class QuantizeJob:
-    """All that ``fxq quantize`` was asked for; ``static_batch`` writes the file for batch size 1."""
+    """All that ``fxq quantize`` was asked for; ``static_batch`` writes the file for batch size 1.
+
+    ``data`` is None where there is none: then ``example`` says what the model takes.
+    """
 
     model: ModelSource
-    data: DataSource
+    data: DataSource | None
+    example: ExampleSource
     recipe: RecipeChoice
     out: Path
     static_batch: bool = False
@@ -50,18 +54,26 @@ def run_quantize(job: QuantizeJob) -> None:
     check_writable(job.out)
     model = load_model(job.model)
     recipe = job.recipe.resolve()
-    batches = calibration_batches(job.data, model)
+    batches = None if job.data is None else calibration_batches(job.data, model)
     if job.model.has_random_weights:
         print_warning(
             f"{job.model.spec} has random weights, so its accuracy and ranges mean nothing; load trained ones with "
             "--weights"
         )
-    judged = tuple(tensor[:_JUDGED_SAMPLES] for tensor in _as_tuple(next(iter(batches))))
-    expected = _float_outputs(model, judged, job.data.path)
+    inputs = job.example.make(job.model, model) if batches is None else _as_tuple(next(iter(batches)))
+    judged = tuple(tensor[:_JUDGED_SAMPLES] for tensor in inputs)
+    expected = _float_outputs(model, judged, "an input of --input-shape" if job.data is None else str(job.data.path))
     print_note(f"{type(model).__name__}: placing quantizers for {recipe.name}")
     prepared = api.prepare(model, tuple(tensor[:1] for tensor in judged), recipe, verify=job.verify)
-    print_note(f"calibrating on {len(batches)} batches")
-    calibrate(prepared, batches)
+    waiting = observing_quantizers(prepared)
+    if waiting and batches is None:
+        raise ModelError(
+            f"the recipe {recipe.name!r} needs calibration data, for {len(waiting)} quantizers: give --calib-data, or "
+            "take a recipe that needs none (dynamic, weight_only)"
+        )
+    if waiting and batches is not None:
+        print_note(f"calibrating on {len(batches)} batches")
+        calibrate(prepared, batches)
     converted = api.convert(prepared)
     print_note(f"writing and checking {job.out}")
     report = api.export_onnx(converted, job.out, dynamic_batch=False if job.static_batch else None)
@@ -69,7 +81,9 @@ def run_quantize(job: QuantizeJob) -> None:
         print_result(explain(converted))
     with torch.no_grad():
         sqnr = sqnr_db(expected, converted(*judged))
-    print_result(_summary(report, recipe, explain(converted).counts, sqnr))
+    on = "random inputs" if batches is None else "calibration samples"
+    calibrator = f", calibrator {recipe.calibrator}" if waiting else ""
+    print_result(_summary(report, f"{recipe.name}{calibrator}", explain(converted).counts, f"{sqnr:.1f} dB", on))
 
 
 def check_writable(out: Path) -> None:
@@ -92,30 +106,33 @@ def _as_tuple(batch: Any) -> tuple[Tensor, ...]:
     return batch if isinstance(batch, tuple) else (batch,)
 
 
-def _float_outputs(model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> Any:
+def _float_outputs(model: nn.Module, inputs: tuple[Tensor, ...], origin: str) -> Any:
     """Return what the float model makes of the first samples; a ModelError if it cannot take them."""
     try:
         with torch.no_grad():
             return model(*inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelError(
-            f"{path} does not fit {type(model).__name__}, which fails on {describe(inputs)}: {error}. Write inputs of "
-            "the shape and order that its forward takes; dimension 0 counts samples"
+            f"{origin} does not fit {type(model).__name__}, which fails on {describe(inputs)}: {error}. Write inputs "
+            "of the shape and order that its forward takes; dimension 0 counts samples"
         ) from error
 
 
-def _summary(report: "ExportReport", recipe: Recipe, counts: dict[str, int], sqnr: float) -> Table:
+def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: str, on: str) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     worst = max(report.parity, key=lambda output: output.max_lsb, default=None)
     batch = "dynamic" if report.dynamic_batch else "static"
     table.add_row("wrote", f"[bold]{report.path}[/]")
-    table.add_row("recipe", f"{recipe.name}, calibrator {recipe.calibrator}")
+    table.add_row("recipe", recipe)
     table.add_row("file", f"{report.size_bytes / 1e6:.2f} MB, opset {report.opset}, {batch} batch")
     table.add_row("quantized", ", ".join(f"{count} {role}" for role, count in sorted(counts.items())) or "nothing")
-    table.add_row("quantizers", f"{report.quantize_nodes} QuantizeLinear, {report.dequantize_nodes} DequantizeLinear")
+    quantizers = [f"{report.quantize_nodes} QuantizeLinear", f"{report.dequantize_nodes} DequantizeLinear"]
+    if report.dynamic_nodes:
+        quantizers.append(f"{report.dynamic_nodes} quantized on the fly")
+    table.add_row("quantizers", ", ".join(quantizers))
     if worst is not None:
         table.add_row("ONNX Runtime", f"off by {worst.max_lsb:.2f} LSB at most, {worst.mean_lsb:.3f} on average")
-    table.add_row("SQNR", f"{sqnr:.1f} dB against the float model, on calibration samples")
+    table.add_row("SQNR", f"{sqnr} against the float model, on {on}")
     return table

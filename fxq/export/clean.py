@@ -8,10 +8,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from fxq.export.stored_weights import fold_into_codes
+
 
 def clean(model: ir.Model) -> None:
     """Inline functions, fold constants (never Q/DQ), drop what is unused; ``model`` is modified."""
     common.InlinePass()(model)
+    fold_into_codes(model.graph)
     _make_reshapes_constant(model.graph)
     fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
     _use_global_average_pool(model.graph)
@@ -25,8 +28,11 @@ def clean(model: ir.Model) -> None:
     )(model)
     for node in model.graph:
         # onnxscript writes default attributes; axis means nothing for a scalar scale and misleads readers.
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and _is_scalar(node.inputs[1]):
-            node.attributes.pop("axis", None)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            if _is_scalar(node.inputs[1]):
+                node.attributes.pop("axis", None)
+            if node.attributes.get_int("block_size", 0) == 0:
+                node.attributes.pop("block_size", None)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

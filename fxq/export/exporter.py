@@ -18,10 +18,20 @@ from fxq.export.names import apply_names, input_names_of
 from fxq.export.options import ExportOptions, ExportReport, OutputParity
 from fxq.export.parity import Reference, check_parity
 from fxq.export.qdq_rules import check_qdq, count_ops
+from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
 from fxq.graph.kinds import produces_values
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, DYNAMIC_MATMUL, QUANTIZE
 
+# How many nodes of the file that quantize, dequantize and quantize on the fly an operator becomes.
+_OP_COUNTS = {
+    QUANTIZE: (1, 0, 0),
+    DEQUANTIZE: (0, 1, 0),
+    DEQUANTIZE_LOW_BIT: (0, 1, 0),
+    DYNAMIC_LINEAR: (0, 0, 1),
+    DYNAMIC_MATMUL: (0, 0, 2),
+    DYNAMIC_LSTM_LAYER: (0, 0, 1),
+}
 DEFAULT_OPTIONS = ExportOptions()
 
 
@@ -63,7 +73,7 @@ def export_onnx(
                 os.replace(file, path.parent / file.name)
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
-    quantize_nodes, dequantize_nodes = count_ops(model)
+    quantize_nodes, dequantize_nodes, dynamic_nodes = count_ops(model)
     files = [path.parent / file.name for file in staged_files]
     return ExportReport(
         path=path,
@@ -71,6 +81,7 @@ def export_onnx(
         size_bytes=sum(file.stat().st_size for file in files),
         quantize_nodes=quantize_nodes,
         dequantize_nodes=dequantize_nodes,
+        dynamic_nodes=dynamic_nodes,
         dynamic_batch=options.batch_is_dynamic,
         parity=parity,
         external_data=next((file for file in files if file != path), None),
@@ -112,21 +123,23 @@ def _build(reference: Reference, options: ExportOptions) -> ir.Model:
     opset = max(required_opset(gm), options.rules.minimum_opset)
     model = capture(gm, inputs, opset, options.batch_is_dynamic)
     clean(model)
+    _check_count(gm, model)
+    if options.rules.fast_weight_only:
+        make_weight_only_fast(model)
     apply_names(model, input_names_of(gm, inputs), [name for name, _ in reference.outputs])
     model.graph.name = type(gm).__name__
     model.producer_name, model.producer_version = "fxq", version("fxq")
     model.metadata_props.update(options.metadata)
-    _check_count(gm, model)
     return model
 
 
 def _check_count(gm: fx.GraphModule, model: ir.Model) -> None:
-    live = [node.target for node in gm.graph.nodes if node.users]
-    expected, found = (live.count(QUANTIZE), live.count(DEQUANTIZE)), count_ops(model)
+    live = [_OP_COUNTS[node.target] for node in gm.graph.nodes if node.users and node.target in _OP_COUNTS]
+    expected, found = tuple(map(sum, zip(*live, strict=True))) or (0, 0, 0), count_ops(model)
     if expected != found:
         raise ExportError(
-            f"the graph has {expected[0]} quantize and {expected[1]} dequantize nodes, the ONNX model {found[0]} and "
-            f"{found[1]}: an export step folded or copied quantizers"
+            f"the graph has {expected[0]} quantize, {expected[1]} dequantize and {expected[2]} dynamic operators, the "
+            f"ONNX model {found[0]}, {found[1]} and {found[2]}: an export step folded or copied quantizers"
         )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxq.export.names import named_tensors
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, QUANTIZE
+
+_EXACT = (QUANTIZE, DEQUANTIZE, DEQUANTIZE_LOW_BIT)
 
 # Two units in the last place of the largest value; a float32 convolution in another order is off by about as much.
 UNITS_IN_THE_LAST_PLACE = 2.0
@@ -29,8 +32,11 @@ class _Noisy(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        exact = n.op not in ("call_function", "call_module", "call_method") or n.target in (QUANTIZE, DEQUANTIZE)
-        if exact or not isinstance(result, Tensor) or not result.is_floating_point() or not result.numel():
+        exact = n.op not in ("call_function", "call_module", "call_method") or n.target in _EXACT
+        return result if exact else pytree.tree_map_only(Tensor, self._moved, result)
+
+    def _moved(self, result: Tensor) -> Tensor:
+        if not result.is_floating_point() or not result.numel():
             return result
         step = result.abs().max() * torch.finfo(result.dtype).eps * UNITS_IN_THE_LAST_PLACE
         noise = torch.rand(result.shape, generator=self.generator).to(result) * 2 - 1

@@ -1,9 +1,10 @@
-"""fxq::quantize and fxq::dequantize as ONNX operators, and the opset that a lowered graph needs.
+"""The operators of a lowered graph as ONNX operators, and the opset that it needs. Those of quantization are here.
 
 QuantizeLinear saturates at the ends of its dtype only. Codes that use less of it (4 bits in an int8) get a Clip in
-front, at the values of the outermost codes, so that every runtime computes the same.
+front, at the values of the outermost codes, so that every runtime computes the same. Weights of 4 bits become INT4,
+by a Cast that is taken into the stored tensor later (stored_weights.py).
 
-Source: ONNX operators QuantizeLinear and DequantizeLinear, opsets 13, 19 and 21.
+Source: ONNX operators QuantizeLinear and DequantizeLinear, opsets 13, 19 (float8) and 21 (INT4, blocks).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,10 @@ import torch
 from onnxscript.values import Opset
 from torch import fx
 
+from fxq.export.translate_dynamic import cast, dynamic_translations
+from fxq.export.translate_recurrent import recurrent_translations
+from fxq.quant.descriptor import LARGEST_E4M3
+from fxq.quant.low_bit_ops import DEQUANTIZE_LOW_BIT
 from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
 
 # int8 and uint8, per channel too, are in opset 13, but torch's operator translations start at 18: asking for less
@@ -22,11 +27,13 @@ from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
 BASE_OPSET = 18
 HALF_SCALE_OPSET = 19
 SIXTEEN_BIT_OPSET = 21
+LOW_BIT_OPSET = 21
 # Conv and the pools take bfloat16 from here on.
 BFLOAT_OPSET = 22
 
 _OPSETS = {
     torch.float16: HALF_SCALE_OPSET,
+    torch.float8_e4m3fn: HALF_SCALE_OPSET,
     torch.int16: SIXTEEN_BIT_OPSET,
     torch.uint16: SIXTEEN_BIT_OPSET,
     torch.bfloat16: BFLOAT_OPSET,
@@ -35,13 +42,17 @@ _OPSETS = {
 
 def required_opset(gm: fx.GraphModule) -> int:
     """Return the lowest opset that holds every dtype of a lowered graph."""
+    stored = {name: tensor.dtype for name, tensor in gm.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    # Recurrent and dynamic layers name no dtype; the bias of one shows that the model is in bfloat16.
+    dtypes = {torch.bfloat16} & set(stored.values())
     opset = BASE_OPSET
     for node in gm.graph.nodes:
-        if node.target not in (QUANTIZE, DEQUANTIZE):
-            continue
-        dtype = node.args[-1]
-        opset = max(opset, _OPSETS.get(dtype, BASE_OPSET))
-    return opset
+        if node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_LOW_BIT):
+            codes = str(getattr(node.args[0], "target", ""))
+            dtypes |= {node.args[-1], stored.get(codes, node.args[-1])}
+        if node.target is DEQUANTIZE_LOW_BIT:
+            opset = LOW_BIT_OPSET
+    return max(opset, *(_OPSETS.get(dtype, BASE_OPSET) for dtype in dtypes), BASE_OPSET)
 
 
 def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -51,16 +62,27 @@ def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]
     def quantize(  # noqa: PLR0913 - the signature of fxq::quantize
         x: Any, scale: Any, zero_point: Any, axis: int | None, quant_min: int, quant_max: int, dtype: int
     ) -> Any:
-        scale, zero_point = _cast(op, scale, x.dtype), _cast(op, zero_point, ir.DataType(dtype))
+        scale, zero_point = cast(op, scale, x.dtype), cast(op, zero_point, ir.DataType(dtype))
         if (quant_min, quant_max) != _dtype_bounds(ir.DataType(dtype)):
             x = _clip(op, x, (scale, zero_point, axis), (quant_min, quant_max))
         return op.QuantizeLinear(x, scale, zero_point, **_axis(axis))
 
     def dequantize(q: Any, scale: Any, zero_point: Any, axis: int | None, out_dtype: int) -> Any:
-        scale, zero_point = _cast(op, scale, ir.DataType(out_dtype)), _cast(op, zero_point, q.dtype)
+        scale, zero_point = cast(op, scale, ir.DataType(out_dtype)), cast(op, zero_point, q.dtype)
         return op.DequantizeLinear(q, scale, zero_point, **_axis(axis))
 
-    return {QUANTIZE: quantize, DEQUANTIZE: dequantize}
+    def dequantize_low_bit(codes: Any, step: Any, bits: int, axis: int, block_size: int | None, out_dtype: int) -> Any:
+        packed = op.Cast(codes, to=ir.DataType.INT4) if bits <= 4 else codes
+        block = {} if block_size is None else {"block_size": block_size}
+        return op.DequantizeLinear(packed, cast(op, step, ir.DataType(out_dtype)), axis=axis, **block)
+
+    return {
+        QUANTIZE: quantize,
+        DEQUANTIZE: dequantize,
+        DEQUANTIZE_LOW_BIT: dequantize_low_bit,
+        **dynamic_translations(op),
+        **recurrent_translations(op),
+    }
 
 
 def _clip(op: Opset, x: Any, params: tuple[Any, Any, int | None], bounds: tuple[int, int]) -> Any:
@@ -81,14 +103,12 @@ def _scalar(value: int, dtype: ir.DataType) -> onnx.TensorProto:
     return ir.to_proto(ir.tensor(float(value), dtype=dtype))
 
 
-def _cast(op: Opset, value: Any, dtype: ir.DataType) -> Any:
-    return value if value.dtype == dtype else op.Cast(value, to=dtype)
-
-
 def _axis(axis: int | None) -> dict[str, int]:
     return {} if axis is None else {"axis": axis}
 
 
 def _dtype_bounds(dtype: ir.DataType) -> tuple[int, int]:
+    if dtype == ir.DataType.FLOAT8E4M3FN:
+        return -LARGEST_E4M3, LARGEST_E4M3
     info = torch.iinfo(getattr(torch, dtype.name.lower()))
     return info.min, info.max

@@ -32,6 +32,7 @@ from fxq.graph.plan import (
 )
 from fxq.graph.rewriter import Rewriter
 from fxq.graph.settings import Settings
+from fxq.graph.stored import fit_weights, stored_input, weight_quantizers
 from fxq.graph.text import graph_text
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "aliases",
     "ancestors",
     "check_graph",
+    "fit_weights",
     "free_path",
     "graph_text",
     "has_one_reader",
@@ -71,6 +73,8 @@ __all__ = [
     "produces_tensor",
     "range_group",
     "shape_of",
+    "stored_input",
     "tensor_edges",
+    "weight_quantizers",
     "writes_in_place",
 ]

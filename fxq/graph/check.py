@@ -4,11 +4,13 @@ TRACED      FX's own lint; no node without a reader, unless it has a side effect
 NORMALIZED  no identity, no dropout (unless the model will be trained).
 PLANNED     plans point to inputs that exist.
 PREPARED    every planned reading passes through a quantizer; none passes through two in a row.
-FROZEN      every enabled quantizer has a range.
-LOWERED     no quantizer is left; a quantize is read by dequantizes only, a dequantize reads a quantize or a constant.
+FROZEN      every enabled quantizer has a range, or is dynamic.
+LOWERED     no quantizer is left; a quantize is read by dequantizes only, a dequantize reads a quantize or a constant;
+            integer weights, and their steps, are stored tensors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -19,10 +21,14 @@ from fxq.graph.match import input_edges, is_quantizer, output_edges
 from fxq.graph.memory import writes_in_place
 from fxq.graph.plan import planned_inputs
 from fxq.nn.tensor_quantizer import TensorQuantizer
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, QUANTIZE
 from fxq.stage import Stage
 
 _MOST_SHOWN = 5
+# Which arguments are codes or steps of weights.
+_STORED: Mapping[object, tuple[int, ...]] = MappingProxyType(
+    {DEQUANTIZE_LOW_BIT: (0, 1), DYNAMIC_LINEAR: (1, 2), DYNAMIC_LSTM_LAYER: (1, 2, 3, 4)}
+)
 _WITH_ARTICLE = {"identity": "an identity", "dropout": "a dropout"}
 
 
@@ -103,7 +109,9 @@ def _prepared(gm: GraphModule) -> Iterator[str]:
 def _frozen(gm: GraphModule) -> Iterator[str]:
     yield from _prepared(gm)
     for path, module in gm.named_modules():
-        if isinstance(module, TensorQuantizer) and module.is_enabled and not module.has_range:
+        if not isinstance(module, TensorQuantizer) or not module.is_enabled:
+            continue
+        if not module.has_range and not module.descriptor.is_dynamic:
             yield f"quantizer {path!r} has no range"
 
 
@@ -120,6 +128,10 @@ def _lowered(gm: GraphModule) -> Iterator[str]:
             source = node.all_input_nodes[0]
             if source.target is not QUANTIZE and source.op != "get_attr" and produces_tensor(source):
                 yield f"dequantize {node.name!r} reads {source.name!r}, neither a quantize nor a stored tensor"
+        for position in _STORED.get(node.target, ()):
+            weight = node.args[position]
+            if not isinstance(weight, Node) or weight.op != "get_attr":
+                yield f"argument {position} of {node.name!r} is a weight, and {weight} is no stored tensor"
 
 
 def _attribute(gm: GraphModule, path: str) -> object:

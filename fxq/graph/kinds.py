@@ -58,7 +58,12 @@ MODULE_KINDS: Mapping[type[nn.Module], str] = MappingProxyType(
         nn.Upsample: "resize",
         nn.Embedding: "embedding",
         nn.MultiheadAttention: "multihead_attention",
-        **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), "recurrent"),
+        nn.LSTM: "lstm",
+        nn.GRU: "gru",
+        nn.RNN: "rnn",
+        nn.LSTMCell: "lstm_cell",
+        nn.GRUCell: "gru_cell",
+        nn.RNNCell: "rnn_cell",
         TensorQuantizer: "quantizer",
     }
 )
@@ -107,6 +112,7 @@ ACTIVATIONS = frozenset({
 })  # fmt: skip
 # They produce tuples of tensors; an operator.getitem behind them takes one out.
 _TUPLE_MAKERS: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"})
+_ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _SHAPE_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "training"})
 
 
@@ -123,7 +129,7 @@ def kind(node: Node) -> str:
 
 def module_kind(module: nn.Module) -> str:
     """Return the kind of the first class in the module's ancestry that has one, or "other"."""
-    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+    if isinstance(module, _ADAPTIVE):
         return "global_avg_pool" if _is_one(module.output_size) else "adaptive_avg_pool"
     return next((MODULE_KINDS[base] for base in type(module).__mro__ if base in MODULE_KINDS), "other")
 

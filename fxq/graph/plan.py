@@ -18,7 +18,8 @@ _INPUTS, _OUTPUT, _GROUP, _INSERTED = "fxq_planned_inputs", "fxq_planned_output"
 class Plan:
     """A quantizer to be: what it does, which role it plays, and who asked for it, why.
 
-    ``role`` is "input" (of the node itself), "residual" (of a fused add) or "output".
+    ``role`` is "input" (of the node itself), "weight" (a stored tensor that it reads), "residual" (of a fused add) or
+    "output".
     """
 
     descriptor: QuantDescriptor

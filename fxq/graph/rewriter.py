@@ -60,7 +60,7 @@ class Rewriter:
         self._note("skip", node, reason)
 
     def plan_input(self, node: Node, position: int, descriptor: QuantDescriptor, why: str, role: str = "input") -> None:
-        """Plan a quantizer on the node argument of ``node`` at ``position`` (see Edge). Role: "input" or "residual"."""
+        """Plan a quantizer on the node argument of ``node`` at ``position`` (see Edge). Roles: see Plan."""
         edges = input_edges(node)
         if not 0 <= position < len(edges):
             raise PassError(f"pass {self.pass_name!r}: node {node.name!r} has {len(edges)} inputs, no input {position}")
@@ -120,10 +120,21 @@ class Rewriter:
             new = self.gm.graph.create_node(op, function, tuple(args), dict(kwargs))
         return self._replace(node, new, why)
 
-    def insert_call(self, before: Node, function: Callable[..., Any], args: Sequence[Any], like: Node) -> Node:
-        """Insert a function call before a node, with the meta of ``like``: part of an edit noted elsewhere."""
+    def insert_call(
+        self,
+        before: Node,
+        function: Callable[..., Any] | str,
+        args: Sequence[Any],
+        like: Node,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Node:
+        """Insert a function call before a node, with the meta of ``like``: part of an edit noted elsewhere.
+
+        A string names a method of the first argument.
+        """
+        op = "call_method" if isinstance(function, str) else "call_function"
         with self.gm.graph.inserting_before(before):
-            new = self.gm.graph.call_function(function, tuple(args))
+            new = self.gm.graph.create_node(op, function, tuple(args), dict(kwargs or {}))
         new.meta = _inherited_meta(like)
         return new
 

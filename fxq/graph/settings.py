@@ -34,12 +34,24 @@ class Settings:
 
     def rule_for(self, node: Node) -> Rule | None:
         """Return the last rule that matches ``node``, None if none does."""
-        module = module_of(node) if node.op == "call_module" else None
-        function = f"{owner_path(node)}.{node.name}".lstrip(".")
-        path = module_path(node) if module is not None else function
+        path, function, module = _names(node)
         # A function that became a module keeps its name, and the rules that were made for it.
         around: list[tuple[str, type[nn.Module]]] = [*_around(node), (function, nn.Module)]
         return next((rule for rule in reversed(self.rules) if rule.matches(path, module, around)), None)
+
+    def is_requested(self, node: Node, has_weight: bool = False) -> bool:
+        """Return whether a rule asks to quantize ``node``, which the target would not do by itself.
+
+        A rule that names the node does, whatever its config; one for a part of the model only if it gives an activation
+        descriptor or, to a node that ``has_weight``, a weight descriptor.
+        """
+        rule = self.rule_for(node)
+        if rule is None or rule.config is None:
+            return False
+        path, function, module = _names(node)
+        if rule.names(path, module) or rule.names(function, module):
+            return True
+        return rule.config.activation is not None or (has_weight and rule.config.weight is not None)
 
     def config(self, node: Node) -> QConfig | None:
         """Return the full descriptors for ``node``, None if it stays in float."""
@@ -49,6 +61,13 @@ class Settings:
             return None
         activation = chosen.activation or self.default.activation or self.target.activation
         return QConfig(activation, chosen.weight or self.default.weight or self.target.weight)
+
+
+def _names(node: Node) -> tuple[str, str, nn.Module | None]:
+    """Return the path that rules know ``node`` by, that of the function it is or was, and the module it calls."""
+    module = module_of(node) if node.op == "call_module" else None
+    function = f"{owner_path(node)}.{node.name}".lstrip(".")
+    return module_path(node) if module is not None else function, function, module
 
 
 def _around(node: Node) -> list[tuple[str, type[nn.Module]]]:

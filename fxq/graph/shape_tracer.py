@@ -5,6 +5,7 @@ look at each node.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import traceback
@@ -27,6 +28,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
+from fxq.graph.trace_transformer import STACKS, plain_forward
 
 # What a fake tensor cannot tell: the shape of nonzero(x), the number in x.item(), an operator without a shape rule.
 _NOT_KNOWABLE = (
@@ -74,6 +76,8 @@ class ShapeTracer(Tracer):
         """Whether the module becomes one node."""
         if module_qualified_name in self.leaves or isinstance(m, torch.jit.ScriptModule):
             return True
+        if type(m) in STACKS:
+            return False
         package = type(m).__module__.partition(".")[0]
         return package == "fxq" or super().is_leaf_module(m, module_qualified_name)
 
@@ -83,7 +87,8 @@ class ShapeTracer(Tracer):
         """Record a leaf module, trace through another; one that forward made on the spot is traced through too."""
         if self._evaluating or m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        plain = plain_forward(m)
+        return super().call_module(m, forward if plain is None else functools.partial(plain, m), args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
         """Return a get_attr proxy for a parameter or buffer of the model, anything else as it is."""
@@ -119,6 +124,7 @@ class ShapeTracer(Tracer):
     ) -> tuple[Any, list[Any]]:
         """Make a placeholder for each parameter of forward, and give forward the plain value where it is no tensor."""
         function, (root, *arguments) = super().create_args_for_root(root_fn, is_module, concrete_args)
+        function = plain_forward(root) or function
         return function, [root, *(self._argument(proxy) for proxy in arguments)]
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:

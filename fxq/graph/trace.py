@@ -35,8 +35,8 @@ _QUESTION_FUNCTIONS = frozenset({
 def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules: Sequence[str] = ()) -> GraphModule:
     """Return ``model`` as a graph module with the same call signature; its leaf modules are shared, not copied.
 
-    Modules of torch.nn (but not containers) and of fxq stay whole. A parameter of forward whose example or default is
-    None, a flag or a text is burned in.
+    Modules of torch.nn (but not containers, nor stacks of transformer layers) and of fxq stay whole. A parameter of
+    forward whose example or default is None, a flag or a text is burned in.
 
     Args:
         model: traced in the mode it is in.
@@ -56,7 +56,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
         with restored_state(model):
             graph = tracer.trace(model)
             _check_no_buffer_was_assigned(model)
-            _erase_dead_questions(graph)
+            erase_dead_questions(graph)
             traced = GraphModule(model, graph, type(model).__name__)
     except TraceError:
         raise
@@ -129,7 +129,7 @@ def _check_no_buffer_was_assigned(model: nn.Module) -> None:
                 )
 
 
-def _erase_dead_questions(graph: Graph) -> None:
+def erase_dead_questions(graph: Graph) -> None:
     """Erase the nodes without effect that only served a decision which Python has taken."""
     for node in reversed(graph.nodes):
         if not node.users and _is_question(node):

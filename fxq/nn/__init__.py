@@ -26,7 +26,7 @@ from fxq.nn.pooling import (
     QuantMaxPool3d,
 )
 from fxq.nn.qparams import QParams
-from fxq.nn.quantized_layer import InputQuantized, ManyQuantized, Quantized, WeightQuantized
+from fxq.nn.quantized_layer import InputQuantized, ManyQuantized, OnlyInputQuantized, Quantized, Weight, WeightQuantized
 from fxq.nn.recurrent import QuantGRU, QuantLSTM, QuantRNN
 from fxq.nn.recurrent_cells import QuantGRUCell, QuantLSTMCell, QuantRNNCell
 from fxq.nn.tensor_quantizer import TensorQuantizer
@@ -50,6 +50,7 @@ __all__ = [
     "InputQuantized",
     "Linear",
     "ManyQuantized",
+    "OnlyInputQuantized",
     "QParams",
     "QuantAdaptiveAvgPool1d",
     "QuantAdaptiveAvgPool2d",
@@ -80,6 +81,7 @@ __all__ = [
     "QuantRNNCell",
     "Quantized",
     "TensorQuantizer",
+    "Weight",
     "WeightQuantized",
     "make_calibrator",
 ]

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxq.errors import InputError
-from fxq.nn.quantized_layer import ManyQuantized
+from fxq.nn.quantized_layer import ManyQuantized, quantizer_name
 from fxq.quant.descriptor import QuantDescriptor
 
 
 class QuantMultiheadAttention(ManyQuantized, nn.MultiheadAttention):
     """torch.nn.MultiheadAttention with quantized inputs, weights and matrix products."""
+
+    products = frozenset(map(quantizer_name, ("query_heads", "key_heads", "softmax", "value_heads")))
 
     def forward(  # noqa: PLR0913 - the signature of torch.nn.MultiheadAttention
         self,
@@ -45,7 +47,7 @@ class QuantMultiheadAttention(ManyQuantized, nn.MultiheadAttention):
         is_batched = query.dim() == 3
         tensors = [self._batch_first(tensor, is_batched) for tensor in (query, key, value)]
         heads = self._heads(*self._projected(tensors))
-        mask = self._mask(key_padding_mask, attn_mask, heads)
+        mask = self._mask(key_padding_mask, attn_mask, query.dtype)
         attended, weights = self._attend(heads, mask)
         outputs = functional.linear(
             self._quantized("attended", attended), self._weight("out_proj.weight"), self.out_proj.bias
@@ -89,32 +91,33 @@ class QuantMultiheadAttention(ManyQuantized, nn.MultiheadAttention):
         batch, length, _ = tensor.shape
         return tensor.reshape(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
 
-    def _mask(self, padding: Tensor | None, mask: Tensor | None, heads: tuple[Tensor, Tensor, Tensor]) -> Tensor | None:
+    def _mask(self, padding: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Return the sum of the masks, as what to add to the scores (batch, heads, queries, keys)."""
-        query, key, _ = heads
         total: Tensor | None = None
         if mask is not None:
-            total = _additive(mask, query.dtype)
+            total = _additive(mask, dtype)
             total = total.reshape(-1, self.num_heads, *total.shape[1:]) if total.dim() == 3 else total[None, None]
         if padding is not None:
-            padding = _additive(padding, query.dtype)
+            padding = _additive(padding, dtype)
             padding = (padding if padding.dim() == 2 else padding.unsqueeze(0))[:, None, None]
             total = padding if total is None else total + padding
         # The extra keys of add_bias_kv and add_zero_attn are never masked.
-        return None if total is None else functional.pad(total, (0, key.shape[2] - total.shape[-1]))
+        extra = int(self.bias_k is not None) + int(self.add_zero_attn)
+        return functional.pad(total, (0, extra)) if total is not None and extra else total
 
     def _attend(self, heads: tuple[Tensor, Tensor, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the attended values (batch, queries, embed_dim) and the weights (batch, heads, queries, keys)."""
         query, key, value = heads
         query = self._quantized("query_heads", query * math.sqrt(1.0 / self.head_dim))
-        scores = query @ self._quantized("key_heads", key).transpose(-2, -1)
+        # Turned before it is quantized: runtimes fuse a product that reads a dequantize, not a transpose behind one.
+        scores = query @ self._quantized("key_heads", key.transpose(-2, -1))
         weights = torch.softmax(scores if mask is None else scores + mask, -1)
         weights = functional.dropout(weights, self.dropout, self.training)
         attended = self._quantized("softmax", weights) @ self._quantized("value_heads", value)
         return attended.transpose(1, 2).flatten(2), weights
 
-    def _add_quantizers(self, input: QuantDescriptor | None, weight: QuantDescriptor | None) -> None:
-        super()._add_quantizers(input, weight)
+    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
+        super()._add_quantizers(weight, input)
         # nn.TransformerEncoderLayer has a fast path that reads the weights and never calls this forward, so nothing
         # would be quantized in evaluation. It stays away from modules with hooks.
         self.register_forward_pre_hook(_no_fast_path)

@@ -16,7 +16,7 @@ class QuantEmbedding(WeightQuantized, nn.Embedding):
     """torch.nn.Embedding with a quantized table. Its input is indices, which have no quantizer.
 
     Raises:
-        InputError: ``sparse=True``: sparse gradients do not pass a quantizer.
+        InputError: a gradient is wanted with ``sparse=True``: sparse gradients do not pass a quantizer.
     """
 
     default_quant_desc_input = None
@@ -24,14 +24,16 @@ class QuantEmbedding(WeightQuantized, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the quantized table; shapes as in torch.nn.Embedding."""
-        if self.sparse:
-            raise InputError("sparse gradients do not pass a quantizer: make QuantEmbedding with sparse=False")
         if self.max_norm is not None:
             # torch renormalises the table in place: the stored one, not the quantized copy of it.
             with torch.no_grad():
                 torch.embedding_renorm_(self.weight, input.contiguous(), self.max_norm, self.norm_type)
+        table = self.quantized_weight()
+        is_stored = table is self.weight  # the quantizer is off
+        if self.sparse and table.requires_grad and not is_stored:
+            raise InputError("sparse gradients do not pass a quantizer: make QuantEmbedding with sparse=False")
         function, options = self.as_function()
-        return function(input, self.quantized_weight(), None, **options)
+        return function(input, table, None, **options, sparse=self.sparse and is_stored)
 
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return a look-up (indices, weight, None) and its options; ``max_norm`` has been applied before."""

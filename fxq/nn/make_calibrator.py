@@ -10,6 +10,7 @@ from fxq.calib import (
     MinMaxCalibrator,
     MovingAverageMinMaxCalibrator,
 )
+from fxq.errors import DescriptorError
 from fxq.quant.descriptor import QuantDescriptor
 
 
@@ -17,8 +18,12 @@ def make_calibrator(descriptor: QuantDescriptor) -> Calibrator:
     """Return a new calibrator of the kind that ``descriptor.calibrator`` names.
 
     Raises:
-        DescriptorError: a histogram method with an axis.
+        DescriptorError: a histogram method with an axis, or a dynamic descriptor, which observes nothing.
     """
+    if descriptor.is_dynamic:
+        raise DescriptorError(f"{descriptor}: each input is quantized with its own range, so nothing calibrates it")
+    if descriptor.block_size is not None:
+        return MaxCalibrator(num_bits=descriptor.num_bits, axis=descriptor.axis, block_size=descriptor.block_size)
     return _KINDS[descriptor.calibrator](
         num_bits=descriptor.num_bits,
         axis=descriptor.axis,

@@ -5,29 +5,43 @@ from types import MappingProxyType
 
 from torch import nn
 
-from fxq.nn.conv import (
-    QuantConv1d,
-    QuantConv2d,
-    QuantConv3d,
-    QuantConvTranspose1d,
-    QuantConvTranspose2d,
-    QuantConvTranspose3d,
-)
+from fxq.nn import conv, instancenorm, pooling, recurrent, recurrent_cells
+from fxq.nn.attention import QuantMultiheadAttention
+from fxq.nn.embedding import QuantEmbedding
 from fxq.nn.linear import QuantLinear
-from fxq.nn.quantized_layer import WeightQuantized
+from fxq.nn.quantized_layer import Quantized
+
+_CLASSES: tuple[type[Quantized], ...] = (
+    conv.QuantConv1d,
+    conv.QuantConv2d,
+    conv.QuantConv3d,
+    conv.QuantConvTranspose1d,
+    conv.QuantConvTranspose2d,
+    conv.QuantConvTranspose3d,
+    QuantLinear,
+    QuantEmbedding,
+    QuantMultiheadAttention,
+    recurrent.QuantLSTM,
+    recurrent.QuantGRU,
+    recurrent.QuantRNN,
+    recurrent_cells.QuantLSTMCell,
+    recurrent_cells.QuantGRUCell,
+    recurrent_cells.QuantRNNCell,
+    pooling.QuantMaxPool1d,
+    pooling.QuantMaxPool2d,
+    pooling.QuantMaxPool3d,
+    pooling.QuantAvgPool1d,
+    pooling.QuantAvgPool2d,
+    pooling.QuantAvgPool3d,
+    pooling.QuantAdaptiveAvgPool1d,
+    pooling.QuantAdaptiveAvgPool2d,
+    pooling.QuantAdaptiveAvgPool3d,
+    instancenorm.QuantInstanceNorm1d,
+    instancenorm.QuantInstanceNorm2d,
+    instancenorm.QuantInstanceNorm3d,
+)
 
 # Exact types: a subclass may have a forward of its own.
-QUANTIZED: Mapping[type[nn.Module], type[WeightQuantized]] = MappingProxyType(
-    {
-        quantized.replaced_type(): quantized
-        for quantized in (
-            QuantConv1d,
-            QuantConv2d,
-            QuantConv3d,
-            QuantConvTranspose1d,
-            QuantConvTranspose2d,
-            QuantConvTranspose3d,
-            QuantLinear,
-        )
-    }
+QUANTIZED: Mapping[type[nn.Module], type[Quantized]] = MappingProxyType(
+    {quantized.replaced_type(): quantized for quantized in _CLASSES}
 )

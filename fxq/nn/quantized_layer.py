@@ -5,21 +5,38 @@ ranges ``_input_quantizer._amax`` and ``_weight_quantizer._amax``, the names of 
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from fxq.errors import DescriptorError, InputError
+from fxq.nn.range_state import weight_range_errors
 from fxq.nn.tensor_quantizer import TensorQuantizer
 from fxq.quant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW, QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 
 
+class Weight(NamedTuple):
+    """A weight of a quantized module: its name in the state dict, the float tensor, and what quantizes it."""
+
+    name: str
+    tensor: Tensor
+    quantizer: TensorQuantizer
+
+
 class Quantized(nn.Module):
-    """Base of the quantized modules: default descriptors, and taking over a float module."""
+    """Base of the quantized modules: default descriptors, the list of quantizers, and taking over a float module.
+
+    Attributes:
+        quantizer_type: the class of the quantizers that a module makes for itself.
+        products: of the names that :meth:`activations` yields, those of operands of a product of two activations.
+    """
 
     default_quant_desc_input: ClassVar[QuantDescriptor | None] = QUANT_DESC_8BIT_PER_TENSOR
     default_quant_desc_weight: ClassVar[QuantDescriptor] = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+    quantizer_type: ClassVar[type[TensorQuantizer]] = TensorQuantizer
+    products: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def set_default_quant_desc_input(cls, descriptor: QuantDescriptor) -> None:
@@ -33,11 +50,85 @@ class Quantized(nn.Module):
 
     @classmethod
     def replaced_type(cls) -> type[nn.Module]:
-        """Return the torch.nn class that this one replaces."""
-        return next(base for base in cls.__mro__ if base.__module__.startswith("torch.nn."))
+        """Return the class that this one replaces: its nearest base that is not quantized."""
+        return next(base for base in cls.__mro__ if issubclass(base, nn.Module) and not issubclass(base, Quantized))
+
+    @classmethod
+    def from_float(
+        cls, module: nn.Module, weight: QuantDescriptor | None = None, input: QuantDescriptor | None = None
+    ) -> Self:
+        """Return a quantized module that shares the parameters of ``module``, which is not modified.
+
+        Hooks, training mode and further attributes come along. Removing a hook of ``module`` by its handle does not
+        remove it here.
+
+        Args:
+            module: an instance of exactly the replaced class.
+            weight: how to quantize each weight; None for the default of the class.
+            input: how to quantize the input and the tensors inside; None for no such quantizers, as in a graph that
+                has activation quantizers of its own, or to quantize weights only. A class without weights takes its
+                default then.
+
+        Raises:
+            InputError: the module is of another class, a subclass included.
+            DescriptorError: a weight descriptor for a class without weights.
+        """
+        quantized = cls._taken_over(module)
+        quantized._add_quantizers(weight, input)
+        # The quantizers are new: they follow the mode of the module.
+        return quantized.train(module.training)
+
+    def weights(self) -> Iterator[Weight]:
+        """Yield the weights that have a quantizer."""
+        yield from ()
+
+    def activations(self) -> Iterator[tuple[str, TensorQuantizer]]:
+        """Yield name and quantizer of each tensor that is quantized inside and is not a weight."""
+        weights = {id(quantizer) for _, _, quantizer in self.weights()}
+        for name, module in self._modules.items():
+            if isinstance(module, TensorQuantizer) and id(module) not in weights:
+                yield name, module
+
+    def fit_weights(self, only_missing: bool = False) -> None:
+        """Give each weight quantizer the range of the weight as it is now; a fixed range, or a disabled one, stays.
+
+        Args:
+            only_missing: leave the ranges that there are.
+        """
+        for _, tensor, quantizer in self.weights():
+            calibrator = quantizer.calibrator
+            if calibrator is None or not quantizer.is_enabled or (only_missing and quantizer.has_range):
+                continue
+            calibrator.reset()
+            calibrator.collect(tensor.detach())
+            quantizer.load_calib_amax()
+
+    @abstractmethod
+    def _load_from_state_dict(  # noqa: PLR0913 - the signature of torch.nn.Module
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        # torch overlooks what lies below a module that is None.
+        absent = tuple(f"{prefix}{name}." for name, module in self._modules.items() if module is None)
+        unexpected_keys.extend(key for key in state_dict if strict and key.startswith(absent))
+        for name, weight, quantizer in self.weights():
+            key = f"{prefix}{quantizer_name(name)}."
+            error_msgs.extend(weight_range_errors(state_dict, key, weight, quantizer.descriptor))
+
+    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
+        """Make the quantizers of a module that was taken over; None as in :meth:`from_float`."""
 
     def _add_quantizer(self, name: str, descriptor: QuantDescriptor | None) -> None:
-        self.add_module(name, None if descriptor is None else TensorQuantizer(_checked(descriptor)))
+        self.add_module(name, None if descriptor is None else self.quantizer_type(_checked(descriptor)))
 
     @classmethod
     def _taken_over(cls, module: nn.Module) -> Self:
@@ -83,20 +174,10 @@ class OnlyInputQuantized(InputQuantized):
         outputs: Tensor = super().forward(self._quantized_input(input))
         return outputs
 
-    @classmethod
-    def from_float(cls, module: nn.Module, input: QuantDescriptor | None = None) -> Self:
-        """Return a quantized module with the parameters, options, hooks and mode of ``module``, which is not modified.
-
-        Args:
-            module: an instance of exactly the replaced class.
-            input: None for the default of the class.
-
-        Raises:
-            InputError: the module is of another class, a subclass included.
-        """
-        quantized = cls._taken_over(module)
-        quantized._add_quantizer("_input_quantizer", input or cls.default_quant_desc_input)
-        return quantized.train(module.training)
+    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
+        if weight is not None:
+            raise DescriptorError(f"{type(self).__name__} has no weight to quantize: give input= only")
+        self._add_quantizer("_input_quantizer", input or self.default_quant_desc_input)
 
 
 class WeightQuantized(InputQuantized):
@@ -115,29 +196,6 @@ class WeightQuantized(InputQuantized):
         super().__init__(*args, **kwargs)
         self._add_quantizer("_weight_quantizer", quant_desc_weight or self.default_quant_desc_weight)
 
-    @classmethod
-    def from_float(
-        cls, module: nn.Module, weight: QuantDescriptor | None = None, input: QuantDescriptor | None = None
-    ) -> Self:
-        """Return a quantized module that shares the parameters of ``module``, which is not modified.
-
-        Hooks, training mode and further attributes come along. Removing a hook of ``module`` by its handle does not
-        remove it here.
-
-        Args:
-            module: an instance of exactly the replaced class.
-            weight: None for the default of the class.
-            input: None for no input quantizer, as in a graph that has activation quantizers of its own.
-
-        Raises:
-            InputError: the module is of another class, a subclass included.
-        """
-        quantized = cls._taken_over(module)
-        quantized._add_quantizer("_input_quantizer", input)
-        quantized._add_quantizer("_weight_quantizer", weight or cls.default_quant_desc_weight)
-        # The quantizers are new: they follow the mode of the module.
-        return quantized.train(module.training)
-
     @property
     def weight_quantizer(self) -> TensorQuantizer:
         """The quantizer of the weight."""
@@ -148,18 +206,17 @@ class WeightQuantized(InputQuantized):
         quantized: Tensor = self.weight_quantizer(self.weight)
         return quantized
 
-    def fit_weight(self) -> None:
-        """Give the weight quantizer the range of the weight as it is now; a fixed range, or a disabled one, stays."""
-        quantizer = self.weight_quantizer
-        if quantizer.calibrator is None or not quantizer.is_enabled:
-            return
-        quantizer.calibrator.reset()
-        quantizer.calibrator.collect(self.weight.detach())
-        quantizer.load_calib_amax()
+    def weights(self) -> Iterator[Weight]:
+        """Yield the weight."""
+        yield Weight("weight", self.weight, self.weight_quantizer)
 
     @abstractmethod
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return (function, options): ``function(x, weight, bias, **options)`` is the float module on ``x``."""
+
+    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
+        self._add_quantizer("_input_quantizer", input)
+        self._add_quantizer("_weight_quantizer", weight or self.default_quant_desc_weight)
 
 
 class ManyQuantized(Quantized):
@@ -180,28 +237,16 @@ class ManyQuantized(Quantized):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._add_quantizers(quant_desc_input, quant_desc_weight)
+        self._add_quantizers(quant_desc_weight, quant_desc_input or self.default_quant_desc_input)
 
-    @classmethod
-    def from_float(
-        cls, module: nn.Module, weight: QuantDescriptor | None = None, input: QuantDescriptor | None = None
-    ) -> Self:
-        """Return a quantized module that shares the parameters of ``module``, which is not modified.
+    def weights(self) -> Iterator[Weight]:
+        """Yield the weights, in the order in which the computation meets them."""
+        for name in self._weight_names():
+            yield Weight(name, self.get_parameter(name), self._modules[quantizer_name(name)])  # type: ignore[arg-type]
 
-        Args:
-            module: an instance of exactly the replaced class.
-            weight, input: None for the default of the class.
-
-        Raises:
-            InputError: the module is of another class, a subclass included.
-        """
-        quantized = cls._taken_over(module)
-        quantized._add_quantizers(input, weight)
-        return quantized.train(module.training)
-
-    def _add_quantizers(self, input: QuantDescriptor | None, weight: QuantDescriptor | None) -> None:
+    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
         for name in self._activation_names():
-            self._add_quantizer(quantizer_name(name), input or self.default_quant_desc_input)
+            self._add_quantizer(quantizer_name(name), input)
         for name in self._weight_names():
             self._add_quantizer(quantizer_name(name), weight or self.default_quant_desc_weight)
 
@@ -214,11 +259,13 @@ class ManyQuantized(Quantized):
         """Return the weights to quantize, by their name in the state dict."""
 
     def _quantized(self, name: str, tensor: Tensor) -> Tensor:
-        quantized: Tensor = self._modules[quantizer_name(name)](tensor)  # type: ignore[misc]
+        quantizer = self._modules[quantizer_name(name)]
+        quantized: Tensor = tensor if quantizer is None else quantizer(tensor)
         return quantized
 
     def _weight(self, name: str) -> Tensor:
-        return self._quantized(name, self.get_parameter(name))
+        # Not get_parameter: while tracing, what stands for a parameter is none.
+        return self._quantized(name, attrgetter(name)(self))
 
 
 def quantizer_name(tensor_name: str) -> str:

@@ -8,13 +8,14 @@ from fxq.quant.descriptor import QuantDescriptor
 
 def describe_format(descriptor: QuantDescriptor) -> str:
     """Return such as ``unsigned 8bit narrow affine fake axis=0``."""
+    shares = "per-tensor" if descriptor.axis is None else f"axis={descriptor.axis}"
     words = [
         "unsigned" if descriptor.unsigned else "",
-        f"{descriptor.num_bits}bit",
+        "float8 e4m3" if descriptor.is_float8 else f"{descriptor.num_bits}bit",
         "narrow" if descriptor.narrow_range else "",
         "" if descriptor.symmetric else "affine",
         "fake" if descriptor.fake_quant else "integer",
-        "per-tensor" if descriptor.axis is None else f"axis={descriptor.axis}",
+        shares if descriptor.block_size is None else f"block={descriptor.block_size}",
     ]
     return " ".join(word for word in words if word)
 

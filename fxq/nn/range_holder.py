@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fxq.errors import CalibrationError, DescriptorError, RangeError, TargetError
 from fxq.nn.qparams import QParams, storage_dtype
-from fxq.nn.ranges import align, as_bound, is_bound_shape
+from fxq.nn.range_state import fitted_ranges
+from fxq.nn.ranges import align, as_bound
 from fxq.quant.affine import affine_step_and_zero_point, symmetric_scale, symmetric_step
 from fxq.quant.descriptor import QuantDescriptor
 
@@ -35,7 +36,7 @@ class RangeHolder(nn.Module):
             else:
                 self.register_buffer(name, None)
         if descriptor.amax is not None:
-            self.amax = descriptor.amax
+            self.amax = torch.tensor(descriptor.amax) * (descriptor.scale_amax or 1.0)
 
     @property
     def descriptor(self) -> QuantDescriptor:
@@ -43,8 +44,8 @@ class RangeHolder(nn.Module):
         return self._descriptor
 
     @property
-    def num_bits(self) -> int:
-        """Bits of a code."""
+    def num_bits(self) -> int | tuple[int, int]:
+        """Bits of a code; (4, 3) for float8 e4m3."""
         return self._descriptor.num_bits
 
     @property
@@ -73,21 +74,26 @@ class RangeHolder(nn.Module):
         return self._descriptor.learn_amax
 
     @property
+    def is_dynamic(self) -> bool:
+        """Is each input quantized with its own range, and none ever stored?"""
+        return self._descriptor.is_dynamic
+
+    @property
     def maxbound(self) -> int:
-        """The highest code."""
+        """The highest code; the largest number of float8."""
         return self._descriptor.bounds[1]
 
     @property
     def has_range(self) -> bool:
         """Is a range stored?"""
-        return all(getattr(self, name) is not None for name in self._range_names)
+        return all(getattr(self, name, None) is not None for name in self._range_names)
 
     @property
     def amax(self) -> Tensor | None:
         """The largest representable |x|, None without a stored range. Assign a number, a list, an ndarray or a tensor.
 
         Raises:
-            RangeError: on assignment of a negative value, a shape that does not fit, or to an affine quantizer.
+            RangeError: on assignment of a negative value, of a shape that does not fit, or where no amax is stored.
         """
         if not self.has_range:
             return None
@@ -150,7 +156,7 @@ class RangeHolder(nn.Module):
             setattr(self, name, None)
 
     def qparams(self) -> QParams:
-        """Return step, zero point, codes, axis and integer dtype, as QuantizeLinear takes them.
+        """Return step, zero point, codes, axis, dtype and block size, as QuantizeLinear takes them.
 
         Raises:
             CalibrationError: there is no stored range.
@@ -159,7 +165,9 @@ class RangeHolder(nn.Module):
         lo, hi = self._descriptor.bounds
         step, zero_point = self._step_and_zero_point()
         axis = self._channel_axis(step)
-        shape = () if axis is None else (-1,)
+        shape: tuple[int, ...] = () if axis is None else (-1,)
+        if self._descriptor.block_size is not None:
+            axis, shape = 1, tuple(step.shape)
         return QParams(
             step=step.reshape(shape),
             zero_point=zero_point.reshape(shape).to(torch.int32),
@@ -167,12 +175,15 @@ class RangeHolder(nn.Module):
             hi=hi,
             axis=axis,
             dtype=storage_dtype(self.num_bits, self.unsigned),
+            block_size=self._descriptor.block_size,
         )
 
     def _stored(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name) for name in self._range_names) if self.has_range else ()
 
     def _required(self) -> tuple[Tensor, ...]:
+        if self.is_dynamic:
+            raise CalibrationError(f"{self.owner} stores no range: each input is quantized with its own")
         if not self.has_range:
             raise CalibrationError(f"{self.owner} has no range yet: calibrate it, or assign its amax or range")
         return self._stored()
@@ -183,15 +194,17 @@ class RangeHolder(nn.Module):
         if bounds and bounds[0].device != inputs.device:
             self._apply(lambda tensor: tensor.to(inputs.device))
             bounds = self._stored()
-        return tuple(align(bound, inputs, self._descriptor.axes, self.owner) for bound in bounds)
+        return tuple(align(bound, inputs, self._descriptor, self.owner) for bound in bounds)
 
     def _store(self, *values: Any) -> None:
         """Check and keep (amax,) or (low, high); a parameter keeps its identity, so that an optimizer keeps it."""
-        bounds = [as_bound(value, self._descriptor.axes, self.owner) for value in values]
+        if self.is_dynamic:
+            raise RangeError(f'{self.owner} stores no range: choose a calibrator other than "dynamic" to give it one')
+        bounds = [as_bound(value, self._descriptor, self.owner) for value in values]
         if self._descriptor.symmetric and bool((bounds[0] < 0).any()):
             raise RangeError(f"Negative values in amax of {self.owner}")
         for name, bound in zip(self._range_names, bounds, strict=True):
-            kept = getattr(self, name)
+            kept = getattr(self, name, None)
             if isinstance(kept, nn.Parameter) and kept.shape == bound.shape:
                 with torch.no_grad():
                     kept.copy_(bound)
@@ -235,26 +248,17 @@ class RangeHolder(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        keys = {name: prefix + name for name in self._range_names if prefix + name in state_dict}
-        if keys and len(keys) < len(self._range_names):
-            absent = next(name for name in self._range_names if name not in keys)
-            error_msgs.append(f"{prefix}{absent} is missing: an affine range needs both _low and _high")
+        if any(message.startswith(prefix) for message in error_msgs):
+            return  # the module around, which knows the weight, has refused the range
+        kept = {name: getattr(self, name, None) for name in self._range_names}
+        found, errors = fitted_ranges(state_dict, prefix, kept, self._descriptor)
+        if errors:
+            error_msgs.extend(errors)
             return
-        for name, key in keys.items():
-            loaded = state_dict[key]
-            if not is_bound_shape(loaded, self._descriptor.axes):
-                error_msgs.append(
-                    f"{key} has shape {tuple(loaded.shape)}, which does not fit axis {self.axis} of the quantizer"
-                )
-                return
-            kept = getattr(self, name)
-            shape = loaded.shape if self._descriptor.axes else ()
-            if kept is not None and loaded.numel() == kept.numel() and len(self._descriptor.axes) == 1:
-                shape = kept.shape  # flat and (1, C, 1, 1) are the same range
-            loaded = loaded.detach().float().reshape(shape)
-            state_dict[key] = loaded
+        for name, loaded in found.items():
+            state_dict[prefix + name] = loaded
             # A quantizer without a range takes the shape (and, having none, the device) of the loaded one.
-            if kept is None:
+            if kept[name] is None:
                 setattr(self, name, nn.Parameter(loaded.clone()) if self.learn_amax else loaded.clone())
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -1,7 +1,8 @@
 """TensorQuantizer: the module that observes a tensor, then quantizes it.
 
 The numbers are those of :mod:`fxq.quant.affine` and, for a learned range, :mod:`fxq.quant.learned`. The range is
-stored (calibrated, assigned or learned) or, while there is none, dynamic: each input is quantized with its own.
+stored (calibrated, assigned or learned) or, while there is none, dynamic: each input is quantized with its own. With
+``calibrator="dynamic"`` it is never stored.
 """
 
 import warnings
@@ -13,9 +14,10 @@ from torch import Tensor
 from fxq.calib import Calibrator
 from fxq.errors import CalibrationError, InputError
 from fxq.nn.make_calibrator import default_method, make_calibrator
+from fxq.nn.onnx_form import is_exported, onnx_form
 from fxq.nn.quantizer_text import describe_format, describe_range
 from fxq.nn.range_holder import RangeHolder
-from fxq.nn.ranges import measure_amax, measure_range
+from fxq.nn.ranges import align, measure_amax, measure_range
 from fxq.quant.affine import (
     affine_quant,
     affine_step_and_zero_point,
@@ -24,6 +26,7 @@ from fxq.quant.affine import (
     symmetric_quant,
 )
 from fxq.quant.descriptor import QuantDescriptor
+from fxq.quant.float8 import fake_scaled_e4m3
 from fxq.quant.learned import learned_clip, learned_fake_quant
 
 
@@ -54,8 +57,7 @@ class TensorQuantizer(RangeHolder):
     ) -> None:
         super().__init__(descriptor)
         self._disabled, self._if_quant, self._if_clip, self._if_calib = disabled, if_quant, if_clip, if_calib
-        is_fixed = descriptor.amax is not None and not descriptor.learn_amax
-        self._calibrator = None if is_fixed else make_calibrator(descriptor)
+        self._calibrator = None if _needs_no_calibrator(descriptor) else make_calibrator(descriptor)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return ``inputs``, observed, clipped and quantized as switched; same shape and dtype.
@@ -64,17 +66,23 @@ class TensorQuantizer(RangeHolder):
             InputError: the input is not floating point.
             RangeError: the stored range does not fit the input's shape.
             UnsignedInputError: a negative input while the range is unsigned and dynamic.
+            CalibrationError: torch.onnx.export runs it, and it has no range.
         """
         if self._disabled:
             return inputs
         if not inputs.is_floating_point():
             raise InputError(f"{self.owner} got {inputs.dtype}; quantize floating-point tensors, or disable() it")
-        if self._if_calib and self._calibrator is not None:
+        exported = is_exported()
+        if self._if_calib and self._calibrator is not None and not exported:
             self._collect(self._calibrator, inputs.detach())
         if not (self._if_clip or self._if_quant):
             return inputs
+        if exported:
+            self._check_exportable()
         bounds = self._bounds_for(inputs)
         outputs = self._clip(inputs, bounds) if self._if_clip else inputs
+        if exported and self._if_quant and not self.is_dynamic:
+            return onnx_form(outputs, self.qparams(), self.fake_quant)
         return self._quantize(outputs, bounds) if self._if_quant else outputs
 
     def enable(self) -> None:
@@ -102,7 +110,7 @@ class TensorQuantizer(RangeHolder):
         self._if_clip = False
 
     def enable_calib(self) -> None:
-        """Show the inputs to the calibrator; no effect on a fixed range (``descriptor.amax``), which has none."""
+        """Show the inputs to the calibrator; no effect on a fixed or dynamic range, which has none."""
         self._if_calib = True
 
     def disable_calib(self) -> None:
@@ -110,7 +118,7 @@ class TensorQuantizer(RangeHolder):
         self._if_calib = False
 
     def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
-        """Store the range that the calibrator gives, times ``scale_amax``; a fixed range stays.
+        """Store the range that the calibrator gives, times ``scale_amax``; a fixed or dynamic range stays as it is.
 
         Args:
             *args: passed to the calibrator's ``compute_amax`` (symmetric) or ``compute_range`` (affine). The
@@ -138,10 +146,12 @@ class TensorQuantizer(RangeHolder):
         """Return (amax,), or (low, high) if affine, as :meth:`load_calib_amax` would store it; None without data.
 
         Raises:
-            CalibrationError: the range is fixed, or the calibrator cannot give this range.
+            CalibrationError: the range is fixed or dynamic, or the calibrator cannot give this range.
         """
         if self._calibrator is None:
-            raise CalibrationError(f"{self.owner} has a fixed range and no calibrator")
+            raise CalibrationError(
+                f"{self.owner} has a {'dynamic' if self.is_dynamic else 'fixed'} range, no calibrator"
+            )
         if not args:
             kwargs = {"method": default_method(self._descriptor)} | kwargs
         symmetric = self._descriptor.symmetric
@@ -157,12 +167,13 @@ class TensorQuantizer(RangeHolder):
     def use_calibrator(self, name: str) -> None:
         """Observe with another kind of calibrator, one of CALIBRATORS; what was observed is forgotten."""
         self._descriptor = self._descriptor.replace(calibrator=name)
-        if self._calibrator is not None:
-            self._calibrator = make_calibrator(self._descriptor)
+        self._calibrator = None if _needs_no_calibrator(self._descriptor) else make_calibrator(self._descriptor)
+        if self.is_dynamic:
+            self.reset_amax()
 
     @property
     def calibrator(self) -> Calibrator | None:
-        """What observes the tensor; None when the range is fixed."""
+        """What observes the tensor; None when the range is fixed or dynamic."""
         return self._calibrator
 
     @property
@@ -204,16 +215,24 @@ class TensorQuantizer(RangeHolder):
         except CalibrationError as error:
             raise CalibrationError(f"{self.owner}: {error}") from error
 
+    def _check_exportable(self) -> None:
+        if not (self.has_range or self.is_dynamic):
+            raise CalibrationError(
+                f"{self.owner} has no range, which would be measured on the example inputs: calibrate and load amax "
+                "before exporting to ONNX, or disable() it"
+            )
+
     def _bounds_for(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Return (amax,) or (low, high), stored or measured on ``inputs``, in a shape that broadcasts against it."""
         if self.has_range:
             return self._aligned(inputs)
-        axes = self._descriptor.axes
-        if self._descriptor.symmetric:
-            measured: tuple[Tensor, ...] = (measure_amax(inputs, axes, self.unsigned),)
+        descriptor = self._descriptor
+        if descriptor.symmetric:
+            amax = measure_amax(inputs, descriptor, self.owner)
+            measured: tuple[Tensor, ...] = (align(amax, inputs, descriptor, self.owner),)
         else:
-            measured = measure_range(inputs, axes)
-        factor = self._descriptor.scale_amax
+            measured = measure_range(inputs, descriptor.axes, self.owner)
+        factor = descriptor.scale_amax
         return measured if factor is None else tuple(bound * factor for bound in measured)
 
     def _clip(self, inputs: Tensor, bounds: tuple[Tensor, ...]) -> Tensor:
@@ -226,6 +245,8 @@ class TensorQuantizer(RangeHolder):
         if len(bounds) == 2:
             return self._quantize_affine(inputs, *bounds)
         amax = bounds[0]
+        if self._descriptor.is_float8:
+            return fake_scaled_e4m3(inputs, amax)
         if not self.fake_quant:
             return symmetric_quant(inputs, amax.detach(), self._descriptor.bounds)[0]
         # With a clip, the clip is what learns the range.
@@ -239,3 +260,7 @@ class TensorQuantizer(RangeHolder):
         if self.fake_quant:
             return fake_affine_quant(inputs, step, zero_point, lo, hi)
         return affine_quant(inputs, step, zero_point, lo, hi).to(inputs.dtype)
+
+
+def _needs_no_calibrator(descriptor: QuantDescriptor) -> bool:
+    return descriptor.is_dynamic or (descriptor.amax is not None and not descriptor.learn_amax)

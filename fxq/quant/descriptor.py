@@ -1,7 +1,8 @@
 """QuantDescriptor: how one tensor is quantized, as plain data.
 
 Integer bounds follow the ONNX QuantizeLinear specification; the narrow range leaves out the lowest code, so that
-the bounds are symmetric.
+the bounds are symmetric. float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) is written ``num_bits=(4, 3)``,
+exponent and mantissa bits, as in pytorch-quantization; its bounds are its largest numbers, -448 and 448.
 """
 
 import dataclasses
@@ -16,7 +17,11 @@ import tomli_w
 from fxq.errors import DescriptorError
 
 MIN_BITS, MAX_BITS = 2, 16
-CALIBRATORS = ("max", "minmax", "moving_average", "histogram", "percentile", "mse", "entropy")
+MAX_BLOCK_BITS = 8  # ONNX has blocks of 4 and 8 bits
+BLOCK_MULTIPLE = 16  # the kernels that read blocks need it: ONNX Runtime's MatMulNBits takes 16, 32, 64 and up
+CALIBRATORS = ("max", "minmax", "moving_average", "histogram", "percentile", "mse", "entropy", "dynamic")
+E4M3 = (4, 3)
+LARGEST_E4M3 = 448
 
 
 @dataclass(frozen=True)
@@ -24,23 +29,26 @@ class QuantDescriptor:
     """How a tensor is quantized. Immutable, hashable, compared by value.
 
     Args:
-        num_bits: 2 to 16.
+        num_bits: 2 to 16, or (4, 3) for float8 e4m3.
         axis: dimensions that KEEP their own range (negative allowed), None for one range for the tensor.
         unsigned: codes start at 0.
         narrow_range: leave out the lowest signed code; None stands for False.
         symmetric: zero point 0 and range [-amax, amax]; False for an affine range [low, high].
-        calibrator: what observes the tensor, one of CALIBRATORS.
+        calibrator: what observes the tensor, one of CALIBRATORS; "dynamic" observes nothing and stores no range, so
+            that each input is quantized with its own.
         amax: a fixed range, a number or one per channel; then nothing is calibrated.
         learn_amax: the range is a parameter (LSQ), initialised from amax or calibration.
         fake_quant: return quantized-and-dequantized values; False returns the integer codes.
-        scale_amax: factor on the calibrated amax.
+        scale_amax: factor on the range, whether fixed here, measured or calibrated, but not on one assigned later.
         name: for people.
+        block_size: weights of shape (out, in) only, with axis=0: every ``block_size`` inputs of a row have a range of
+            their own, and amax has shape (out, ceil(in / block_size)). A multiple of 16.
 
     Raises:
         DescriptorError: a value is out of range or two values contradict each other.
     """
 
-    num_bits: int = 8
+    num_bits: int | tuple[int, int] = 8
     axis: int | tuple[int, ...] | None = None
     unsigned: bool = False
     narrow_range: bool | None = None
@@ -51,14 +59,12 @@ class QuantDescriptor:
     fake_quant: bool = True
     scale_amax: float | None = None
     name: str | None = None
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "num_bits", _as_num_bits(self.num_bits))
         object.__setattr__(self, "axis", _as_axis(self.axis))
         object.__setattr__(self, "amax", _as_amax(self.amax))
-        if isinstance(self.num_bits, bool) or not isinstance(self.num_bits, int):
-            raise DescriptorError(f"num_bits must be an integer from {MIN_BITS} to {MAX_BITS}, got {self.num_bits!r}")
-        if not MIN_BITS <= self.num_bits <= MAX_BITS:
-            raise DescriptorError(f"num_bits must be from {MIN_BITS} to {MAX_BITS}, got {self.num_bits}")
         if self.calibrator not in CALIBRATORS:
             raise DescriptorError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(CALIBRATORS)}")
         if self.unsigned and self.narrow_range:
@@ -74,11 +80,68 @@ class QuantDescriptor:
                 f"amax has {len(self.amax)} values and axis is {self.axis}: give one axis, or assign a tensor "
                 "to TensorQuantizer.amax"
             )
+        if self.is_float8:
+            self._check_float8()
+        if self.block_size is not None:
+            self._check_blocks(self.block_size)
+        if self.is_dynamic and (self.amax is not None or self.learn_amax):
+            given = "amax" if self.amax is not None else "learn_amax"
+            raise DescriptorError(f'calibrator="dynamic" stores no range: drop {given}, or choose another calibrator')
+
+    def _check_float8(self) -> None:
+        forbidden = {
+            "unsigned": self.unsigned,
+            "narrow_range": self.narrow_range,
+            "symmetric=False": not self.symmetric,
+            "fake_quant=False": not self.fake_quant,
+            "learn_amax": self.learn_amax,
+            'calibrator="entropy"': self.calibrator == "entropy",
+        }
+        for option, is_given in forbidden.items():
+            if is_given:
+                raise DescriptorError(f"float8 e4m3 (num_bits={E4M3}) has no integer codes: it cannot have {option}")
+
+    def _check_blocks(self, block_size: int) -> None:
+        if type(block_size) is not int or block_size < BLOCK_MULTIPLE or block_size % BLOCK_MULTIPLE:
+            raise DescriptorError(f"block_size must be a positive multiple of {BLOCK_MULTIPLE}, got {block_size!r}")
+        if self.axis != 0:
+            raise DescriptorError(
+                f"block_size={block_size} needs axis=0, the output channels of a weight (blocks run along its inputs, "
+                f"dimension 1), got axis={self.axis}"
+            )
+        if self.is_float8 or self.num_bits > MAX_BLOCK_BITS:  # type: ignore[operator]  # a tuple is float8
+            raise DescriptorError(
+                f"block_size={block_size} needs num_bits from {MIN_BITS} to {MAX_BLOCK_BITS}, got {self.num_bits}"
+            )
+        if self.unsigned or not self.symmetric:
+            raise DescriptorError(
+                "blocks have signed symmetric codes: drop block_size, or unsigned and symmetric=False"
+            )
+        if self.amax is not None or self.learn_amax:
+            given = "amax" if self.amax is not None else "learn_amax"
+            raise DescriptorError(f"the range of each block is measured: drop block_size or {given}")
+        if self.calibrator != "max":
+            raise DescriptorError(
+                f'blocks are calibrated by calibrator="max", got {self.calibrator!r}: a block is too small to leave '
+                "values out of its range"
+            )
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Lowest and highest integer code."""
+        """Lowest and highest integer code; for float8 the lowest and highest number."""
+        if isinstance(self.num_bits, tuple):
+            return -LARGEST_E4M3, LARGEST_E4M3
         return integer_bounds(self.num_bits, self.unsigned, bool(self.narrow_range))
+
+    @property
+    def is_float8(self) -> bool:
+        """Is the format float8 e4m3?"""
+        return isinstance(self.num_bits, tuple)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Is each input quantized with its own range, and none stored?"""
+        return self.calibrator == "dynamic"
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -122,9 +185,12 @@ class QuantDescriptor:
         return cls.from_dict(fields)
 
     def __str__(self) -> str:
-        kind = f"{'u' if self.unsigned else ''}int{self.num_bits}"
+        kind = "float8 e4m3" if self.is_float8 else f"{'u' if self.unsigned else ''}int{self.num_bits}"
         scheme = "" if self.symmetric else " affine"
-        return f"{kind}{scheme} per {'tensor' if self.axis is None else f'channel (axis {self.axis})'}"
+        shares = "tensor" if self.axis is None else f"channel (axis {self.axis})"
+        if self.block_size is not None:
+            shares = f"block of {self.block_size}"
+        return f"{'dynamic ' if self.is_dynamic else ''}{kind}{scheme} per {shares}"
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(QuantDescriptor)}
@@ -142,6 +208,18 @@ def integer_bounds(num_bits: int, unsigned: bool, narrow_range: bool) -> tuple[i
     if unsigned:
         return 0, hi
     return (-hi if narrow_range else -hi - 1), hi
+
+
+def _as_num_bits(num_bits: Any) -> int | tuple[int, int]:
+    if isinstance(num_bits, list | tuple):
+        if tuple(num_bits) == E4M3:
+            return E4M3
+        raise DescriptorError(f"the only floating-point format is e4m3, num_bits={E4M3}, got {num_bits!r}")
+    if isinstance(num_bits, bool) or not isinstance(num_bits, int):
+        raise DescriptorError(f"num_bits must be an integer from {MIN_BITS} to {MAX_BITS}, or {E4M3}, got {num_bits!r}")
+    if not MIN_BITS <= num_bits <= MAX_BITS:
+        raise DescriptorError(f"num_bits must be from {MIN_BITS} to {MAX_BITS}, got {num_bits}")
+    return num_bits
 
 
 def _as_axis(axis: Any) -> int | tuple[int, ...] | None:

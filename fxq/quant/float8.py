@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from fxq.quant.affine import SMALLEST_AMAX, checked_amax, symmetric_scale
+from fxq.quant.descriptor import LARGEST_E4M3
 
-LARGEST_E4M3 = 448
+
+def e4m3_quant(inputs: Tensor, amax: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+    """Return the e4m3 numbers that stand for ``inputs``, in its dtype, and the scale ``448 / amax``.
+
+    Arguments and errors of :func:`fake_e4m3_quant`. No gradient: what is trained is fake-quantized.
+    """
+    amax = checked_amax(inputs, LARGEST_E4M3 if amax is None else amax, unsigned=False)
+    codes, scale = _e4m3_codes(inputs.detach(), amax)
+    return codes.mul_(amax > SMALLEST_AMAX).to(inputs.dtype), scale
 
 
 def fake_e4m3_quant(inputs: Tensor, amax: Tensor | float | None = None) -> Tensor:
@@ -26,16 +35,29 @@ def fake_e4m3_quant(inputs: Tensor, amax: Tensor | float | None = None) -> Tenso
 
     The gradient is the identity where |x| <= amax and 0 elsewhere.
     """
-    amax = checked_amax(inputs, LARGEST_E4M3 if amax is None else amax, unsigned=False)
+    return fake_scaled_e4m3(inputs, checked_amax(inputs, LARGEST_E4M3 if amax is None else amax, unsigned=False))
+
+
+def fake_scaled_e4m3(inputs: Tensor, amax: Tensor) -> Tensor:
+    """:func:`fake_e4m3_quant` without its checks, which wait for the device: for a range that was checked when stored.
+
+    Args:
+        inputs: any shape.
+        amax: float32, not negative, broadcasts against ``inputs``.
+    """
     if torch.is_grad_enabled() and inputs.requires_grad:
         return _FakeE4M3.apply(inputs, amax)  # type: ignore[no-any-return]
     return _e4m3_values(inputs, amax)
 
 
-def _e4m3_values(inputs: Tensor, amax: Tensor) -> Tensor:
+def _e4m3_codes(inputs: Tensor, amax: Tensor) -> tuple[Tensor, Tensor]:
     scale = symmetric_scale(amax, LARGEST_E4M3)
     # The cast turns what is beyond 448 into NaN: clamp first.
-    codes = (inputs.float() * scale).clamp_(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).float()
+    return (inputs.float() * scale).clamp_(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).float(), scale
+
+
+def _e4m3_values(inputs: Tensor, amax: Tensor) -> Tensor:
+    codes, scale = _e4m3_codes(inputs, amax)
     return codes.div_(scale.masked_fill(amax <= SMALLEST_AMAX, torch.inf)).to(inputs.dtype)
 
 

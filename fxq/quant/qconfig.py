@@ -18,7 +18,8 @@ class QConfig:
     """The descriptors of one part of a model.
 
     Args:
-        activation: descriptor of activations; None stands for the target's default.
+        activation: descriptor of activations; None stands for the target's default, which may be to leave them in
+            float.
         weight: descriptor of weights; None stands for the target's default. Any ``axis`` means "one range per output
             channel": the pass that swaps modules puts the dimension in, which differs for transposed convolutions.
     """
@@ -72,6 +73,12 @@ class Rule:
         if isinstance(self.match, type):
             return isinstance(module, self.match) or any(_is_subclass(kind, self.match) for _, kind in around)
         return bool(self.match(path, module))
+
+    def names(self, path: str, module: nn.Module | None) -> bool:
+        """Return whether the rule is about this very module, rather than about a part of the model that it is in."""
+        if isinstance(self.match, str):
+            return self.match == path
+        return isinstance(module, self.match) if isinstance(self.match, type) else bool(self.match(path, module))
 
     def __str__(self) -> str:
         match = self.match if isinstance(self.match, str) else getattr(self.match, "__qualname__", repr(self.match))

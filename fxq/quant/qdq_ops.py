@@ -2,6 +2,7 @@
 
 ``quantize:   q  = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, rounding half to even, in float32
 ``dequantize: x' = (q - zero_point) * scale``, in float32, then cast to ``out_dtype``
+float8 e4m3 codes are floats: ``q = e4m3(clamp(x / scale, quant_min, quant_max))``, with zero point 0
 
 ``scale`` is the step as ONNX counts it (amax / hi). They are custom operators, so that tracing and exporting keep
 each of them as one node whatever they compute inside. They have no gradient: a lowered graph is for inference.
@@ -12,7 +13,7 @@ Importing this module registers them. Source: ONNX QuantizeLinear and Dequantize
 import torch
 from torch import Tensor
 
-CODE_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)
+CODE_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.float8_e4m3fn)
 
 
 @torch.library.custom_op(
@@ -31,10 +32,14 @@ def quantize(  # noqa: PLR0913 - the arguments are those of ONNX QuantizeLinear,
         scale: shape () per tensor, or (channels,) along ``axis``; strictly positive.
         zero_point: shape of ``scale``; any integer dtype.
         axis: the dimension of ``x`` that keeps its own scale, None per tensor.
-        quant_min, quant_max: lowest and highest code; may be narrower than ``dtype`` (4 bits in an int8).
+        quant_min, quant_max: lowest and highest code; may be narrower than ``dtype`` (4 bits in an int8); -448 and 448
+            for float8 e4m3.
         dtype: one of CODE_DTYPES.
     """
-    codes = torch.round(x.float() / _along(scale, x.dim(), axis)).add_(_along(zero_point, x.dim(), axis))
+    codes = x.float() / _along(scale, x.dim(), axis)
+    if not dtype.is_floating_point:
+        codes = torch.round(codes).add_(_along(zero_point, x.dim(), axis))
+    # Clamped before the cast, which turns what is beyond the largest e4m3 into NaN.
     return codes.clamp_(quant_min, quant_max).to(dtype)
 
 

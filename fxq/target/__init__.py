@@ -1,6 +1,15 @@
 """Runtimes as data."""
 
-from fxq.target.builtin import ONNXRUNTIME, OPENVINO, TARGETS, TENSORRT, get_target
+from fxq.target.builtin import DYNAMIC, ONNXRUNTIME, OPENVINO, TARGETS, TENSORRT, WEIGHT_ONLY, get_target
 from fxq.target.target import Target
 
-__all__ = ["ONNXRUNTIME", "OPENVINO", "TARGETS", "TENSORRT", "Target", "get_target"]
+__all__ = [
+    "DYNAMIC",
+    "ONNXRUNTIME",
+    "OPENVINO",
+    "TARGETS",
+    "TENSORRT",
+    "WEIGHT_ONLY",
+    "Target",
+    "get_target",
+]

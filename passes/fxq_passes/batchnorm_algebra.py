@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
+_Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def fold_after(layer: Weighted, bn: BatchNorm) -> None:
@@ -16,7 +17,7 @@ def fold_after(layer: Weighted, bn: BatchNorm) -> None:
     scale_c, shift_c = affine_of(bn)
     weight = layer.weight.detach().double()
     bias = torch.zeros_like(shift_c) if layer.bias is None else layer.bias.detach().double()
-    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+    if isinstance(layer, _Transposed):
         grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])  # (groups, in / groups, out / groups, ...)
         scale = scale_c.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
         weight = (grouped * scale).flatten(0, 1)

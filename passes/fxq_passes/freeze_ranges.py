@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from fxq import CalibrationError, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import is_quantizer, kind
-from fxq.nn import WeightQuantized
+from fxq import CalibrationError, Pass, Rewriter, Stage, TargetError, TensorQuantizer, register_pass
+from fxq.graph import fit_weights, is_quantizer, kind
 
 _MOST_SHOWN = 8
 
@@ -12,17 +11,25 @@ _MOST_SHOWN = 8
 @register_pass("freeze_ranges")
 @dataclass(frozen=True)
 class FreezeRanges(Pass):
-    """Fix the ranges of all quantizers, or name those that were never calibrated; dropout kept for training leaves."""
+    """Fix the ranges of all quantizers, or name those that were never calibrated; dropout kept for training leaves.
+
+    A dynamic quantizer has no range to fix.
+    """
 
     stage = Stage.FROZEN
 
     def run(self, rw: Rewriter) -> None:
         """Fit weights that have no range yet (they are known), then require one of everybody."""
-        for module in rw.gm.modules():
-            if isinstance(module, WeightQuantized) and not module.weight_quantizer.has_range:
-                module.fit_weight()
+        fit_weights(rw.gm, only_missing=True)
         quantizers = {path: found for path, found in rw.gm.named_modules() if isinstance(found, TensorQuantizer)}
-        missing = [path for path, found in quantizers.items() if found.is_enabled and not found.has_range]
+        on = {path: found for path, found in quantizers.items() if found.is_enabled}
+        dynamic = [path for path, found in on.items() if found.descriptor.is_dynamic]
+        if dynamic and not rw.target.is_dynamic:
+            raise TargetError(
+                f"{len(dynamic)} quantizers measure their range as they run, which target {rw.target.name!r} cannot: "
+                f"{', '.join(dynamic[:_MOST_SHOWN])}. Give them another calibrator, or use the recipe 'dynamic'"
+            )
+        missing = [path for path, found in on.items() if not (found.has_range or found.descriptor.is_dynamic)]
         if missing:
             more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
             raise CalibrationError(

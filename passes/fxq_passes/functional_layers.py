@@ -15,6 +15,7 @@ _TORCH_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "
 _BATCH_NORMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
 }  # fmt: skip
+_RANKS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 
 
 def layer_from(rw: Rewriter, node: Node, spelling: WeightedSpelling) -> None:
@@ -76,7 +77,7 @@ def _build(spelling: WeightedSpelling, weight: Tensor, bias: Tensor | None, give
     inputs, outputs = weight.shape[1] * (1 if spelling.is_transposed else groups), weight.shape[0]
     if spelling.is_transposed:
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
-    sizes = {} if spelling.module is nn.Linear else {"kernel_size": tuple(weight.shape[2:])}
+    sizes = {"kernel_size": tuple(weight.shape[2:])} if weight.dim() > 2 else {}
     module = spelling.module(inputs, outputs, bias=bias is not None, device="meta", **sizes, **given)
     module.register_parameter("weight", _parameter(weight))
     module.register_parameter("bias", _parameter(bias))
@@ -102,8 +103,7 @@ def _rank(source: Node) -> int | None:
     if isinstance(value, Tensor):
         return value.dim()
     layer = module_of(source) if source.op == "call_module" else None
-    ranks = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
-    return next((rank for kind, rank in ranks.items() if isinstance(layer, kind)), None)
+    return next((rank for kind, rank in _RANKS.items() if isinstance(layer, kind)), None)
 
 
 def _is_same_layer(found: nn.Module, module: nn.Module) -> bool:

@@ -1,14 +1,32 @@
 """Quantizers become explicit quantize and dequantize nodes, weights stored integers behind a dequantize."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.fx import Node
 
 from fxq import GraphError, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import is_quantizer, module_of
-from fxq.nn import InputQuantized, Quantized, WeightQuantized
+from fxq.graph import is_quantizer, kind, module_of, stored_input
+from fxq.nn import InputQuantized, ManyQuantized, Quantized, WeightQuantized
+from fxq_passes.attention_lowering import lower_attention
+from fxq_passes.cell_lowering import lower_cell
+from fxq_passes.embedding_lowering import lower_embedding
+from fxq_passes.product_lowering import erase_dynamic, lower_products
 from fxq_passes.qdq_lowering import Lowering, is_on
+from fxq_passes.recurrent_lowering import lower_recurrent
+
+# What computes more than one function of an input, a weight and a bias.
+_OF_THEIR_OWN: Mapping[str, Callable[[Lowering, Node, Any], None]] = MappingProxyType(
+    {
+        "embedding": lower_embedding,
+        **dict.fromkeys(("lstm", "gru", "rnn"), lower_recurrent),
+        **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_cell"), lower_cell),
+        "multihead_attention": lower_attention,
+    }
+)
 
 
 @register_pass("lower_to_qdq")
@@ -16,8 +34,9 @@ from fxq_passes.qdq_lowering import Lowering, is_on
 class LowerToQdq(Pass):
     """Write quantizers as quantize and dequantize nodes, and weights as integers with a dequantize.
 
-    Rounding may differ by one step from the fake-quantized graph where a value lies between two codes:
-    ``x * (hi / amax)`` before, ``x / (amax / hi)``, as in ONNX, from here on.
+    A linear layer or product whose input ranges are measured as it runs becomes one operator on integers. Rounding may
+    differ by one step from the fake-quantized graph where a value lies between two codes: ``x * (hi / amax)`` before,
+    ``x / (amax / hi)``, as in ONNX, from here on.
     """
 
     stage = Stage.LOWERED
@@ -26,18 +45,21 @@ class LowerToQdq(Pass):
     def run(self, rw: Rewriter) -> None:
         """Lower activations first: an integer bias needs the step of its layer's input."""
         lowering = Lowering(rw, _dtype_of(rw))
-        quantizers = [(node, rw.module(node)) for node in rw.nodes(is_quantizer)]
-        layers = [(node, rw.module(node)) for node in rw.nodes(_calls_quantized)]
-        weighted = [(node, layer) for node, layer in layers if isinstance(layer, WeightQuantized)]
-        for node, _ in quantizers + weighted:
+        quantizers = {node: rw.module(node) for node in rw.nodes(is_quantizer)}
+        layers = [(node, rw.module(node), kind(node)) for node in rw.nodes(_calls_quantized)]
+        for node in [*quantizers, *(node for node, layer, _ in layers if _has_weights(layer))]:
             rw.empty_module(str(node.target))  # its path becomes the place of its tensors
-        for node, quantizer in quantizers:
+        lower_products(lowering, quantizers)
+        for node, quantizer in quantizers.items():
             _lower_quantizer(lowering, node, quantizer)
-        for node, layer in layers:
-            if isinstance(layer, WeightQuantized):
+        for node, layer, found in layers:
+            if found in _OF_THEIR_OWN:
+                _OF_THEIR_OWN[found](lowering, node, layer)
+            elif isinstance(layer, WeightQuantized):
                 lowering.layer(node, layer)
             else:
                 _lower_input(lowering, node, layer)
+        erase_dynamic(lowering)
 
 
 def _dtype_of(rw: Rewriter) -> torch.dtype:
@@ -48,16 +70,30 @@ def _calls_quantized(node: Node) -> bool:
     return node.op == "call_module" and isinstance(module_of(node), Quantized)
 
 
+def _has_weights(layer: Quantized) -> bool:
+    return isinstance(layer, WeightQuantized | ManyQuantized)
+
+
 def _lower_quantizer(lowering: Lowering, node: Node, quantizer: TensorQuantizer) -> None:
-    if is_on(quantizer):
-        value = lowering.activation(node, node.all_input_nodes[0], str(node.target), quantizer)
-        lowering.rw.bypass(node, "explicit quantize and dequantize", source=value)
-    else:
+    if node in lowering.dynamic:
+        return  # the layers that read it take it in
+    if not is_on(quantizer):
         lowering.rw.bypass(node, "disabled")
+        return
+    if not node.users:
+        lowering.rw.bypass(node, "taken in by what reads it")
+        return
+    source, path = node.all_input_nodes[0], str(node.target)
+    stored = stored_input(node)
+    if stored is None:
+        value = lowering.activation(node, source, path, quantizer)
+    else:
+        value = lowering.weight_value(node, f"{path}.weight", stored.detach(), quantizer.qparams(), stored.dtype)
+    lowering.rw.bypass(node, "explicit quantize and dequantize" if stored is None else "stored integers", source=value)
 
 
 def _lower_input(lowering: Lowering, node: Node, layer: Quantized) -> None:
-    """Lower a layer that a user placed by hand and that has no weight, such as QuantMaxPool2d."""
+    """Lower a layer without weight, such as QuantMaxPool2d."""
     if not isinstance(layer, InputQuantized):
         raise GraphError(
             f"{node.target!r} ({type(layer).__name__}) quantizes inside of its computation, which has no QDQ form; "
@@ -68,6 +104,11 @@ def _lower_input(lowering: Lowering, node: Node, layer: Quantized) -> None:
         return
     source = node.all_input_nodes[0]
     if is_on(quantizer):
+        if quantizer.descriptor.is_dynamic:
+            raise GraphError(
+                f"{node.target!r} ({type(layer).__name__}) measures the range of its input as it runs, for which it "
+                'has no integer form: give it another calibrator than "dynamic"'
+            )
         value = lowering.activation(node, source, f"{node.target}_input_quantizer", quantizer)
         node.replace_input_with(source, value)
     quantizer.disable()

@@ -16,7 +16,7 @@ from fxq.graph import (
     shape_of,
     tensor_edges,
 )
-from fxq.nn import QUANTIZED
+from fxq.nn import InputQuantized, ManyQuantized, Quantized
 from fxq_passes.plan_questions import (
     ELEMENTWISE,
     activation_descriptor,
@@ -24,6 +24,9 @@ from fxq_passes.plan_questions import (
     feeds_softmax,
     float_stream,
     is_read_quantized,
+    is_stored_product,
+    takes_quantized_input,
+    weight_descriptor,
 )
 
 # Comparing, indexing and shape arithmetic are not worth a line in the report.
@@ -42,8 +45,10 @@ class PlanOps(Pass):
         target = rw.target
         in_float = float_stream(rw)
         for node in rw.nodes(lambda node: kind(node) not in _SILENT):
-            found = kind(node)
-            is_own = found in target.quantize_inputs or found in target.quantize_outputs
+            is_product = is_stored_product(rw, node)
+            found = "linear" if is_product else kind(node)
+            takes_input = takes_quantized_input(rw, node, found)
+            is_own = takes_input or is_product or found in target.quantize_outputs
             is_after_conv = found in target.quantize_after_conv and comes_from_conv(node)
             if not (is_own or is_after_conv):
                 continue
@@ -53,8 +58,11 @@ class PlanOps(Pass):
                 continue
             if is_after_conv:
                 _plan(rw, tensor_edges(node)[:1], f"input of a {found} that a convolution computes")
-            if found in target.quantize_inputs:
-                _plan(rw, tensor_edges(node), f"{target.name} runs {found} on quantized inputs")
+            if is_product:
+                _plan_stored(rw, node)
+            if takes_input:
+                edges = tensor_edges(node)[:1] if is_product else tensor_edges(node)
+                _plan(rw, edges, f"{target.name} runs {found} on quantized inputs")
             if found in target.quantize_outputs:
                 _plan_output(rw, node)
         for node in reversed(rw.nodes(lambda node: kind(node) in target.quantize_if_surrounded)):
@@ -65,7 +73,7 @@ def _why_not(rw: Rewriter, node: Node) -> str | None:
     """Return why the operation stays in float, None if it is quantized."""
     if rw.config(node) is None:
         return f"rule {rw.settings.rule_for(node)} leaves it in float"
-    if is_weighted(node) and type(rw.module(node)) not in QUANTIZED.values():
+    if _is_layer(rw, node) and not isinstance(rw.module(node), Quantized):
         return "its module was not swapped for a quantized one"
     edges = tensor_edges(node)
     if kind(node) in ELEMENTWISE and len(edges) < 2:
@@ -76,20 +84,54 @@ def _why_not(rw: Rewriter, node: Node) -> str | None:
             return f"input {edge.producer.name!r} is {value.dtype}"
     if kind(node) == "matmul" and any(len(shape_of(edge.producer) or (0, 0)) < 2 for edge in edges):
         return "matrix times vector gains nothing in integers"
+    if kind(node) == "matmul" and rw.target.is_dynamic and any(_has_fixed_range(rw, edge) for edge in edges):
+        return "one operand is quantized by hand, with a range that is not dynamic"
     if kind(node) == "add" and feeds_softmax(node):
         return "adds a mask before a softmax, which may hold minus infinity"
     return None
 
 
+def _has_fixed_range(rw: Rewriter, edge: Edge) -> bool:
+    return is_quantizer(edge.producer) and not rw.module(edge.producer).descriptor.is_dynamic
+
+
+def _is_layer(rw: Rewriter, node: Node) -> bool:
+    """Return whether ``node`` calls a module that swap_modules had to replace first."""
+    return is_weighted(node) or (
+        node.op == "call_module" and kind(node) in rw.target.swapped_kinds | rw.target.on_request
+    )
+
+
+def _plan_stored(rw: Rewriter, node: Node) -> None:
+    """Plan the stored matrix of a product: a weight, whose output channels are its columns."""
+    weight = tensor_edges(node)[1]
+    descriptor = weight_descriptor(rw, node, channel_axis=1)
+    rw.plan_input(node, weight.position, descriptor, "multiplies by a stored matrix: its weight", role="weight")
+
+
 def _plan(rw: Rewriter, edges: list[Edge], why: str) -> None:
     for edge in edges:
         # A weighted layer's second input is an output size; its weight has a quantizer of its own.
-        if is_quantizer(edge.producer):
+        if _is_quantized_by_hand(rw, edge.producer):
             rw.skip(edge.consumer, f"input {edge.position} is quantized by hand")
-        elif is_weighted(edge.consumer) and rw.module(edge.consumer).input_quantizer is not None:
+        elif _quantizes_itself(rw, edge.consumer):
             rw.skip(edge.consumer, f"input {edge.position} has the module's own quantizer")
         else:
             rw.plan_input(edge.consumer, edge.position, activation_descriptor(rw, edge.consumer), why)
+
+
+def _is_quantized_by_hand(rw: Rewriter, node: Node) -> bool:
+    """Return whether ``node`` is a quantizer, or moves the values of one to other places."""
+    while kind(node) in rw.target.keep_scale and tensor_edges(node):
+        node = tensor_edges(node)[0].producer
+    return is_quantizer(node)
+
+
+def _quantizes_itself(rw: Rewriter, node: Node) -> bool:
+    module = rw.module(node) if node.op == "call_module" else None
+    if isinstance(module, InputQuantized):
+        return module.input_quantizer is not None
+    return isinstance(module, ManyQuantized) and any(True for _ in module.activations())
 
 
 def _plan_output(rw: Rewriter, node: Node) -> None:

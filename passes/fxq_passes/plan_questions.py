@@ -1,9 +1,11 @@
-"""What planning passes ask about a node's neighbours, and which descriptor it gets."""
+"""What passes ask about a node's neighbours, and which descriptors it gets."""
 
+from torch import Tensor
 from torch.fx import Node
 
-from fxq import QuantDescriptor, Rewriter
-from fxq.graph import ACTIVATIONS, MOVES_DATA, is_quantized, kind, output_edges, produces_tensor
+from fxq import QuantDescriptor, Rewriter, TargetError, TensorQuantizer
+from fxq.graph import ACTIVATIONS, MOVES_DATA, ancestors, is_constant, is_quantized, kind, output_edges, produces_tensor
+from fxq.nn import Quantized
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div"})
 
@@ -17,12 +19,67 @@ def activation_descriptor(rw: Rewriter, node: Node) -> QuantDescriptor:
     config = rw.config(node)
     assert config is not None
     assert config.activation is not None
-    rule = rw.settings.rule_for(node)
-    where = repr(str(node.target) if node.op == "call_module" else node.name)
-    rw.target.check_activation(
-        config.activation, f"{where} ({f'rule {rule}' if rule else 'the default of the recipe'})"
-    )
+    rw.target.check_activation(config.activation, _where(rw, node))
     return config.activation
+
+
+def weight_descriptor(rw: Rewriter, node: Node, channel_axis: int) -> QuantDescriptor:
+    """Return the descriptor of the weight of ``node``, whose output channels are dimension ``channel_axis``.
+
+    Blocks that the recipe has for all weights are left out where the kind of ``node`` has none.
+
+    Raises:
+        TargetError: the target cannot run it.
+    """
+    config = rw.config(node)
+    assert config is not None
+    assert config.weight is not None
+    rule, descriptor = rw.settings.rule_for(node), config.weight
+    if (rule is None or rule.config is None or rule.config.weight is None) and kind(node) not in rw.target.block_kinds:
+        descriptor = descriptor.replace(block_size=None)  # what holds for all weights holds as far as they can have it
+    rw.target.check_weight(descriptor, _where(rw, node), kind(node))
+    reads = config.activation if rw.target.quantizes_inputs(kind(node)) else None
+    if reads is not None and reads.is_float8 != descriptor.is_float8:
+        raise TargetError(
+            f"{_where(rw, node)}: no kernel multiplies {reads} by {descriptor}; give activation and weight one format"
+        )
+    return descriptor if descriptor.axis is None else descriptor.replace(axis=channel_axis)
+
+
+def check_activation(rw: Rewriter, node: Node) -> None:
+    """Raise a TargetError if ``node`` has an activation descriptor that the target cannot run, used or not."""
+    config = rw.config(node)
+    if config is not None and config.activation is not None:
+        rw.target.check_activation(config.activation, _where(rw, node))
+
+
+def check_placed_by_hand(rw: Rewriter, node: Node) -> None:
+    """Raise a TargetError if the module of ``node`` quantizes an activation per channel.
+
+    Fewer bits are no reason: they are clipped in front of 8. What no input of the model reaches is a weight.
+    """
+    module = rw.module(node)
+    quantizer = module._modules.get("_input_quantizer") if isinstance(module, Quantized) else module
+    if not isinstance(quantizer, TensorQuantizer) or not quantizer.is_enabled:
+        return
+    if any(found.op == "placeholder" for found in ancestors(node)):
+        rw.target.check_activation_axis(quantizer.descriptor, f"{str(node.target)!r} (quantized by hand)")
+
+
+def takes_quantized_input(rw: Rewriter, node: Node, found: str) -> bool:
+    """Return whether the target quantizes inputs of kind ``found``, of itself or because a rule asks for ``node``."""
+    return found in rw.target.quantize_inputs or (found in rw.target.on_request and rw.settings.is_requested(node))
+
+
+def is_stored_product(rw: Rewriter, node: Node) -> bool:
+    """Return whether ``node`` multiplies by a stored matrix that the target takes for a weight, as a linear layer."""
+    if kind(node) != "matmul" or "matmul" not in rw.target.swapped_kinds or len(node.args) != 2:
+        return False
+    left, right = node.args
+    if not isinstance(right, Node) or right.op != "get_attr" or not isinstance(left, Node) or is_constant(left):
+        return False
+    matrix: Tensor = rw.tensor(right)
+    return matrix.dim() == 2 and matrix.is_floating_point()
 
 
 def float_stream(rw: Rewriter) -> dict[Node, str]:
@@ -60,3 +117,9 @@ def feeds_softmax(node: Node) -> bool:
     """Return whether softmax alone reads ``node``."""
     readers = list(node.users)
     return bool(readers) and all(kind(reader) == "softmax" for reader in readers)
+
+
+def _where(rw: Rewriter, node: Node) -> str:
+    rule = rw.settings.rule_for(node)
+    name = str(node.target) if node.op == "call_module" else node.name
+    return f"{name!r} ({f'rule {rule}' if rule else 'the default of the recipe'})"

@@ -25,7 +25,7 @@ from fxq.graph import (
     shape_of,
     tensor_edges,
 )
-from fxq.nn import QUANTIZED
+from fxq.nn import Quantized
 from fxq_passes.plan_questions import activation_descriptor
 
 _CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
@@ -90,7 +90,7 @@ def _absorbs(rw: Rewriter, edge: Edge) -> bool:
         return False
     # What swap_modules declined runs in float, and so does what it absorbs.
     declined = any(entry.pass_name == "swap_modules" for entry in rw.record.skipped(convolution.name))
-    return not declined or type(rw.module(convolution)) in QUANTIZED.values()
+    return not declined or isinstance(rw.module(convolution), Quantized)
 
 
 def _convolution_of(node: Node) -> Node | None:

@@ -1,4 +1,7 @@
-"""The pieces that ``lower_to_qdq`` writes: quantize and dequantize of activations, integers of weights and biases."""
+"""The pieces that ``lower_to_qdq`` writes: quantize and dequantize of activations, integers of weights and biases.
+
+Where the range of an input is measured as it runs, a linear layer becomes one operator on integers instead.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +12,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from fxq import GraphError, Rewriter, TensorQuantizer
-from fxq.nn import WeightQuantized
-from fxq.quant import DEQUANTIZE, QUANTIZE
+from fxq.nn import QParams, QuantLinear, WeightQuantized
+from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, QUANTIZE
+from fxq_passes.stored_weights import bits_of, integer_codes, is_linear_weight
 
 _INT32 = torch.iinfo(torch.int32)
 
@@ -23,6 +27,7 @@ class Lowering:
     dtype: torch.dtype  # of the model, for tensors whose own is not known
     stored: dict[tuple[int, int], str] = field(default_factory=dict)  # weight and its quantizer -> path
     biases: dict[str, list[str]] = field(default_factory=dict)  # layer -> calls that have an integer bias
+    dynamic: dict[Node, TensorQuantizer] = field(default_factory=dict)  # quantizer nodes that what reads them takes in
 
     def activation(self, before: Node, source: Node, path: str, quantizer: TensorQuantizer) -> Node:
         """Insert quantize and dequantize of ``source``; scale and zero point are stored at ``path``."""
@@ -35,11 +40,36 @@ class Lowering:
         codes = self.rw.insert_call(before, QUANTIZE, args, like=source)
         return self.rw.insert_call(before, DEQUANTIZE, (codes, scale, zero, found.axis, dtype), like=source)
 
+    def weight_value(self, node: Node, path: str, weight: Tensor, found: QParams, dtype: torch.dtype) -> Node:
+        """Store the codes of ``weight`` at ``path`` and insert, before ``node``, what makes floats of them."""
+        codes = self.rw.read_tensor(node, path, integer_codes(weight, found))
+        bits = bits_of(found)
+        if bits is not None and (found.block_size is not None or bits in self.rw.target.packed_bits):
+            axis = 0 if found.axis is None else found.axis
+            step = found.step if found.step.dim() else found.step.repeat(weight.shape[axis])
+            scale = self.rw.read_tensor(node, f"{path}_scale", step)
+            args: tuple[Any, ...] = (codes, scale, bits, axis, found.block_size, dtype)
+            return self.rw.insert_call(node, DEQUANTIZE_LOW_BIT, args, like=node)
+        scale = self.rw.read_tensor(node, f"{path}_scale", found.step)
+        zero = self.rw.read_tensor(node, f"{path}_zero_point", found.zero_point.to(found.dtype))
+        return self.rw.insert_call(node, DEQUANTIZE, (codes, scale, zero, found.axis, dtype), like=node)
+
+    def stored_codes(self, node: Node, path: str, weight: Tensor, found: QParams) -> tuple[Node, Node]:
+        """Store the codes of ``weight`` at ``path``; return the nodes that read them and their step."""
+        codes = self.rw.read_tensor(node, path, integer_codes(weight, found))
+        return codes, self.rw.read_tensor(node, f"{path}_scale", found.step)
+
     def layer(self, node: Node, layer: WeightQuantized) -> None:
         """Replace a call of a quantized layer by a function on a stored integer weight."""
         source: Any = node.args[0] if node.args else node.kwargs["input"]
         own = layer.input_quantizer
+        if source in self.dynamic:
+            self._dynamic_layer(node, layer, source.all_input_nodes[0])
+            return
         if own is not None and is_on(own):
+            if own.descriptor.is_dynamic:
+                self._dynamic_layer(node, layer, source)
+                return
             source = self.activation(node, source, f"{node.target}.input_quantizer", own)
         function, options = layer.as_function()
         size: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
@@ -49,20 +79,33 @@ class Lowering:
         bias = self._bias(node, layer, source, step)
         self.rw.call_instead(node, function, (source, weight, bias), options, "layer on a stored integer weight")
 
-    def _weight(self, node: Node, layer: WeightQuantized) -> tuple[Node, Tensor | None]:
-        quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+    def _dynamic_layer(self, node: Node, layer: WeightQuantized, source: Node) -> None:
+        """Replace a call of a linear layer whose input is quantized with the range that it has at run time."""
+        quantizer = layer.weight_quantizer
+        if not isinstance(layer, QuantLinear) or not is_on(quantizer) or not is_linear_weight(quantizer.qparams()):
+            raise GraphError(
+                f"{node.target!r} ({type(layer).__name__}): an input range that is measured as it runs goes with a "
+                f"linear layer of symmetric int8 weights, per channel or per tensor, and this one has {quantizer}; "
+                "switch its input quantizer off too, or leave it in float (a rule with None)"
+            )
+        path = self._weight_path(node, layer)
+        codes, step = self.stored_codes(node, f"{path}.weight", layer.weight.detach(), quantizer.qparams())
+        bias = None if layer.bias is None else self.rw.read_tensor(node, f"{node.target}.bias", layer.bias.detach())
+        self.rw.call_instead(node, DYNAMIC_LINEAR, (source, codes, step, bias), {}, "layer on integers, one operator")
+
+    def _weight_path(self, node: Node, layer: WeightQuantized) -> str:
         # Modules with one weight tensor store its codes once.
-        path = self.stored.setdefault((id(layer.weight), id(quantizer)), str(node.target))
+        return self.stored.setdefault((id(layer.weight), id(layer.weight_quantizer)), str(node.target))
+
+    def _weight(self, node: Node, layer: WeightQuantized) -> tuple[Node, Tensor | None]:
+        """Return the weight as floats, and the step of its integers, None where it has none."""
+        quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+        path = f"{self._weight_path(node, layer)}.weight"
         if not is_on(quantizer):
-            return self.rw.read_tensor(node, f"{path}.weight", weight), None
+            return self.rw.read_tensor(node, path, weight), None
         found = quantizer.qparams()
-        zero_point = found.zero_point.to(found.dtype)
-        codes = QUANTIZE(weight, found.step, zero_point, found.axis, found.lo, found.hi, found.dtype)
-        stored = self.rw.read_tensor(node, f"{path}.weight", codes)
-        scale = self.rw.read_tensor(node, f"{path}.weight_scale", found.step)
-        zero = self.rw.read_tensor(node, f"{path}.weight_zero_point", zero_point)
-        value = self.rw.insert_call(node, DEQUANTIZE, (stored, scale, zero, found.axis, weight.dtype), like=node)
-        return value, found.step
+        value = self.weight_value(node, path, weight, found, weight.dtype)
+        return value, None if found.dtype.is_floating_point or found.block_size is not None else found.step
 
     def _bias(self, node: Node, layer: WeightQuantized, source: Node, weight_step: Tensor | None) -> Node | None:
         if not isinstance(layer.bias, Tensor):

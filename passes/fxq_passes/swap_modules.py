@@ -8,7 +8,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fxq import Pass, QuantDescriptor, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_weighted, kind
-from fxq.nn import QUANTIZED
+from fxq.nn import QUANTIZED, ManyQuantized, Quantized, WeightQuantized
+from fxq_passes.plan_questions import activation_descriptor, check_activation, check_placed_by_hand, weight_descriptor
+from fxq_passes.swap_questions import why_not_lowered
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,10 @@ class _Twin:
 @register_pass("swap_modules")
 @dataclass(frozen=True)
 class SwapModules(Pass):
-    """Swap convolutions and linear layers for quantized ones; weights tied between modules get one quantizer.
+    """Swap the layers whose weights the target stores as integers, and any other module that a rule gives a QConfig.
+
+    Such others are poolings and instance norms for all targets, embeddings, recurrent layers and attention for those
+    that do not store them as integers anyway. Weights tied between modules get one quantizer.
 
     Args:
         min_channels: leave convolutions with fewer input or output channels in float.
@@ -38,29 +43,28 @@ class SwapModules(Pass):
         """Swap each module once, whatever the number of its calls."""
         twins: dict[int, _Twin] = {}
         done: set[str] = set()
-        for node in rw.nodes(is_weighted):
+        for node in rw.nodes(lambda node: node.op == "call_module"):
             path, module = str(node.target), rw.module(node)
-            if path in done:
+            check_placed_by_hand(rw, node)
+            if path in done or not _is_meant(rw, node, module):
                 continue
             done.add(path)
             reason = self._why_not(rw, node, module)
             if reason is not None:
                 rw.skip(node, reason)
                 continue
-            descriptor = _weight_descriptor(rw, node)
-            swapped = QUANTIZED[type(module)].from_float(module, weight=descriptor)
-            swapped.weight_quantizer.disable()  # until attach_observers: this pass changes no numbers
-            why = f"weight: {descriptor}"
-            twin = twins.setdefault(id(module.weight), _Twin(path, descriptor, swapped.weight_quantizer))
-            if twin.path != path and twin.descriptor == descriptor:
-                swapped._modules["_weight_quantizer"] = twin.quantizer
-                why += f"; shared with {twin.path!r}, whose weight it is too"
+            swapped, why = _swapped(rw, node, module)
+            for found in swapped.modules():
+                if isinstance(found, TensorQuantizer):
+                    found.disable()  # until attach_observers: this pass changes no numbers
+            if isinstance(swapped, WeightQuantized):
+                why += _share_with_twin(twins, path, swapped)
             rw.replace_module(path, swapped, why)
 
     def _why_not(self, rw: Rewriter, node: Node, module: Any) -> str | None:
         if rw.config(node) is None:
             return f"rule {rw.settings.rule_for(node)} leaves it in float"
-        if type(module) in QUANTIZED.values():
+        if isinstance(module, Quantized):
             return "already quantized by hand"
         if type(module) not in QUANTIZED:
             if is_parametrized(module):
@@ -69,8 +73,11 @@ class SwapModules(Pass):
         readers = rw.nodes(lambda other: other.op == "get_attr" and str(other.target).startswith(f"{node.target}."))
         if readers:
             return f"{readers[0].target!r} is also read outside of it, where integers would be no use"
-        if kind(node) == "linear":
-            return None
+        if not is_weighted(node):
+            return _why_no_input(rw, node, module) or why_not_lowered(node, module)
+        return None if kind(node) == "linear" else self._why_not_conv(module)
+
+    def _why_not_conv(self, module: Any) -> str | None:
         channels = min(module.in_channels, module.out_channels)
         if channels < self.min_channels:
             return f"{channels} channels are fewer than min_channels={self.min_channels}"
@@ -79,14 +86,51 @@ class SwapModules(Pass):
         return None
 
 
-def _weight_descriptor(rw: Rewriter, node: Node) -> QuantDescriptor:
-    config = rw.config(node)
-    assert config is not None
-    assert config.weight is not None
-    rule = rw.settings.rule_for(node)
-    rw.target.check_weight(
-        config.weight, f"{node.target!r} ({f'rule {rule}' if rule else 'the default of the recipe'})"
-    )
-    if config.weight.axis is None:
-        return config.weight
-    return config.weight.replace(axis=rw.target.conv_transpose_axis if kind(node) == "conv_transpose" else 0)
+def _is_meant(rw: Rewriter, node: Node, module: Any) -> bool:
+    """Return whether the target swaps modules of this kind, or a rule asks for this one."""
+    if kind(node) in rw.target.swapped_kinds:
+        return True
+    return type(module) in QUANTIZED and rw.settings.is_requested(node, has_weight=_has_weight(module))
+
+
+def _has_weight(module: Any) -> bool:
+    return issubclass(QUANTIZED[type(module)], WeightQuantized | ManyQuantized)
+
+
+def _why_no_input(rw: Rewriter, node: Node, module: Any) -> str | None:
+    """Return why a module without weights gains nothing, None if it has a weight or its input can be quantized."""
+    if _has_weight(module):
+        return None
+    if rw.target.activation is None:
+        return f"it has no weight, and {rw.target.name} leaves activations in float"
+    if rw.target.is_dynamic and not rw.target.quantizes_inputs(kind(node)):
+        return f"{rw.target.name} has no integer {kind(node)}"
+    return None
+
+
+def _swapped(rw: Rewriter, node: Node, module: Any) -> tuple[Quantized, str]:
+    """Return the quantized module for ``module``, and what was quantized."""
+    quantized = QUANTIZED[type(module)]
+    check_activation(rw, node)
+    if not _has_weight(module):
+        descriptor = activation_descriptor(rw, node)
+        return quantized.from_float(module, input=descriptor), f"input: {descriptor}"
+    channels = rw.target.conv_transpose_axis if kind(node) == "conv_transpose" else 0
+    weight = weight_descriptor(rw, node, channels)
+    if rw.target.quantizes_inputs(kind(node)):
+        if not issubclass(quantized, ManyQuantized):  # its input quantizer stands in the graph, for all that read it
+            return quantized.from_float(module, weight=weight), f"weight: {weight}"
+        inside = activation_descriptor(rw, node)
+        return quantized.from_float(module, weight=weight, input=inside), f"weights: {weight}; inside: {inside}"
+    why = rw.target.reason(kind(node)) or "computed in float"
+    return quantized.from_float(module, weight=weight), f"weight: {weight}; {why}"
+
+
+def _share_with_twin(twins: dict[int, _Twin], path: str, swapped: WeightQuantized) -> str:
+    """Give modules with one weight tensor and equal descriptors one quantizer; return what to say about it."""
+    quantizer = swapped.weight_quantizer
+    twin = twins.setdefault(id(swapped.weight), _Twin(path, quantizer.descriptor, quantizer))
+    if twin.path == path or twin.descriptor != quantizer.descriptor:
+        return ""
+    swapped._modules["_weight_quantizer"] = twin.quantizer
+    return f"; shared with {twin.path!r}, whose weight it is too"

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -142,17 +143,20 @@ def test_mse_errors_are_computed_from_the_quantizers_own_values() -> None:
 @pytest.mark.parametrize("percentile", [0, 1, 50, 99, 99.9, 99.99, 100])
 def test_percentile_is_the_left_edge_of_the_bin_that_reaches_the_share(percentile: float) -> None:
     counts, edges = histogram_of(shape_of("heavy", seed=6))
-    total, seen, index = int(counts.sum()), int(counts[0]), 0
-    while seen / total < percentile / 100:
-        index += 1
-        seen += int(counts[index])
-    assert fit_percentile(counts, edges, percentile) == edges[index]
+    # numpy's own arithmetic, in pytorch-quantization's order: where the share is p exactly, its rounding decides.
+    shares = np.cumsum(counts.numpy() / int(counts.sum()))
+    assert fit_percentile(counts, edges, percentile) == edges[np.searchsorted(shares, percentile / 100)]
 
 
 @pytest.mark.parametrize("percentile", [-0.1, 100.1, math.nan])
 def test_percentile_out_of_range_is_refused(percentile: float) -> None:
     with pytest.raises(RangeError, match=r"^Invalid percentile\. Must be in range 0 <= percentile <= 100\.$"):
         calibrated(shape_of("normal", seed=7)).compute_amax("percentile", percentile)
+
+
+def test_percentile_out_of_range_is_refused_without_data_too() -> None:
+    with pytest.raises(RangeError, match="Invalid percentile"):
+        HistogramCalibrator().compute_amax("percentile", percentile=200)
 
 
 def calibrated(x: Tensor, symmetric: bool = True) -> HistogramCalibrator:

@@ -80,6 +80,28 @@ def test_leave_in_float_and_explain_show_in_the_table(fxq: Fxq, inputs: Path) ->
     assert "1 input, 1 residual, 1 weight" in result.stdout
 
 
+@pytest.mark.parametrize("recipe", ["dynamic", "weight_only", "weight_only_int4"])
+def test_a_recipe_without_ranges_of_activations_needs_no_data(fxq: Fxq, tmp_path: Path, recipe: str) -> None:
+    call = ("quantize", "nets_of_a_user:small", "--recipe", recipe, "--out", "small.onnx")
+    result = fxq(*call, "--input-shape", "2,3,12,12")
+    assert result.exit_code == 0, result.output
+    assert "against the float model, on random inputs" in result.stdout
+    assert "calibrat" not in result.output
+    assert ("quantized on the fly" in result.stdout) == (recipe == "dynamic")
+    assert input_shape(tmp_path / "small.onnx")[1:] == [3, 12, 12]
+    unknown = fxq(*call)
+    assert unknown.exit_code == 1
+    assert "an input for Small: give --input-shape such as 1,3,224,224" in unknown.stderr
+
+
+def test_an_image_model_needs_no_shape_either(fxq: Fxq, tmp_path: Path) -> None:
+    call = ("quantize", "torchvision:resnet18", "--num-classes", 5, "--image-size", 64, "--out", "resnet18.onnx")
+    result = fxq(*call, "--recipe", "weight_only")
+    assert result.exit_code == 0, result.output
+    assert "21 weight" in result.stdout
+    assert input_shape(tmp_path / "resnet18.onnx")[1:] == [3, 64, 64]
+
+
 def test_the_batch_is_dynamic_unless_asked_otherwise(fxq: Fxq, inputs: Path, tmp_path: Path) -> None:
     call = ("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "small.onnx")
     assert "dynamic batch" in fxq(*call).stdout

@@ -14,7 +14,7 @@ from fxq.graph.match import input_edges
 from fxq.graph.plan import Plan, note_input
 from fxq.graph.trace import trace
 from fxq.nn import TensorQuantizer
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.quant import DEQUANTIZE, DYNAMIC_LINEAR, QUANTIZE
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 PLAN = Plan(fxq.QuantDescriptor(), "input", "a test", "to break a rule")
@@ -83,6 +83,14 @@ def dequantize_of_float() -> GraphModule:
     return gm
 
 
+def dynamic_linear_of_computed_codes() -> GraphModule:
+    gm = fxq.convert(fxq.prepare(nn.Sequential(nn.Linear(4, 4)).eval(), X, "dynamic"))
+    layer = next(node for node in gm.graph.nodes if node.target is DYNAMIC_LINEAR)
+    with gm.graph.inserting_before(layer):
+        layer.update_arg(1, gm.graph.call_function(torch.neg, (layer.args[1],)))
+    return gm
+
+
 BROKEN: dict[str, tuple[Callable[[], GraphModule], fxq.Stage, str]] = {
     "dead node": (dead_node, fxq.Stage.TRACED, "node 'neg' is dead: erase it or give it a reader"),
     "missing module": (missing_module, fxq.Stage.TRACED, "0"),
@@ -109,6 +117,11 @@ BROKEN: dict[str, tuple[Callable[[], GraphModule], fxq.Stage, str]] = {
         fxq.Stage.LOWERED,
         "is read by something else than a dequantize",
     ),
+    "computed weight": (
+        dynamic_linear_of_computed_codes,
+        fxq.Stage.LOWERED,
+        "argument 1 of '_0' is a weight, and neg is no stored tensor",
+    ),
     "dequantize of float": (dequantize_of_float, fxq.Stage.LOWERED, "neither a quantize nor a stored tensor"),
 }
 
@@ -129,6 +142,11 @@ def test_a_sound_graph_passes_at_every_stage_it_went_through() -> None:
         check_graph(prepared, stage)
     fxq.calibrate(prepared, [X], progress=False)
     check_graph(fxq.convert(prepared), fxq.Stage.LOWERED)
+
+
+def test_a_dynamic_quantizer_needs_no_range() -> None:
+    descriptor = fxq.QuantDescriptor(unsigned=True, symmetric=False, calibrator="dynamic")
+    check_graph(traced(TensorQuantizer(descriptor)), fxq.Stage.FROZEN)
 
 
 def test_many_broken_rules_are_counted() -> None:

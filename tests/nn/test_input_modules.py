@@ -30,7 +30,7 @@ def test_the_float_module_sees_a_quantized_input(kind, options) -> None:
     x = torch.randn(2, 4, *([6] * int(kind.__name__[-2])), generator=torch.Generator().manual_seed(0))
     expected, off = original(TensorQuantizer()(x)), original(x)
     torch.testing.assert_close(module(x), expected, atol=0, rtol=0)
-    twin = kind.from_float(original, QuantDescriptor(num_bits=4))
+    twin = kind.from_float(original, input=QuantDescriptor(num_bits=4))
     assert twin.input_quantizer.num_bits == 4
     assert not twin.input_quantizer.training
     module.input_quantizer.disable()
@@ -68,6 +68,13 @@ def test_embedding_gradient_is_that_of_torch(options) -> None:
     assert torch.equal(module.weight.grad, original.weight.grad)
 
 
-def test_sparse_embedding_is_refused() -> None:
+def test_sparse_gradients_are_refused_while_the_table_is_quantized() -> None:
+    module = embedding.QuantEmbedding(10, 4, sparse=True)
+    indices = torch.tensor([1])
     with pytest.raises(InputError, match="sparse=False"):
-        embedding.QuantEmbedding(10, 4, sparse=True)(torch.tensor([1]))
+        module(indices)
+    with torch.no_grad():
+        assert torch.equal(module(indices), module.quantized_weight()[indices])
+    module.weight_quantizer.disable()
+    module(indices).sum().backward()
+    assert module.weight.grad.is_sparse

@@ -1,7 +1,6 @@
-"""State dict, copies, casts and what lowering reads of a TensorQuantizer."""
+"""Copies, casts and what lowering reads of a TensorQuantizer."""
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -33,60 +32,6 @@ def calibrated(descriptor: QuantDescriptor, x: Tensor) -> TensorQuantizer:
     quantizer.load_calib_amax()
     quantizer.disable_calib()
     return quantizer
-
-
-@pytest.mark.parametrize("descriptor", DESCRIPTORS)
-@pytest.mark.parametrize("is_calibrated", [False, True], ids=["into a new one", "into a calibrated one"])
-def test_state_dict_restores_the_range(descriptor: QuantDescriptor, is_calibrated: bool) -> None:
-    x = data(2, 3, 4)
-    quantizer = calibrated(descriptor, x)
-    file = io.BytesIO()
-    torch.save(nn.Sequential(quantizer).state_dict(), file)
-    file.seek(0)
-    other = calibrated(descriptor, x * 3) if is_calibrated else TensorQuantizer(descriptor)
-    nn.Sequential(other).load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(other(x), quantizer(x))
-    assert [name for name, _ in other.named_parameters()] == [name for name, _ in quantizer.named_parameters()]
-
-
-def test_keys_are_those_of_pytorch_quantization() -> None:
-    assert list(calibrated(QuantDescriptor(axis=0), data(3, 4)).state_dict()) == ["_amax"]
-    assert list(calibrated(QuantDescriptor(symmetric=False), data(3, 4)).state_dict()) == ["_low", "_high"]
-    assert list(TensorQuantizer().state_dict()) == []
-
-
-def test_loaded_range_is_not_shared_with_the_state_dict() -> None:
-    state = {"_amax": torch.tensor(1.0)}
-    quantizer = TensorQuantizer()
-    quantizer.load_state_dict(state)
-    state["_amax"].fill_(9.0)
-    assert quantizer.amax == 1.0
-
-
-def test_half_precision_state_is_loaded_as_float32() -> None:
-    quantizer = TensorQuantizer(QuantDescriptor(axis=0))
-    quantizer.load_state_dict({"_amax": torch.tensor([[1.0], [2.0]], dtype=torch.float16)}, assign=True)
-    assert quantizer.amax.dtype == torch.float32
-
-
-def test_flat_and_kept_dimensions_are_the_same_range() -> None:
-    quantizer = TensorQuantizer(QuantDescriptor(axis=0, amax=(1.0, 2.0)))
-    quantizer.load_state_dict({"_amax": torch.tensor([[3.0], [4.0]])})
-    assert quantizer.amax.tolist() == [3.0, 4.0]
-
-
-def test_state_that_does_not_fit_names_the_key() -> None:
-    model = nn.Sequential(TensorQuantizer(QuantDescriptor(axis=0)), TensorQuantizer(QuantDescriptor(symmetric=False)))
-    with pytest.raises(RuntimeError, match=r"0\._amax has shape \(2, 3\).*axis 0"):
-        model.load_state_dict({"0._amax": torch.ones(2, 3)})
-    with pytest.raises(RuntimeError, match=r"1\._high is missing"):
-        model.load_state_dict({"1._low": torch.tensor(0.0)})
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        model.load_state_dict({"1._amax": torch.tensor(0.0)})
-    with pytest.raises(RuntimeError, match="Missing key"):
-        nn.Sequential(calibrated(QuantDescriptor(), data(3))).load_state_dict({})
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        calibrated(QuantDescriptor(axis=0), data(3, 2)).load_state_dict({"_amax": torch.ones(4, 1)})
 
 
 @pytest.mark.parametrize("descriptor", DESCRIPTORS)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxq
+from fxq import TensorQuantizer
 from fxq.testing import assert_rewrites
 from fxq_passes import FunctionalToModule, PlanOps, SwapModules
 
@@ -202,3 +203,19 @@ def test_a_stream_that_only_integer_operations_read_is_quantized_on_onnxruntime(
     tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     record = fxq.prepare(Stream(nn.Linear(8, 8)).eval(), tokens, "onnxruntime").meta["fxq"].record
     assert [entry for name in ("add", "add_1") for entry in record.skipped(name)] == []
+
+
+class Similarity(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = TensorQuantizer(), TensorQuantizer()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.matmul(self.left(a), self.right(b).transpose(-2, -1))
+
+
+def test_a_quantizer_placed_by_hand_counts_behind_what_only_moves_its_values() -> None:
+    tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    prepared = fxq.prepare(Similarity().eval(), (tokens, tokens), "tensorrt")
+    quantizers = [path for path, module in prepared.named_modules() if isinstance(module, TensorQuantizer)]
+    assert quantizers == ["left", "right"]

@@ -198,3 +198,31 @@ def test_a_descriptor_that_the_target_cannot_run_is_an_error_that_names_the_rule
         fxq.TargetError, match=r"'up' \(rule \('up', QConfig\)\): target 'tensorrt' has no 3-bit weights"
     ):
         fxq.prepare(Net().eval(), X, recipe=fxq.recipe("tensorrt").with_rules(("up", three)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fxq.TensorQuantizer(fxq.QuantDescriptor(axis=1)),
+        fxq.nn.QuantLinear(6, 3, quant_desc_input=fxq.QuantDescriptor(axis=1)),
+    ],
+    ids=["quantizer", "layer"],
+)
+def test_activations_per_channel_by_hand_are_refused_by_name(layer: nn.Module) -> None:
+    with pytest.raises(fxq.TargetError, match=r"^'0' \(quantized by hand\): .* per tensor; use axis=None, got 1"):
+        fxq.prepare(nn.Sequential(layer).eval(), X, "onnxruntime")
+
+
+class WeightByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 6))
+        self.quantizer = fxq.TensorQuantizer(fxq.QuantDescriptor(axis=0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.quantizer(self.weight * 2)
+
+
+def test_a_weight_per_channel_by_hand_is_taken() -> None:
+    prepared = fxq.prepare(WeightByHand().eval(), X, "tensorrt")
+    assert prepared.quantizer.axis == 0

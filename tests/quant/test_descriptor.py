@@ -28,6 +28,20 @@ def test_bounds_follow_bits_sign_and_narrow_range(options: dict[str, int], bound
     assert QuantDescriptor(**options).bounds == bounds
 
 
+def test_float8_has_the_bounds_of_its_numbers_and_is_written_as_a_pair() -> None:
+    descriptor = QuantDescriptor.from_toml("num_bits = [4, 3]")
+    assert descriptor == QuantDescriptor(num_bits=(4, 3)) == QuantDescriptor(num_bits=[4, 3])
+    assert hash(descriptor) == hash(QuantDescriptor(num_bits=(4, 3)))
+    assert descriptor.num_bits == (4, 3)
+    assert descriptor.bounds == (-torch.finfo(torch.float8_e4m3fn).max, torch.finfo(torch.float8_e4m3fn).max)
+    assert (descriptor.is_float8, QuantDescriptor().is_float8) == (True, False)
+
+
+def test_a_dynamic_descriptor_is_one_by_its_calibrator() -> None:
+    assert QuantDescriptor(calibrator="dynamic").is_dynamic
+    assert not QuantDescriptor().is_dynamic
+
+
 def test_function_bounds_agree_with_the_descriptor() -> None:
     for bits, unsigned in itertools.product(range(2, 17), (False, True)):
         assert QuantDescriptor(num_bits=bits, unsigned=unsigned).bounds == integer_bounds(bits, unsigned, False)
@@ -56,6 +70,27 @@ def test_function_bounds_agree_with_the_descriptor() -> None:
         ({"amax": [[1.0, 2.0]], "axis": 0}, "amax"),
         ({"symmetric": False, "amax": 1.0}, "affine"),
         ({"symmetric": False, "learn_amax": True}, "learn_amax"),
+        ({"num_bits": (5, 2)}, r"only floating-point format is e4m3, num_bits=\(4, 3\)"),
+        ({"num_bits": (4, 3), "unsigned": True}, "float8.*unsigned"),
+        ({"num_bits": (4, 3), "narrow_range": True}, "float8.*narrow_range"),
+        ({"num_bits": (4, 3), "symmetric": False}, "float8.*symmetric=False"),
+        ({"num_bits": (4, 3), "fake_quant": False}, "float8.*fake_quant=False"),
+        ({"num_bits": (4, 3), "learn_amax": True}, "float8.*learn_amax"),
+        ({"num_bits": (4, 3), "calibrator": "entropy"}, "float8.*entropy"),
+        ({"block_size": 32}, "block_size=32 needs axis=0"),
+        ({"block_size": 32, "axis": 1}, "needs axis=0.*got axis=1"),
+        ({"block_size": 24, "axis": 0}, "multiple of 16, got 24"),
+        ({"block_size": 0, "axis": 0}, "multiple of 16, got 0"),
+        ({"block_size": 32.0, "axis": 0}, "multiple of 16"),
+        ({"block_size": 32, "axis": 0, "num_bits": 9}, "num_bits from 2 to 8, got 9"),
+        ({"block_size": 32, "axis": 0, "num_bits": (4, 3)}, "num_bits from 2 to 8"),
+        ({"block_size": 32, "axis": 0, "unsigned": True}, "signed symmetric"),
+        ({"block_size": 32, "axis": 0, "symmetric": False}, "signed symmetric"),
+        ({"block_size": 32, "axis": 0, "amax": 1.0}, "drop block_size or amax"),
+        ({"block_size": 32, "axis": 0, "learn_amax": True}, "drop block_size or learn_amax"),
+        ({"block_size": 32, "axis": 0, "calibrator": "mse"}, "calibrator=\"max\", got 'mse'"),
+        ({"calibrator": "dynamic", "amax": 1.0}, "stores no range: drop amax"),
+        ({"calibrator": "dynamic", "learn_amax": True}, "stores no range: drop learn_amax"),
     ],
     ids=str,
 )
@@ -107,6 +142,9 @@ EVERY_FIELD = [
     QuantDescriptor(axis=1, amax=(0.1, 1e-30, 3.0), learn_amax=True),
     QuantDescriptor(symmetric=False, calibrator="percentile"),
     QuantDescriptor(narrow_range=False),
+    QuantDescriptor(num_bits=(4, 3), axis=0),
+    QuantDescriptor(num_bits=4, axis=0, block_size=32),
+    QuantDescriptor(symmetric=False, calibrator="dynamic"),
 ]
 
 
@@ -134,6 +172,9 @@ def test_every_calibrator_name_is_accepted(calibrator: str) -> None:
 
 
 def test_text_for_people() -> None:
+    assert str(QuantDescriptor(num_bits=(4, 3))) == "float8 e4m3 per tensor"
+    assert str(QuantDescriptor(num_bits=4, axis=0, block_size=32)) == "int4 per block of 32"
+    assert str(QuantDescriptor(calibrator="dynamic", axis=0)) == "dynamic int8 per channel (axis 0)"
     assert str(QuantDescriptor(axis=0)) == "int8 per channel (axis 0)"
     assert str(QuantDescriptor(unsigned=True, symmetric=False)) == "uint8 affine per tensor"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fxq.errors import RangeError
-from fxq.quant.float8 import fake_e4m3_quant
+from fxq.quant.float8 import e4m3_quant, fake_e4m3_quant
 
 
 def all_numbers() -> torch.Tensor:
@@ -59,3 +59,15 @@ def test_gradient_passes_up_to_and_including_the_boundary() -> None:
     x = torch.tensor([-2.1, -2.0, 0.1, 2.0, 2.1], requires_grad=True)
     fake_e4m3_quant(x, 2.0).sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
+
+
+def test_codes_are_e4m3_numbers_and_the_scale_takes_them_back() -> None:
+    x = torch.randn(4, 300, generator=torch.Generator().manual_seed(3))
+    amax = x.abs().amax(1, keepdim=True)
+    amax[2] = 0
+    codes, scale = e4m3_quant(x, amax)
+    assert torch.equal(codes, codes.to(torch.float8_e4m3fn).float())
+    assert torch.equal(scale[2], torch.ones(1))
+    assert torch.equal(codes / scale, fake_e4m3_quant(x, amax))
+    assert e4m3_quant(torch.tensor([500.0, -0.3]))[0].tolist() == [448.0, -0.3125]
+    assert e4m3_quant(x.half(), amax)[0].dtype == torch.float16

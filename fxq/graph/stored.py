@@ -1,0 +1,70 @@
+"""Weights: the stored tensors that quantizers read, inside of quantized modules and in the graph itself.
+
+They are known without data, so no batch is needed to fit their ranges.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fxq.errors import CalibrationError
+from fxq.graph.kinds import module_of
+from fxq.graph.match import is_quantizer
+from fxq.graph.memory import overwriting
+from fxq.nn import Quantized, TensorQuantizer
+
+
+def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, Tensor, TensorQuantizer]]:
+    """Yield, for each weight that is quantized: the path of its module or quantizer, the weight, the quantizer."""
+    for path, module in model.named_modules():
+        if isinstance(module, Quantized):
+            for _name, tensor, quantizer in module.weights():
+                yield path, tensor, quantizer
+    if isinstance(model, GraphModule):
+        yield from _in_graph(model)
+
+
+def fit_weights(model: nn.Module, only_missing: bool = False) -> None:
+    """Give the weight quantizers the ranges of the weights as they are now; a fixed range, or a disabled one, stays.
+
+    Raises:
+        CalibrationError: a weight holds NaN or infinity.
+    """
+    for path, weight, quantizer in weight_quantizers(model):
+        calibrator = quantizer.calibrator
+        if calibrator is None or not quantizer.is_enabled or (only_missing and quantizer.has_range):
+            continue
+        try:
+            calibrator.reset()
+            calibrator.collect(weight.detach())
+            quantizer.load_calib_amax()
+        except CalibrationError as error:
+            raise CalibrationError(
+                f"the weight of {path!r} holds NaN or infinity: repair the checkpoint, or leave the module in float "
+                "(a rule with None)"
+            ) from error
+
+
+def stored_input(node: Node) -> Tensor | None:
+    """Return the parameter or buffer that a quantizer node reads, None where it reads something computed."""
+    source = node.all_input_nodes[0]
+    if source.op != "get_attr" or overwriting(source) is not None:
+        return None
+    owner, _, name = str(source.target).rpartition(".")
+    assert source.graph.owning_module is not None
+    stored: Tensor = getattr(source.graph.owning_module.get_submodule(owner), name)
+    return stored
+
+
+def _in_graph(gm: GraphModule) -> Iterator[tuple[str, Tensor, TensorQuantizer]]:
+    calls: dict[nn.Module, list[Node]] = {}
+    for node in gm.graph.nodes:
+        if is_quantizer(node):
+            calls.setdefault(module_of(node), []).append(node)
+    for quantizer, nodes in calls.items():
+        stored = {id(tensor): tensor for tensor in map(stored_input, nodes)}
+        # One that other tensors share has their range too, which takes data to know.
+        for tensor in stored.values() if len(stored) == 1 else ():
+            if tensor is not None and isinstance(quantizer, TensorQuantizer):
+                yield str(nodes[0].target), tensor, quantizer

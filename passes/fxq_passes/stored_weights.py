@@ -1,0 +1,33 @@
+"""Integer codes of a stored tensor ``w``, as a lowered graph holds them.
+
+``q = clamp(round(w / step) + zero_point, lo, hi)``, in the smallest dtype that holds them.
+"""
+
+import torch
+from torch import Tensor
+
+from fxq.nn import QParams
+from fxq.quant import QUANTIZE
+from fxq.quant.blocks import spread_blocks
+
+
+def integer_codes(weight: Tensor, found: QParams) -> Tensor:
+    """Return the codes of ``weight``, in the dtype and shape that they are stored in."""
+    if found.block_size is None:
+        zero_point = found.zero_point.to(found.dtype)
+        codes: Tensor = QUANTIZE(weight, found.step, zero_point, found.axis, found.lo, found.hi, found.dtype)
+        return codes
+    step = spread_blocks(found.step, found.block_size, weight.shape[1])
+    return torch.round(weight.float() / step).clamp_(found.lo, found.hi).to(found.dtype)
+
+
+def bits_of(found: QParams) -> int | None:
+    """Return the width of signed symmetric codes, None for any other format."""
+    if found.dtype is not torch.int8 or bool(found.zero_point.any()):
+        return None
+    return found.hi.bit_length() + 1
+
+
+def is_linear_weight(found: QParams, channel_axis: int = 0) -> bool:
+    """Return whether DYNAMIC_LINEAR takes it: symmetric int8 with one step a channel, or one in all."""
+    return bits_of(found) is not None and found.block_size is None and found.axis in (None, channel_axis)
