@@ -1,0 +1,1 @@
+"""The quantized modules, a file for each kind."""

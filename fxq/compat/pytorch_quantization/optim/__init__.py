@@ -1,0 +1,1 @@
+"""Helpers for optimizers of quantized models."""

@@ -1,0 +1,3 @@
+"""The version of pytorch-quantization whose names this door has."""
+
+__version__ = "2.2.1"
