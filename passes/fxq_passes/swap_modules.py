@@ -1,5 +1,6 @@
 """Layers with weights become quantized ones, with a weight quantizer each."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +44,14 @@ class SwapModules(Pass):
         """Swap each module once, whatever the number of its calls."""
         twins: dict[int, _Twin] = {}
         done: set[str] = set()
+        read_outside = _read_outside(rw)
         for node in rw.nodes(lambda node: node.op == "call_module"):
             path, module = str(node.target), rw.module(node)
             check_placed_by_hand(rw, node)
             if path in done or not _is_meant(rw, node, module):
                 continue
             done.add(path)
-            reason = self._why_not(rw, node, module)
+            reason = self._why_not(rw, node, module, read_outside.get(path))
             if reason is not None:
                 rw.skip(node, reason)
                 continue
@@ -61,7 +63,7 @@ class SwapModules(Pass):
                 why += _share_with_twin(twins, path, swapped)
             rw.replace_module(path, swapped, why)
 
-    def _why_not(self, rw: Rewriter, node: Node, module: Any) -> str | None:
+    def _why_not(self, rw: Rewriter, node: Node, module: Any, read: str | None) -> str | None:
         if rw.config(node) is None:
             return f"rule {rw.settings.rule_for(node)} leaves it in float"
         if isinstance(module, Quantized):
@@ -70,9 +72,8 @@ class SwapModules(Pass):
             if is_parametrized(module):
                 return "its weight is computed: call torch.nn.utils.parametrize.remove_parametrizations first"
             return f"{type(module).__name__} is a subclass that may compute something else than its base"
-        readers = rw.nodes(lambda other: other.op == "get_attr" and str(other.target).startswith(f"{node.target}."))
-        if readers:
-            return f"{readers[0].target!r} is also read outside of it, where integers would be no use"
+        if read is not None:
+            return f"{read!r} is also read outside of it, where integers would be no use"
         if not is_weighted(node):
             return _why_no_input(rw, node, module) or why_not_lowered(node, module)
         return None if kind(node) == "linear" else self._why_not_conv(module)
@@ -84,6 +85,16 @@ class SwapModules(Pass):
         if not self.depthwise and module.groups == module.in_channels > 1:
             return "depthwise=False leaves depthwise convolutions in float"
         return None
+
+
+def _read_outside(rw: Rewriter) -> dict[str, str]:
+    """Return, for each module path, the first tensor below it that the graph reads without calling the module."""
+    first: dict[str, str] = {}
+    for node in rw.nodes(lambda node: node.op == "get_attr"):
+        target = str(node.target)
+        for parent in itertools.accumulate(target.split(".")[:-1], "{}.{}".format):
+            first.setdefault(parent, target)
+    return first
 
 
 def _is_meant(rw: Rewriter, node: Node, module: Any) -> bool:

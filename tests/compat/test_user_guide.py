@@ -115,7 +115,7 @@ quant_modules.initialize()
 model = torchvision.models.resnet50()
 
 # load the calibrated model
-state_dict = torch.load("quant_resnet50-entropy-1024.pth", map_location="cpu")
+state_dict = torch.load("quant_resnet50-entropy-1024.pth", map_location="cpu", weights_only=True)
 model.load_state_dict(state_dict)
 model.cuda()
 

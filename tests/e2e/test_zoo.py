@@ -53,14 +53,18 @@ def test_small_models_keep_their_outputs(name: str, target: str, tmp_path: Path)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_of_the_zoo_compiles(name: str, target: str, tmp_path: Path) -> None:
-    through_the_compiler(*zoo_model(name, SAMPLE[name]), target, tmp_path)
+    model, images = zoo_model(name, SAMPLE[name])
+    converted = through_the_compiler(model, images, target, tmp_path)
+    assert converted(images).shape == model(images).shape
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", REST)
 def test_the_rest_of_the_zoo_compiles(name: str, target: str, tmp_path: Path) -> None:
-    through_the_compiler(*zoo_model(name, REST[name]), target, tmp_path)
+    model, images = zoo_model(name, REST[name])
+    converted = through_the_compiler(model, images, target, tmp_path)
+    assert converted(images).shape == model(images).shape
 
 
 def zoo_model(name: str, size: int) -> tuple[nn.Module, Tensor]:
