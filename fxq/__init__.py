@@ -50,7 +50,7 @@ from fxq.quant import (
 from fxq.recipe import PassSpec, Recipe, recipe
 from fxq.registry import register_pass, registered_passes
 from fxq.stage import Stage
-from fxq.target import Target, get_target
+from fxq.targets import Target, get_target
 
 __all__ = [
     "QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL",

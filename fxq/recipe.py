@@ -20,7 +20,7 @@ from fxq.quant.qconfig import QConfig, Rule
 from fxq.registry import create_pass
 from fxq.rule_text import config_from_dict, rule_from_dict, rule_to_dict
 from fxq.stage import Stage
-from fxq.target import TARGETS, Target, get_target
+from fxq.targets import TARGETS, Target, get_target
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fxq.passbase import Pass
 from fxq.pipeline import run_passes
 from fxq.quant.qconfig import QConfig, Rule
 from fxq.record import Record
-from fxq.target import get_target
+from fxq.targets import get_target
 
 
 def assert_rewrites(  # noqa: PLR0913 - everything behind the star is a name in the test

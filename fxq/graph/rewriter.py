@@ -18,7 +18,7 @@ from fxq.graph.settings import Settings
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.quant.qconfig import QConfig
 from fxq.record import Entry, Record
-from fxq.target.target import Target
+from fxq.targets.target import Target
 
 
 class Rewriter:

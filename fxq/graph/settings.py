@@ -9,7 +9,7 @@ from torch.fx import Node
 from fxq.graph.kinds import module_of
 from fxq.graph.match import module_path, owner_path
 from fxq.quant.qconfig import QConfig, Rule
-from fxq.target.target import Target
+from fxq.targets.target import Target
 
 
 @dataclass(frozen=True)

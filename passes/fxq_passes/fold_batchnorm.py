@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from fxq import Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_weighted, kind, shape_of
-from fxq_passes.batchnorm_algebra import affine_of, fold_after, fold_before
+from fxq_passes.folding.batchnorm_algebra import affine_of, fold_after, fold_before
 
 
 @register_pass("fold_batchnorm")

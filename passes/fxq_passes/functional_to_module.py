@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from fxq import Pass, Rewriter, Stage, register_pass
 from fxq.graph import owner_path, produces_tensor
-from fxq_passes.functional_layers import batch_norm_from, layer_from
-from fxq_passes.spellings import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
+from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
+from fxq_passes.canonical.functional_layers import batch_norm_from, layer_from
 
 
 @register_pass("functional_to_module")

@@ -11,12 +11,12 @@ from torch.fx import Node
 from fxq import GraphError, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, kind, module_of, stored_input
 from fxq.nn import InputQuantized, ManyQuantized, Quantized, WeightQuantized
-from fxq_passes.attention_lowering import lower_attention
-from fxq_passes.cell_lowering import lower_cell
-from fxq_passes.embedding_lowering import lower_embedding
-from fxq_passes.product_lowering import erase_dynamic, lower_products
-from fxq_passes.qdq_lowering import Lowering, is_on
-from fxq_passes.recurrent_lowering import lower_recurrent
+from fxq_passes.lowering.attention import lower_attention
+from fxq_passes.lowering.cells import lower_cell
+from fxq_passes.lowering.embedding import lower_embedding
+from fxq_passes.lowering.products import erase_dynamic, lower_products
+from fxq_passes.lowering.qdq import Lowering, is_on
+from fxq_passes.lowering.recurrent import lower_recurrent
 
 # What computes more than one function of an input, a weight and a bias.
 _OF_THEIR_OWN: Mapping[str, Callable[[Lowering, Node, Any], None]] = MappingProxyType(

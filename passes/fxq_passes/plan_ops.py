@@ -17,7 +17,7 @@ from fxq.graph import (
     tensor_edges,
 )
 from fxq.nn import InputQuantized, ManyQuantized, Quantized
-from fxq_passes.plan_questions import (
+from fxq_passes.planning.plan_questions import (
     ELEMENTWISE,
     activation_descriptor,
     comes_from_conv,

@@ -26,7 +26,7 @@ from fxq.graph import (
     tensor_edges,
 )
 from fxq.nn import Quantized
-from fxq_passes.plan_questions import activation_descriptor
+from fxq_passes.planning.plan_questions import activation_descriptor
 
 _CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
 # What may stand between a convolution and the add that it absorbs; mul and div by constants are scaling.

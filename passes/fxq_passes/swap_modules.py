@@ -10,8 +10,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from fxq import Pass, QuantDescriptor, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_weighted, kind
 from fxq.nn import QUANTIZED, ManyQuantized, Quantized, WeightQuantized
-from fxq_passes.plan_questions import activation_descriptor, check_activation, check_placed_by_hand, weight_descriptor
-from fxq_passes.swap_questions import why_not_lowered
+from fxq_passes.planning.plan_questions import (
+    activation_descriptor,
+    check_activation,
+    check_placed_by_hand,
+    weight_descriptor,
+)
+from fxq_passes.planning.swap_questions import why_not_lowered
 
 
 @dataclass(frozen=True)

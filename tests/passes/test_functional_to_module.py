@@ -11,7 +11,7 @@ from fxq.graph import graph_text
 from fxq.graph.trace import trace
 from fxq.testing import assert_rewrites
 from fxq_passes import FunctionalToModule, SwapModules
-from fxq_passes.spellings import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
+from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

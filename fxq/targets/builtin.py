@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from fxq.errors import TargetError
 from fxq.quant.descriptor import QuantDescriptor
-from fxq.target.target import Target
+from fxq.targets.target import Target
 
 _WEIGHTED = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 # The residual stream of a transformer runs through these: in 8 bits it would lose what the small tokens say.

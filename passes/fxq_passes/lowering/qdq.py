@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from fxq import GraphError, Rewriter, TensorQuantizer
 from fxq.nn import QParams, QuantLinear, WeightQuantized
 from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, QUANTIZE
-from fxq_passes.stored_weights import bits_of, integer_codes, is_linear_weight
+from fxq_passes.lowering.stored_weights import bits_of, integer_codes, is_linear_weight
 
 _INT32 = torch.iinfo(torch.int32)
 

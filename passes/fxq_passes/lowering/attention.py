@@ -3,8 +3,8 @@
 from torch.fx import Node
 
 from fxq.nn import QuantMultiheadAttention
-from fxq_passes.inline_lowering import lower_by_inlining
-from fxq_passes.qdq_lowering import Lowering
+from fxq_passes.lowering.inline import lower_by_inlining
+from fxq_passes.lowering.qdq import Lowering
 
 
 def lower_attention(lowering: Lowering, node: Node, layer: QuantMultiheadAttention) -> None:

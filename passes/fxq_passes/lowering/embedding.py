@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from fxq import GraphError
 from fxq.nn import QParams, QuantEmbedding
-from fxq_passes.hand_out import hand_out
-from fxq_passes.qdq_lowering import Lowering, is_on
-from fxq_passes.stored_weights import bits_of, integer_codes
+from fxq_passes.lowering.hand_out import hand_out
+from fxq_passes.lowering.qdq import Lowering, is_on
+from fxq_passes.lowering.stored_weights import bits_of, integer_codes
 
 
 def lower_embedding(lowering: Lowering, node: Node, layer: QuantEmbedding) -> None:

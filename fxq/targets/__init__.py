@@ -1,7 +1,7 @@
 """Runtimes as data."""
 
-from fxq.target.builtin import DYNAMIC, ONNXRUNTIME, OPENVINO, TARGETS, TENSORRT, WEIGHT_ONLY, get_target
-from fxq.target.target import Target
+from fxq.targets.builtin import DYNAMIC, ONNXRUNTIME, OPENVINO, TARGETS, TENSORRT, WEIGHT_ONLY, get_target
+from fxq.targets.target import Target
 
 __all__ = [
     "DYNAMIC",

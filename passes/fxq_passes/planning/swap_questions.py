@@ -5,8 +5,8 @@ from typing import Any
 from torch.fx import Node
 
 from fxq.graph import kind
-from fxq_passes.embedding_lowering import why_not_embedding
-from fxq_passes.recurrent_lowering import why_not_recurrent
+from fxq_passes.lowering.embedding import why_not_embedding
+from fxq_passes.lowering.recurrent import why_not_recurrent
 
 _INLINED = frozenset({"multihead_attention", "lstm_cell", "gru_cell", "rnn_cell"})
 

@@ -18,10 +18,10 @@ from fxq.graph import shape_of
 from fxq.nn import QParams, QuantGRU, QuantLSTM, QuantRNN, Weight
 from fxq.nn.quantized_layer import quantizer_name
 from fxq.quant import DYNAMIC_LSTM_LAYER, GRU_LAYER, LSTM_LAYER, RNN_LAYER
-from fxq_passes.hand_out import erase_unread, hand_out
-from fxq_passes.qdq_lowering import Lowering, is_on
-from fxq_passes.row_selection import select_rows
-from fxq_passes.stored_weights import integer_codes, is_linear_weight
+from fxq_passes.lowering.hand_out import erase_unread, hand_out
+from fxq_passes.lowering.qdq import Lowering, is_on
+from fxq_passes.lowering.row_selection import select_rows
+from fxq_passes.lowering.stored_weights import integer_codes, is_linear_weight
 
 Recurrent = QuantLSTM | QuantGRU | QuantRNN
 

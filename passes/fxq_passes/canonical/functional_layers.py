@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from fxq import Rewriter
 from fxq.graph import module_of
-from fxq_passes.spellings import WeightedSpelling
+from fxq_passes.canonical.canonical_forms import WeightedSpelling
 
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _TORCH_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")

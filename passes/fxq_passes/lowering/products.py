@@ -8,8 +8,8 @@ from torch.nn import functional
 from fxq import GraphError, TensorQuantizer
 from fxq.graph import kind, stored_input
 from fxq.quant import DYNAMIC_LINEAR, DYNAMIC_MATMUL
-from fxq_passes.qdq_lowering import Lowering, is_on
-from fxq_passes.stored_weights import integer_codes, is_linear_weight
+from fxq_passes.lowering.qdq import Lowering, is_on
+from fxq_passes.lowering.stored_weights import integer_codes, is_linear_weight
 
 
 def lower_products(lowering: Lowering, quantizers: dict[Node, TensorQuantizer]) -> None:

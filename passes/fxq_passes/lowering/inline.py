@@ -24,10 +24,10 @@ from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.trace import erase_dead_questions
 from fxq.nn import QParams, Quantized
 from fxq.quant import DYNAMIC_LINEAR, DYNAMIC_MATMUL
-from fxq_passes.hand_out import erase_unread, hand_out
-from fxq_passes.qdq_lowering import Lowering, is_on
-from fxq_passes.row_selection import select_rows
-from fxq_passes.stored_weights import is_linear_weight
+from fxq_passes.lowering.hand_out import erase_unread, hand_out
+from fxq_passes.lowering.qdq import Lowering, is_on
+from fxq_passes.lowering.row_selection import select_rows
+from fxq_passes.lowering.stored_weights import is_linear_weight
 
 _MATMULS = (torch.matmul, operator.matmul)
 

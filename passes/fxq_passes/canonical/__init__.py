@@ -1,0 +1,1 @@
+"""One form for each operation: tables, and functional layers as modules."""

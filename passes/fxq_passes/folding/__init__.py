@@ -1,0 +1,1 @@
+"""Arithmetic that moves one layer into another."""

@@ -1,0 +1,1 @@
+"""How each quantized module is written in a lowered graph."""

@@ -1,0 +1,1 @@
+"""Questions that planning passes ask."""
