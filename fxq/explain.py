@@ -1,5 +1,6 @@
-"""Build the explanation of a prepared graph from its plans and its diary."""
+"""Build the explanation of a prepared graph from its plans and the record of what was declined."""
 
+from collections.abc import Mapping
 from types import FunctionType
 
 from torch import nn
@@ -9,10 +10,9 @@ from fxq.errors import StageError
 from fxq.explanation import Explanation, NodeExplanation, QuantizedTensor
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import is_quantizer, module_path, tensor_edges
-from fxq.graph.plan import inserted_for, planned_input
+from fxq.graph.plan import Plan, inserted_for, planned_input, plans_by_module
 from fxq.nn import InputQuantized, Quantized, TensorQuantizer
 from fxq.nn.quantized_layer import quantizer_name
-from fxq.record import Record
 from fxq.state import State, find_state
 
 _SILENT = frozenset({"placeholder", "get_attr", "getattr", "shape", "quantizer"})
@@ -32,7 +32,10 @@ def explain(model: nn.Module) -> Explanation:
 
 def explain_graph(gm: GraphModule, state: State) -> Explanation:
     """Return the explanation of a PREPARED graph."""
-    nodes = tuple(_explain_node(node, state) for node in gm.graph.nodes if not _is_silent(node))
+    inside = plans_by_module(gm)
+    nodes = tuple(
+        _explain_node(node, state, inside.get(str(node.target), {})) for node in gm.graph.nodes if not _is_silent(node)
+    )
     return Explanation(state.settings.target.name, state.recipe.name, nodes)
 
 
@@ -42,8 +45,8 @@ def _is_silent(node: Node) -> bool:
     return kind(node) in _SILENT
 
 
-def _explain_node(node: Node, state: State) -> NodeExplanation:
-    quantized = (*_inputs(node), *_own(node, state.record))
+def _explain_node(node: Node, state: State, inside: Mapping[str, Plan]) -> NodeExplanation:
+    quantized = (*_inputs(node), *_inside(node, inside))
     return NodeExplanation(
         node=node.name,
         path=module_path(node) if node.op == "call_module" else f"{module_path(node)}.{node.name}".lstrip("."),
@@ -81,7 +84,7 @@ def _inputs(node: Node) -> list[QuantizedTensor]:
     return found
 
 
-def _own(node: Node, record: Record) -> list[QuantizedTensor]:
+def _inside(node: Node, plans: Mapping[str, Plan]) -> list[QuantizedTensor]:
     """Return what the module that ``node`` calls quantizes itself: tensors inside of it, and its weights."""
     module = module_of(node) if node.op == "call_module" else None
     if not isinstance(module, Quantized):
@@ -89,7 +92,7 @@ def _own(node: Node, record: Record) -> list[QuantizedTensor]:
     role: str = "input" if isinstance(module, InputQuantized) else "inside"
     named = [(role, name, quantizer) for name, quantizer in module.activations()]
     named += [("weight", quantizer_name(name), quantizer) for name, _, quantizer in module.weights()]
-    entries = [entry for entry in record.of("swap_modules", "edit") if entry.path == node.target]
+    by_name = {quantizer_name(slot): plan for slot, plan in plans.items()}
     return [
         QuantizedTensor(
             role=role,
@@ -97,8 +100,8 @@ def _own(node: Node, record: Record) -> list[QuantizedTensor]:
             quantizer=f"{node.target}.{name}",
             descriptor=str(quantizer.descriptor),
             range=range_text(quantizer),
-            pass_name="swap_modules" if entries else "by hand",
-            why=entries[0].text if entries else "placed by hand",
+            pass_name=by_name[name].pass_name if name in by_name else "by hand",
+            why=by_name[name].why if name in by_name else "placed by hand",
         )
         for role, name, quantizer in named
         if quantizer.is_enabled

@@ -13,11 +13,13 @@ class Pass(abc.ABC):
     Attributes:
         name: the registered name; set by ``register_pass``.
         stage: the stage it works in.
+        closes_stage: it has to see what all passes of its stage have done: ``Recipe.with_pass`` puts others before it.
         preserves_numbers: the graph computes the same before and after; ``prepare(verify=True)`` holds it to that.
     """
 
     name: ClassVar[str] = ""
     stage: ClassVar[Stage]
+    closes_stage: ClassVar[bool] = False
     preserves_numbers: ClassVar[bool] = True
 
     @abc.abstractmethod

@@ -9,12 +9,14 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxq.errors import FxqError, PassError
-from fxq.graph.check import find_problems, summary
+from fxq.graph.check import find_problems, idle_quantizers, summary
 from fxq.graph.modules import call, drop_unused
 from fxq.graph.rewriter import Rewriter
 from fxq.graph.settings import Settings
+from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
 from fxq.record import Record
+from fxq.stage import Stage
 
 
 def run_passes(
@@ -42,8 +44,11 @@ def run_passes(
     outputs = _outputs(gm, settings) if verify and passes else None
     broken = set(find_problems(gm, passes[0].stage, settings.qat)) if passes else set()
     for step in passes:
+        idle = set(idle_quantizers(gm).values()) if step.stage <= Stage.PREPARED else None
         _run(gm, step, settings, record, previous)
         broken = _check(gm, step, settings, previous, broken)
+        if idle is not None:
+            _check_none_idle(gm, step, idle)
         if outputs is not None:
             after = _outputs(gm, settings)
             if step.preserves_numbers:
@@ -66,6 +71,17 @@ def _run(gm: GraphModule, step: Pass, settings: Settings, record: Record, previo
         raise
     except Exception as error:  # a user's pass may fail in any way; say which pass it was
         raise PassError(f"{_described(step)} failed after {previous}: {type(error).__name__}: {error}") from error
+
+
+def _check_none_idle(gm: GraphModule, step: Pass, before: set[TensorQuantizer]) -> None:
+    """Refuse quantizers that a pass put in switched off: they would stay off, and what they stand for in float."""
+    idle = [path for path, quantizer in idle_quantizers(gm).items() if quantizer not in before]
+    if idle:
+        raise PassError(
+            f"{_described(step)} puts in quantizers that are off and that nothing will switch on: {summary(idle)}. "
+            'Plan them instead (rw.plan_inside(node, "weight", descriptor, why)): insert_quantizers makes what is '
+            "planned. Or put them in switched on"
+        )
 
 
 def _check(gm: GraphModule, step: Pass, settings: Settings, previous: str, broken: set[str]) -> set[str]:

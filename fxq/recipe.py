@@ -38,7 +38,7 @@ class PassSpec:
 DEFAULT_PASSES = tuple(
     PassSpec(name)
     for name in (
-        "remove_inplace", "functional_to_module", "remove_dropout", "fold_batchnorm", "swap_modules",
+        "remove_inplace", "functional_to_module", "remove_dropout", "fold_batchnorm",
         "plan_ops", "plan_residual_adds", "share_scales",
         "insert_quantizers", "attach_observers",
         "freeze_ranges",
@@ -109,13 +109,16 @@ class Recipe:
         return self.replace(rules=(*self.rules, *rules))
 
     def with_pass(self, name: str, *, after: str | None = None, before: str | None = None, **options: Any) -> Self:
-        """Return a copy with one more pass: after or before another, else last in its stage."""
+        """Return a copy with one more pass: after or before another, else last in its stage.
+
+        Passes that close their stage (``Pass.closes_stage``) stay behind it.
+        """
         spec = PassSpec(name, tuple(options.items()))
-        stage = spec.create().stage
+        new = spec.create()
         if after is not None or before is not None:
             index = self._index_of(str(after or before)) + (after is not None)
         else:
-            index = sum(found.create().stage <= stage for found in self.passes)
+            index = sum(_runs_before(found.create(), new) for found in self.passes)
         return self.replace(passes=(*self.passes[:index], spec, *self.passes[index:]))
 
     def without_pass(self, name: str) -> Self:
@@ -219,6 +222,10 @@ def recipe(name: str | Path | Recipe) -> Recipe:
     close = difflib.get_close_matches(str(name), RECIPES, n=1)
     hint = f"did you mean {close[0]!r}? There" if close else "there"
     raise RecipeError(f"unknown recipe {str(name)!r}; {hint} are {', '.join(RECIPES)}, or name a .toml file")
+
+
+def _runs_before(found: Pass, new: Pass) -> bool:
+    return found.stage < new.stage or (found.stage == new.stage and (new.closes_stage or not found.closes_stage))
 
 
 def _as_rule(rule: Any) -> Rule:

@@ -39,7 +39,7 @@ def test_a_quantized_layer_says_how_by_which_pass_and_why(calibrated: GraphModul
     assert source.descriptor == "int8 per tensor"
     assert source.range == f"[{-amax:.4g}, {amax:.4g}]"
     assert (source.pass_name, source.why) == ("plan_ops", "tensorrt runs conv on quantized inputs")
-    assert (weight.role, weight.position, weight.pass_name) == ("weight", None, "swap_modules")
+    assert (weight.role, weight.position, weight.pass_name) == ("weight", None, "plan_ops")
     assert weight.descriptor == "int8 per channel (axis 0)"
 
 

@@ -33,7 +33,7 @@ def everything() -> fxq.Recipe:
             leaf_modules=("body.*", "Swish"),
         )
         .with_rules(("fc", None), (nn.Conv2d, INT4), ("body.*", fxq.QConfig()), (fxq.nn.QuantLinear, None))
-        .with_pass_options("swap_modules", min_channels=16, depthwise=False)
+        .with_pass_options("plan_ops", min_channels=16, depthwise=False)
         .without_pass("remove_dropout")
     )
 
@@ -241,7 +241,7 @@ def names(recipe: fxq.Recipe) -> list[str]:
 def test_a_pass_is_added_at_the_end_of_its_stage_or_where_it_is_told_to() -> None:
     short = fxq.recipe("tensorrt").without_pass("fold_batchnorm")
     default = [spec.name for spec in DEFAULT_PASSES]
-    assert names(short.with_pass("fold_batchnorm", before="swap_modules")) == default
+    assert names(short.with_pass("fold_batchnorm", before="plan_ops")) == default
     assert names(short.with_pass("fold_batchnorm", after="remove_dropout")) == default
     found = names(short.with_pass("fold_batchnorm"))
     assert found.index("fold_batchnorm") == found.index("plan_ops") - 1

@@ -150,7 +150,7 @@ class Negate(fxq.Pass):
 
 def test_a_users_pass_in_a_script_runs_in_a_recipe() -> None:
     fxq.register_pass("test_negate")(Negate)
-    recipe = fxq.recipe("tensorrt").with_pass("test_negate", after="swap_modules")
+    recipe = fxq.recipe("tensorrt").with_pass("test_negate", after="fold_batchnorm")
     prepared = fxq.prepare(nn.Sequential(nn.ReLU()).eval(), recipe=recipe)
     assert fxq.explain(prepared)["0"].reason == "seen by a user's pass"
     assert fxq.registered_passes()["test_negate"].origin == ""

@@ -27,7 +27,10 @@ from fxq.graph.plan import (
     note_inserted,
     planned_input,
     planned_inputs,
+    planned_inside,
     planned_output,
+    plans_by_module,
+    plans_of,
     range_group,
 )
 from fxq.graph.rewriter import Rewriter
@@ -69,7 +72,10 @@ __all__ = [
     "owner_path",
     "planned_input",
     "planned_inputs",
+    "planned_inside",
     "planned_output",
+    "plans_by_module",
+    "plans_of",
     "produces_tensor",
     "range_group",
     "shape_of",

@@ -3,7 +3,8 @@
 TRACED      FX's own lint; no node without a reader, unless it has a side effect.
 NORMALIZED  no identity, no dropout (unless the model will be trained).
 PLANNED     plans point to inputs that exist.
-PREPARED    every planned reading passes through a quantizer; none passes through two in a row.
+PREPARED    every planned reading passes through a quantizer, none through two in a row; a module with a tensor that is
+            planned inside of it has a quantizer there; these quantizers are on.
 FROZEN      every enabled quantizer has a range, or is dynamic.
 LOWERED     no quantizer is left; a quantize is read by dequantizes only, a dequantize reads a quantize or a constant;
             integer weights, and their steps, are stored tensors.
@@ -19,7 +20,9 @@ from fxq.errors import GraphError
 from fxq.graph.kinds import kind, module_of, produces_tensor
 from fxq.graph.match import input_edges, is_quantizer, output_edges
 from fxq.graph.memory import writes_in_place
-from fxq.graph.plan import planned_inputs
+from fxq.graph.plan import inserted_for, planned_inputs, plans_by_module
+from fxq.nn import Quantized
+from fxq.nn.quantized_layer import quantizer_name
 from fxq.nn.tensor_quantizer import TensorQuantizer
 from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, QUANTIZE
 from fxq.stage import Stage
@@ -47,7 +50,7 @@ def find_problems(gm: GraphModule, stage: Stage, qat: bool = False) -> list[str]
     rules: dict[Stage, Callable[[], Iterator[str]]] = {
         Stage.NORMALIZED: lambda: _normalized(gm, qat),
         Stage.PLANNED: lambda: _planned(gm),
-        Stage.PREPARED: lambda: _prepared(gm),
+        Stage.PREPARED: lambda: _prepared(gm, must_be_on=True),
         Stage.FROZEN: lambda: _frozen(gm),
         Stage.LOWERED: lambda: _lowered(gm),
     }
@@ -95,19 +98,42 @@ def _planned(gm: GraphModule) -> Iterator[str]:
                 yield f"node {node.name!r} has a plan for input {position} and only {count} inputs"
 
 
-def _prepared(gm: GraphModule) -> Iterator[str]:
+def _prepared(gm: GraphModule, must_be_on: bool) -> Iterator[str]:
     yield from _planned(gm)
     for node in gm.graph.nodes:
         edges = input_edges(node)
         for position in planned_inputs(node):
-            if position < len(edges) and not is_quantizer(edges[position].producer):
-                yield f"input {position} of node {node.name!r} is planned and has no quantizer"
+            if position < len(edges) and not _quantizes(edges[position].producer, must_be_on):
+                yield f"input {position} of node {node.name!r} is planned and has no quantizer that is on"
         if is_quantizer(node) and is_quantizer(edges[0].producer):
             yield f"quantizer {node.target!r} reads the quantizer {edges[0].producer.target!r}"
+    for path, plans in plans_by_module(gm).items():
+        module = gm.get_submodule(path)
+        for slot in plans:
+            quantizer = module.quantizer_of(slot) if isinstance(module, Quantized) else None
+            if quantizer is None or (must_be_on and not quantizer.is_enabled):
+                yield f"{slot!r} of {path!r} is planned and has no quantizer that is on"
+
+
+def _quantizes(node: Node, must_be_on: bool) -> bool:
+    quantizer = module_of(node) if is_quantizer(node) else None
+    return isinstance(quantizer, TensorQuantizer) and (quantizer.is_enabled or not must_be_on)
+
+
+def idle_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
+    """Return the quantizers that are off and that no plan will switch on, by path."""
+    planned = {str(node.target) for node in gm.graph.nodes if is_quantizer(node) and inserted_for(node)}
+    for path, plans in plans_by_module(gm).items():
+        planned |= {f"{path}.{quantizer_name(slot)}" for slot in plans}
+    return {
+        path: module
+        for path, module in gm.named_modules(remove_duplicate=False)
+        if isinstance(module, TensorQuantizer) and not module.is_enabled and path not in planned
+    }
 
 
 def _frozen(gm: GraphModule) -> Iterator[str]:
-    yield from _prepared(gm)
+    yield from _prepared(gm, must_be_on=False)  # the user may have switched some off since
     for path, module in gm.named_modules():
         if not isinstance(module, TensorQuantizer) or not module.is_enabled:
             continue

@@ -1,47 +1,88 @@
-"""Plans: decisions that planning passes note on nodes, for the one pass that inserts quantizers to read.
+"""Plans: decisions that planning passes note on nodes, for the passes that swap modules and insert quantizers to read.
 
-A node's ``meta`` holds the plans of its inputs by argument position (see :class:`fxq.graph.match.Edge`), the plan of
-its output, and the name of the group of tensors that share one range with its output.
+A node's ``meta`` holds its plans by slot: an argument position (see :class:`fxq.graph.match.Edge`), ``"output"``, or
+the name of a tensor inside the module that it calls (``"weight"``, ``"weight_ih_l0"``, ``"softmax"``). It also holds
+the name of the group of tensors that share one range with its output.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
+from fxq.errors import PassError
 from fxq.graph.match import Edge
 from fxq.quant.descriptor import QuantDescriptor
 
-_INPUTS, _OUTPUT, _GROUP, _INSERTED = "fxq_planned_inputs", "fxq_planned_output", "fxq_range_group", "fxq_inserted"
+_PLANS, _GROUP, _INSERTED = "fxq_plans", "fxq_range_group", "fxq_inserted"
+OUTPUT = "output"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A quantizer to be: what it does, which role it plays, and who asked for it, why.
+    """A quantizer to be.
 
-    ``role`` is "input" (of the node itself), "weight" (a stored tensor that it reads), "residual" (of a fused add) or
-    "output".
+    Args:
+        slot: which tensor of the node: an argument position, "output", or a tensor inside the module that it calls.
+        descriptor: how it is quantized.
+        role: "input" (of the node itself), "weight" (a stored tensor), "residual" (of a fused add), "inside" (of the
+            module's computation) or "output".
+        pass_name: who asked for it.
+        why: the reason.
     """
 
+    slot: int | str
     descriptor: QuantDescriptor
     role: str
     pass_name: str
     why: str
 
 
+def plans_of(node: Node) -> dict[int | str, Plan]:
+    """Return the plans of ``node`` by slot."""
+    return dict(node.meta.get(_PLANS, {}))
+
+
 def planned_inputs(node: Node) -> dict[int, Plan]:
     """Return the plans on the inputs of ``node`` by argument position."""
-    return dict(node.meta.get(_INPUTS, {}))
+    return {slot: plan for slot, plan in plans_of(node).items() if isinstance(slot, int)}
+
+
+def planned_inside(node: Node) -> dict[str, Plan]:
+    """Return the plans on tensors inside the module that ``node`` calls, by name."""
+    return {slot: plan for slot, plan in plans_of(node).items() if isinstance(slot, str) and slot != OUTPUT}
 
 
 def planned_input(edge: Edge) -> Plan | None:
     """Return the plan on one edge."""
-    return planned_inputs(edge.consumer).get(edge.position)
+    return plans_of(edge.consumer).get(edge.position)
 
 
 def planned_output(node: Node) -> Plan | None:
     """Return the plan on the output of ``node``."""
-    plan: Plan | None = node.meta.get(_OUTPUT)
-    return plan
+    return plans_of(node).get(OUTPUT)
+
+
+def is_quantized(edge: Edge) -> bool:
+    """Return whether the tensor on this edge is, or is planned to be, quantized."""
+    return planned_input(edge) is not None or planned_output(edge.producer) is not None
+
+
+def plans_by_module(gm: GraphModule) -> dict[str, dict[str, Plan]]:
+    """Return what is planned inside of each module, by its path: the plans of all its calls together.
+
+    Raises:
+        PassError: two calls of one module are planned differently.
+    """
+    found: dict[str, dict[str, Plan]] = {}
+    for node, plan in _inside_plans(gm):
+        known = found.setdefault(str(node.target), {}).setdefault(str(plan.slot), plan)
+        if known.descriptor != plan.descriptor:
+            raise PassError(
+                f"{plan.slot!r} of {node.target!r} is planned as {known.descriptor} by {known.pass_name!r} and as "
+                f"{plan.descriptor} by {plan.pass_name!r}: calls of one module share its tensors; plan them alike"
+            )
+    return found
 
 
 def range_group(node: Node) -> str | None:
@@ -55,21 +96,18 @@ def inserted_for(node: Node) -> tuple[Plan, ...]:
     return tuple(node.meta.get(_INSERTED, ()))
 
 
-def note_input(edge: Edge, plan: Plan) -> bool:
-    """Note a plan on an edge; return False if it was there already."""
-    plans = planned_inputs(edge.consumer)
-    if plans.get(edge.position) == plan:
+def note_plan(node: Node, plan: Plan) -> bool:
+    """Note a plan on a node; return False if it was there already."""
+    plans = plans_of(node)
+    if plans.get(plan.slot) == plan:
         return False
-    edge.consumer.meta[_INPUTS] = {**plans, edge.position: plan}
+    node.meta[_PLANS] = {**plans, plan.slot: plan}
     return True
 
 
-def note_output(node: Node, plan: Plan) -> bool:
-    """Note a plan on an output; return False if it was there already."""
-    if planned_output(node) == plan:
-        return False
-    node.meta[_OUTPUT] = plan
-    return True
+def forget_plan(node: Node, slot: int | str) -> None:
+    """Take a plan back."""
+    node.meta[_PLANS] = {known: plan for known, plan in plans_of(node).items() if known != slot}
 
 
 def note_group(node: Node, group: str) -> bool:
@@ -85,6 +123,7 @@ def note_inserted(node: Node, plans: tuple[Plan, ...]) -> None:
     node.meta[_INSERTED] = plans
 
 
-def is_quantized(edge: Edge) -> bool:
-    """Return whether the tensor on this edge is, or is planned to be, quantized."""
-    return planned_input(edge) is not None or planned_output(edge.producer) is not None
+def _inside_plans(gm: GraphModule) -> Iterator[tuple[Node, Plan]]:
+    for node in gm.graph.nodes:
+        for plan in planned_inside(node).values():
+            yield node, plan

@@ -1,4 +1,4 @@
-"""Rewriter: the only hands that passes edit a graph with. Every edit, plan and refusal goes into the diary."""
+"""Rewriter: the only hands that passes edit a graph with. Every edit, plan and refusal goes into the record."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +15,7 @@ from fxq.graph.match import Edge, input_edges, module_path
 from fxq.graph.memory import overwriting
 from fxq.graph.modules import add_module, free_path, only_holds, set_tensor
 from fxq.graph.settings import Settings
+from fxq.nn import QUANTIZED, InputQuantized, Quantized, WeightQuantized
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.quant.qconfig import QConfig
 from fxq.record import Entry, Record
@@ -27,7 +28,7 @@ class Rewriter:
     Args:
         gm: the graph module; edited in place.
         settings: what the run was asked for.
-        record: the diary to write into.
+        record: where edits and reasons are written down.
         pass_name: whose hands these are.
     """
 
@@ -66,15 +67,43 @@ class Rewriter:
             raise PassError(f"pass {self.pass_name!r}: node {node.name!r} has {len(edges)} inputs, no input {position}")
         if self._is_overwritten(node, edges[position].producer):
             return
-        if plans.note_input(edges[position], plans.Plan(descriptor, role, self.pass_name, why)):
-            self._note("plan", node, f"{role} {position}: {descriptor}: {why}")
+        self._plan(node, plans.Plan(position, descriptor, role, self.pass_name, why))
+
+    def plan_inside(self, node: Node, slot: str, descriptor: QuantDescriptor, why: str) -> None:
+        """Plan a quantizer on a tensor inside the module that ``node`` calls, such as its "weight".
+
+        All calls of the module share it. The module is swapped for its quantized version when plans are carried out.
+
+        Raises:
+            PassError: the module has no quantized version, no such tensor, or is quantized by hand.
+        """
+        module = module_of(node) if node.op == "call_module" else None
+        quantized = QUANTIZED.get(type(module))  # type: ignore[arg-type]
+        plan = plans.Plan(slot, descriptor, _role_inside(quantized, module, slot), self.pass_name, why)
+        if plans.plans_of(node).get(slot) == plan:
+            return
+        if quantized is None or module is None:
+            raise PassError(f"pass {self.pass_name!r} plans {slot!r} inside of {node.name!r}: {_why_none(module)}")
+        slots = quantized.weight_slots(module)
+        if not issubclass(quantized, WeightQuantized):  # the input of one that is stands in the graph: plan_input
+            slots = [*slots, *quantized.activation_slots(module)]
+        if slot not in slots:
+            raise PassError(
+                f"pass {self.pass_name!r} plans {slot!r} inside of {node.target!r}, and a {type(module).__name__} has "
+                f"no such tensor to quantize; it has {', '.join(slots)}"
+            )
+        self._plan(node, plan)
+
+    def drop_plan(self, node: Node, slot: int | str, reason: str) -> None:
+        """Take a plan of ``node`` back, and say why."""
+        plans.forget_plan(node, slot)
+        self.skip(node, reason)
 
     def plan_output(self, node: Node, descriptor: QuantDescriptor, why: str) -> None:
         """Plan a quantizer on the output of ``node``, for all that read it."""
         if self._is_overwritten(node, node):
             return
-        if plans.note_output(node, plans.Plan(descriptor, "output", self.pass_name, why)):
-            self._note("plan", node, f"output: {descriptor}: {why}")
+        self._plan(node, plans.Plan(plans.OUTPUT, descriptor, "output", self.pass_name, why))
 
     def share_range(self, nodes: Iterable[Node], group: str, why: str) -> None:
         """Plan one range for the outputs of ``nodes``."""
@@ -216,6 +245,11 @@ class Rewriter:
             if is_question and not source.users:
                 self._erase(source)
 
+    def _plan(self, node: Node, plan: plans.Plan) -> None:
+        if plans.note_plan(node, plan):
+            slot = f"{plan.role} {plan.slot}" if isinstance(plan.slot, int) else plan.slot
+            self._note("plan", node, f"{slot}: {plan.descriptor}: {plan.why}")
+
     def _note(self, action: str, node: Node, text: str) -> None:
         self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))
 
@@ -229,6 +263,20 @@ def replace_input(edge: Edge, new: Node) -> None:
 
     args, kwargs = map_arg((edge.consumer.args, edge.consumer.kwargs), swap)
     edge.consumer.args, edge.consumer.kwargs = args, kwargs
+
+
+def _role_inside(quantized: type[Quantized] | None, module: nn.Module | None, slot: str) -> str:
+    if quantized is None or module is None or slot in quantized.weight_slots(module):
+        return "weight"
+    return "input" if issubclass(quantized, InputQuantized) else "inside"
+
+
+def _why_none(module: nn.Module | None) -> str:
+    if module is None:
+        return "it calls no module; plan an input of it, or its output"
+    if isinstance(module, Quantized):
+        return f"{type(module).__name__} has its own quantizers: leave them, or hand prepare() the float module"
+    return f"fxq.nn.QUANTIZED has no quantized version of {type(module).__name__}"
 
 
 def _inherited_meta(node: Node) -> dict[str, Any]:

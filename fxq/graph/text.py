@@ -10,7 +10,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from fxq.graph.kinds import module_of
-from fxq.graph.plan import planned_inputs, planned_output
+from fxq.graph.plan import planned_inputs, planned_inside, planned_output
+from fxq.nn import Quantized
 
 
 def graph_text(gm: GraphModule) -> str:
@@ -49,6 +50,8 @@ def _plans(node: Node) -> list[str]:
         f"input {position}: {plan.descriptor}{'' if plan.role == 'input' else f' ({plan.role})'}"
         for position, plan in sorted(planned_inputs(node).items())
     ]
+    if node.op == "call_module" and not isinstance(module_of(node), Quantized):  # its name tells what was carried out
+        found += [f"{slot}: {plan.descriptor}" for slot, plan in planned_inside(node).items()]
     output = planned_output(node)
     return found if output is None else [*found, f"output: {output.descriptor}"]
 

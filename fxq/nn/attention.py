@@ -7,20 +7,21 @@ Source of the formula: Vaswani et al. 2017, arXiv:1706.03762; options and shapes
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fxq.errors import InputError
-from fxq.nn.quantized_layer import ManyQuantized, quantizer_name
+from fxq.nn.quantized_layer import ManyQuantized
 from fxq.quant.descriptor import QuantDescriptor
 
 
 class QuantMultiheadAttention(ManyQuantized, nn.MultiheadAttention):
     """torch.nn.MultiheadAttention with quantized inputs, weights and matrix products."""
 
-    products = frozenset(map(quantizer_name, ("query_heads", "key_heads", "softmax", "value_heads")))
+    products = frozenset({"query_heads", "key_heads", "softmax", "value_heads"})
 
     def forward(  # noqa: PLR0913 - the signature of torch.nn.MultiheadAttention
         self,
@@ -70,7 +71,7 @@ class QuantMultiheadAttention(ManyQuantized, nn.MultiheadAttention):
         if self._qkv_same_embed_dim:
             weights = self._weight("in_proj_weight").chunk(3)
         else:
-            weights = tuple(self._weight(name) for name in self._weight_names()[:3])
+            weights = tuple(self._weight(name) for name in self.weight_slots(self)[:3])
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         projected = []
         for name, tensor, weight, bias in zip(("query", "key", "value"), tensors, weights, biases, strict=True):
@@ -116,18 +117,22 @@ class QuantMultiheadAttention(ManyQuantized, nn.MultiheadAttention):
         attended = self._quantized("softmax", weights) @ self._quantized("value_heads", value)
         return attended.transpose(1, 2).flatten(2), weights
 
-    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
-        super()._add_quantizers(weight, input)
+    def _add_quantizers(self, descriptors: Mapping[str, QuantDescriptor | None]) -> None:
+        super()._add_quantizers(descriptors)
         # nn.TransformerEncoderLayer has a fast path that reads the weights and never calls this forward, so nothing
         # would be quantized in evaluation. It stays away from modules with hooks.
         self.register_forward_pre_hook(_no_fast_path)
 
-    def _activation_names(self) -> list[str]:
+    @classmethod
+    def activation_slots(cls, module: nn.Module) -> list[str]:
+        """Return the inputs of the projections, and the operands of the two products."""
         return ["query", "key", "value", "query_heads", "key_heads", "softmax", "value_heads", "attended"]
 
-    def _weight_names(self) -> list[str]:
+    @classmethod
+    def weight_slots(cls, module: nn.Module) -> list[str]:
+        """Return the projections: packed into one where query, key and value are equally wide."""
         separate = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-        return [*(["in_proj_weight"] if self._qkv_same_embed_dim else separate), "out_proj.weight"]
+        return [*(["in_proj_weight"] if module._qkv_same_embed_dim else separate), "out_proj.weight"]
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ ranges ``_input_quantizer._amax`` and ``_weight_quantizer._amax``, the names of 
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -30,7 +30,7 @@ class Quantized(nn.Module):
 
     Attributes:
         quantizer_type: the class of the quantizers that a module makes for itself.
-        products: of the names that :meth:`activations` yields, those of operands of a product of two activations.
+        products: of the activation slots, those that are operands of a product of two activations.
     """
 
     default_quant_desc_input: ClassVar[QuantDescriptor | None] = QUANT_DESC_8BIT_PER_TENSOR
@@ -73,10 +73,48 @@ class Quantized(nn.Module):
             InputError: the module is of another class, a subclass included.
             DescriptorError: a weight descriptor for a class without weights.
         """
+        weights = dict.fromkeys(cls.weight_slots(module), weight or cls.default_quant_desc_weight)
+        return cls.from_descriptors(module, {**weights, **dict.fromkeys(cls.activation_slots(module), input)})
+
+    @classmethod
+    def from_descriptors(cls, module: nn.Module, descriptors: Mapping[str, QuantDescriptor | None]) -> Self:
+        """Return a quantized module as :meth:`from_float` does, with a descriptor for each of its tensors.
+
+        Args:
+            module: an instance of exactly the replaced class.
+            descriptors: by slot (see :meth:`weight_slots`, :meth:`activation_slots`); a slot without one gets no
+                quantizer.
+
+        Raises:
+            InputError: the module is of another class, a subclass included.
+            DescriptorError: a slot that this class does not have.
+        """
+        slots = [*cls.activation_slots(module), *cls.weight_slots(module)]
+        unknown = sorted(set(descriptors) - set(slots))
+        if unknown:
+            raise DescriptorError(f"{cls.__name__} has no tensor {unknown[0]!r} to quantize; it has {', '.join(slots)}")
         quantized = cls._taken_over(module)
-        quantized._add_quantizers(weight, input)
+        quantized._add_quantizers(descriptors)
         # The quantizers are new: they follow the mode of the module.
         return quantized.train(module.training)
+
+    @classmethod
+    def weight_slots(cls, module: nn.Module) -> list[str]:
+        """Return the stored tensors that are quantized, by their name in the state dict.
+
+        Args:
+            module: of this class, or of the class that it replaces; its options decide.
+        """
+        return []
+
+    @classmethod
+    def activation_slots(cls, module: nn.Module) -> list[str]:
+        """Return the tensors that are quantized and are not stored, by name; ``module`` as in :meth:`weight_slots`."""
+        return []
+
+    def quantizer_of(self, slot: str) -> TensorQuantizer | None:
+        """Return what quantizes a tensor of :meth:`weight_slots` or :meth:`activation_slots`, None if nothing does."""
+        return self._modules.get(quantizer_name(slot))  # type: ignore[return-value]
 
     def weights(self) -> Iterator[Weight]:
         """Yield the weights that have a quantizer."""
@@ -103,7 +141,6 @@ class Quantized(nn.Module):
             calibrator.collect(tensor.detach())
             quantizer.load_calib_amax()
 
-    @abstractmethod
     def _load_from_state_dict(  # noqa: PLR0913 - the signature of torch.nn.Module
         self,
         state_dict: dict[str, Any],
@@ -124,8 +161,10 @@ class Quantized(nn.Module):
             key = f"{prefix}{quantizer_name(name)}."
             error_msgs.extend(weight_range_errors(state_dict, key, weight, quantizer.descriptor))
 
-    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
-        """Make the quantizers of a module that was taken over; None as in :meth:`from_float`."""
+    def _add_quantizers(self, descriptors: Mapping[str, QuantDescriptor | None]) -> None:
+        """Make a quantizer for each slot that has a descriptor."""
+        for slot in [*self.activation_slots(self), *self.weight_slots(self)]:
+            self._add_quantizer(quantizer_name(slot), descriptors.get(slot))
 
     def _add_quantizer(self, name: str, descriptor: QuantDescriptor | None) -> None:
         self.add_module(name, None if descriptor is None else self.quantizer_type(_checked(descriptor)))
@@ -156,6 +195,11 @@ class InputQuantized(Quantized):
         super().__init__(*args, **kwargs)
         self._add_quantizer("_input_quantizer", quant_desc_input or self.default_quant_desc_input)
 
+    @classmethod
+    def activation_slots(cls, module: nn.Module) -> list[str]:
+        """Return the input."""
+        return ["input"]
+
     @property
     def input_quantizer(self) -> TensorQuantizer | None:
         """The quantizer of the input; None when the graph around the module quantizes it."""
@@ -174,10 +218,14 @@ class OnlyInputQuantized(InputQuantized):
         outputs: Tensor = super().forward(self._quantized_input(input))
         return outputs
 
-    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
+    @classmethod
+    def from_float(
+        cls, module: nn.Module, weight: QuantDescriptor | None = None, input: QuantDescriptor | None = None
+    ) -> Self:
+        """Return a quantized module in the mode of ``module``; the input gets the default of the class for None."""
         if weight is not None:
-            raise DescriptorError(f"{type(self).__name__} has no weight to quantize: give input= only")
-        self._add_quantizer("_input_quantizer", input or self.default_quant_desc_input)
+            raise DescriptorError(f"{cls.__name__} has no weight to quantize: give input= only")
+        return super().from_float(module, input=input or cls.default_quant_desc_input)
 
 
 class WeightQuantized(InputQuantized):
@@ -201,6 +249,11 @@ class WeightQuantized(InputQuantized):
         """The quantizer of the weight."""
         return self._modules["_weight_quantizer"]  # type: ignore[return-value]
 
+    @classmethod
+    def weight_slots(cls, module: nn.Module) -> list[str]:
+        """Return the weight."""
+        return ["weight"]
+
     def quantized_weight(self) -> Tensor:
         """Return the weight as forward uses it: quantized and dequantized."""
         quantized: Tensor = self.weight_quantizer(self.weight)
@@ -213,10 +266,6 @@ class WeightQuantized(InputQuantized):
     @abstractmethod
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return (function, options): ``function(x, weight, bias, **options)`` is the float module on ``x``."""
-
-    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
-        self._add_quantizer("_input_quantizer", input)
-        self._add_quantizer("_weight_quantizer", weight or self.default_quant_desc_weight)
 
 
 class ManyQuantized(Quantized):
@@ -237,29 +286,23 @@ class ManyQuantized(Quantized):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._add_quantizers(quant_desc_weight, quant_desc_input or self.default_quant_desc_input)
+        activations, weights = self.activation_slots(self), self.weight_slots(self)
+        self._add_quantizers(
+            {
+                **dict.fromkeys(activations, quant_desc_input or self.default_quant_desc_input),
+                **dict.fromkeys(weights, quant_desc_weight or self.default_quant_desc_weight),
+            }
+        )
 
     def weights(self) -> Iterator[Weight]:
-        """Yield the weights, in the order in which the computation meets them."""
-        for name in self._weight_names():
-            yield Weight(name, self.get_parameter(name), self._modules[quantizer_name(name)])  # type: ignore[arg-type]
-
-    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
-        for name in self._activation_names():
-            self._add_quantizer(quantizer_name(name), input)
-        for name in self._weight_names():
-            self._add_quantizer(quantizer_name(name), weight or self.default_quant_desc_weight)
-
-    @abstractmethod
-    def _activation_names(self) -> list[str]:
-        """Return the names of the tensors to quantize beside the weights."""
-
-    @abstractmethod
-    def _weight_names(self) -> list[str]:
-        """Return the weights to quantize, by their name in the state dict."""
+        """Yield the weights that have a quantizer, in the order in which the computation meets them."""
+        for slot in self.weight_slots(self):
+            quantizer = self.quantizer_of(slot)
+            if quantizer is not None:
+                yield Weight(slot, self.get_parameter(slot), quantizer)
 
     def _quantized(self, name: str, tensor: Tensor) -> Tensor:
-        quantizer = self._modules[quantizer_name(name)]
+        quantizer = self.quantizer_of(name)
         quantized: Tensor = tensor if quantizer is None else quantizer(tensor)
         return quantized
 

@@ -100,18 +100,18 @@ class _QuantRecurrent(ManyQuantized, nn.RNNBase):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def _names(self) -> list[str]:
-        suffixes = ["", "_reverse"][: self._directions]
-        return [f"l{layer}{suffix}" for layer in range(self.num_layers) for suffix in suffixes]
+    @classmethod
+    def activation_slots(cls, module: nn.Module) -> list[str]:
+        """Return the input of each layer, and the hidden (and projected) state of each direction."""
+        inputs = [f"input_l{layer}" for layer in range(module.num_layers)]  # type: ignore[arg-type]
+        kinds = ("hidden", "projected") if module.proj_size else ("hidden",)
+        return inputs + [f"{kind}_{name}" for name in directions_of(module) for kind in kinds]
 
-    def _activation_names(self) -> list[str]:
-        inputs = [f"input_l{layer}" for layer in range(self.num_layers)]
-        kinds = ("hidden", "projected") if self.proj_size else ("hidden",)
-        return inputs + [f"{kind}_{name}" for name in self._names() for kind in kinds]
-
-    def _weight_names(self) -> list[str]:
-        kinds = ("ih", "hh", "hr") if self.proj_size else ("ih", "hh")
-        return [f"weight_{kind}_{name}" for name in self._names() for kind in kinds]
+    @classmethod
+    def weight_slots(cls, module: nn.Module) -> list[str]:
+        """Return the weights of each layer and direction."""
+        kinds = ("ih", "hh", "hr") if module.proj_size else ("ih", "hh")
+        return [f"weight_{kind}_{name}" for name in directions_of(module) for kind in kinds]
 
 
 class QuantLSTM(_QuantRecurrent, nn.LSTM):
@@ -124,6 +124,12 @@ class QuantGRU(_QuantRecurrent, nn.GRU):
 
 class QuantRNN(_QuantRecurrent, nn.RNN):
     """torch.nn.RNN with quantized inputs, hidden states and weights."""
+
+
+def directions_of(module: Any) -> list[str]:
+    """Return the suffix that torch gives the parameters of each layer and direction."""
+    suffixes = ["", "_reverse"] if module.bidirectional else [""]
+    return [f"l{layer}{suffix}" for layer in range(module.num_layers) for suffix in suffixes]
 
 
 def _each(hx: Any, function: Any) -> Any:

@@ -38,10 +38,14 @@ class _QuantCell(ManyQuantized, nn.RNNCellBase):
     def _mode(self) -> str:
         """Return the cell as torch names it: LSTM, GRU, RNN_TANH or RNN_RELU."""
 
-    def _activation_names(self) -> list[str]:
+    @classmethod
+    def activation_slots(cls, module: nn.Module) -> list[str]:
+        """Return the input and the hidden state."""
         return ["input", "hidden"]
 
-    def _weight_names(self) -> list[str]:
+    @classmethod
+    def weight_slots(cls, module: nn.Module) -> list[str]:
+        """Return the weights of both."""
         return ["weight_ih", "weight_hh"]
 
 

@@ -11,7 +11,6 @@ from fxq_passes.plan_residual_adds import PlanResidualAdds
 from fxq_passes.remove_dropout import RemoveDropout
 from fxq_passes.remove_inplace import RemoveInplace
 from fxq_passes.share_scales import ShareScales
-from fxq_passes.swap_modules import SwapModules
 
 __all__ = [
     "AttachObservers",
@@ -25,5 +24,4 @@ __all__ = [
     "RemoveDropout",
     "RemoveInplace",
     "ShareScales",
-    "SwapModules",
 ]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from fxq import Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import inserted_for, is_quantizer, kind
-from fxq.nn import Quantized, WeightQuantized
+from fxq.graph import inserted_for, is_quantizer, planned_inside
+from fxq.nn import Quantized
 
 
 @register_pass("attach_observers")
@@ -25,37 +25,23 @@ class AttachObservers(Pass):
                 continue
             _switch_on(rw, quantizer, is_weight=any(plan.role == "weight" for plan in plans))
             rw.edit(node, _observed(quantizer))
-        by_passes = {entry.path for entry in rw.record.of("swap_modules", "edit")}
-        for node in rw.nodes(lambda node: node.op == "call_module" and str(node.target) in by_passes):
-            _switch_on_layer(rw, node, rw.module(node))
+        for node in rw.nodes(lambda node: bool(planned_inside(node))):
+            _switch_on_inside(rw, node, rw.module(node))
 
 
-def _switch_on_layer(rw: Rewriter, node: Node, layer: Quantized) -> None:
-    """Switch the quantizers of a swapped module on: what it reads, then its weights."""
-    for name, quantizer in layer.activations():
-        if not quantizer.is_enabled and (name not in layer.products or "matmul" in rw.target.quantize_inputs):
-            _switch_on(rw, quantizer)
-            rw.edit(node, f"{name}: {_observed(quantizer)}")
-    weights = [quantizer for _, _, quantizer in layer.weights() if not quantizer.is_enabled]
-    if weights and not _is_worth_it(rw, node, layer):
-        rw.skip(node, "its input is not quantized, so its weight stays in float too")
-        return
-    for quantizer in weights:
-        _switch_on(rw, quantizer, is_weight=True)
-        rw.edit(node, "weight observed by its largest magnitude")
+def _switch_on_inside(rw: Rewriter, node: Node, layer: Quantized) -> None:
+    for slot, plan in planned_inside(node).items():
+        quantizer = layer.quantizer_of(slot)
+        if quantizer is not None and not quantizer.is_enabled:
+            is_weight = plan.role == "weight"
+            _switch_on(rw, quantizer, is_weight)
+            rw.edit(node, f"{slot}: {'observed by its largest magnitude' if is_weight else _observed(quantizer)}")
 
 
 def _switch_on(rw: Rewriter, quantizer: TensorQuantizer, is_weight: bool = False) -> None:
     if quantizer.descriptor.calibrator == "max" and not is_weight:
         quantizer.use_calibrator(rw.settings.calibrator)
     quantizer.enable()
-
-
-def _is_worth_it(rw: Rewriter, node: Node, layer: Quantized) -> bool:
-    """Return whether an integer weight is of use: its input is quantized too, or need not be."""
-    if not isinstance(layer, WeightQuantized) or not rw.target.quantizes_inputs(kind(node)):
-        return True
-    return layer.input_quantizer is not None or is_quantizer(node.all_input_nodes[0])
 
 
 def _observed(quantizer: TensorQuantizer) -> str:

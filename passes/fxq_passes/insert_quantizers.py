@@ -1,4 +1,4 @@
-"""Carry out the plans: one quantizer for each tensor, shared by all that read it."""
+"""Carry out the plans: quantized modules, and one quantizer for each tensor, shared by all that read it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,17 +20,22 @@ from fxq.graph import (
     produces_tensor,
     range_group,
 )
+from fxq_passes.planning.swap import swap_modules
 
 
 @register_pass("insert_quantizers")
 @dataclass(frozen=True)
 class InsertQuantizers(Pass):
-    """Insert the planned quantizers, one for each tensor and one module for each group that shares a range."""
+    """Swap the modules with plans inside of them, and insert quantizers: one for each tensor, or group with one range.
+
+    Weights tied between modules get one quantizer.
+    """
 
     stage = Stage.PREPARED
 
     def run(self, rw: Rewriter) -> None:
         """Insert quantizers that are disabled until attach_observers: this pass changes no numbers."""
+        swap_modules(rw)
         shared: dict[tuple[str, QuantDescriptor], tuple[str, TensorQuantizer]] = {}
         for producer in rw.nodes():
             readings: dict[QuantDescriptor, list[tuple[Edge, Plan]]] = {}

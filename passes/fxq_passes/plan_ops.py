@@ -1,4 +1,4 @@
-"""Decide which inputs and outputs of which operations the target wants quantized."""
+"""Decide which weights, inputs and outputs of which operations the target wants quantized."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,22 @@ from fxq.graph import (
     kind,
     only_reader,
     output_edges,
+    planned_inside,
     shape_of,
     tensor_edges,
 )
 from fxq.nn import InputQuantized, ManyQuantized, Quantized
+from fxq_passes.planning.layers import LayerOptions, LayerPlanner
 from fxq_passes.planning.plan_questions import (
     ELEMENTWISE,
     activation_descriptor,
+    check_placed_by_hand,
     comes_from_conv,
     feeds_softmax,
-    float_stream,
+    is_quantized_by_hand,
     is_read_quantized,
     is_stored_product,
+    kept_in_float,
     takes_quantized_input,
     weight_descriptor,
 )
@@ -36,45 +40,70 @@ _SILENT = frozenset({"placeholder", "output", "get_attr", "getattr", "shape", "q
 @register_pass("plan_ops")
 @dataclass(frozen=True)
 class PlanOps(Pass):
-    """Plan quantizers on the inputs and outputs of the operations that the target runs in integers."""
+    """Plan quantizers on the weights, inputs and outputs of the operations that the target runs in integers.
+
+    Modules that a rule gives a QConfig are planned too: poolings and instance norms for all targets, embeddings,
+    recurrent layers and attention for those that do not store them as integers anyway.
+
+    Args:
+        min_channels: leave convolutions with fewer input or output channels in float.
+        depthwise: also plan depthwise convolutions, which some targets run no faster in int8.
+    """
 
     stage = Stage.PLANNED
+    min_channels: int = 0
+    depthwise: bool = True
 
     def run(self, rw: Rewriter) -> None:
         """Plan operations that stand for themselves first, then those that depend on their neighbours."""
-        target = rw.target
-        in_float = float_stream(rw)
+        layers = LayerPlanner(rw, LayerOptions(self.min_channels, self.depthwise))
+        for node in rw.nodes(lambda node: node.op == "call_module"):
+            check_placed_by_hand(rw, node)
+        in_float = kept_in_float(rw)
         for node in rw.nodes(lambda node: kind(node) not in _SILENT):
-            is_product = is_stored_product(rw, node)
-            found = "linear" if is_product else kind(node)
-            takes_input = takes_quantized_input(rw, node, found)
-            is_own = takes_input or is_product or found in target.quantize_outputs
-            is_after_conv = found in target.quantize_after_conv and comes_from_conv(node)
-            if not (is_own or is_after_conv):
-                continue
-            reason = in_float.get(node) or _why_not(rw, node)
-            if reason is not None:
-                rw.skip(node, reason)
-                continue
-            if is_after_conv:
-                _plan(rw, tensor_edges(node)[:1], f"input of a {found} that a convolution computes")
-            if is_product:
-                _plan_stored(rw, node)
-            if takes_input:
-                edges = tensor_edges(node)[:1] if is_product else tensor_edges(node)
-                _plan(rw, edges, f"{target.name} runs {found} on quantized inputs")
-            if found in target.quantize_outputs:
-                _plan_output(rw, node)
-        for node in reversed(rw.nodes(lambda node: kind(node) in target.quantize_if_surrounded)):
+            if layers.is_layer(node):
+                reason = layers.why_not(node)
+                if reason is not None:
+                    rw.skip(node, reason)
+                if not isinstance(rw.module(node), Quantized):
+                    if reason is not None:
+                        continue
+                    layers.plan(node)
+            _plan_node(rw, node, in_float.get(node))
+        for node in reversed(rw.nodes(lambda node: kind(node) in rw.target.quantize_if_surrounded)):
             _plan_surrounded(rw, node)
+
+
+def _plan_node(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
+    """Plan the inputs and the output of one operation."""
+    target, is_product = rw.target, is_stored_product(rw, node)
+    found = "linear" if is_product else kind(node)
+    takes_input = takes_quantized_input(rw, node, found)
+    is_own = takes_input or is_product or found in target.quantize_outputs
+    is_after_conv = found in target.quantize_after_conv and comes_from_conv(node)
+    if not (is_own or is_after_conv):
+        return
+    reason = why_in_float or _why_not(rw, node)
+    if reason is not None:
+        rw.skip(node, reason)
+        return
+    if is_after_conv:
+        _plan(rw, tensor_edges(node)[:1], f"input of a {found} that a convolution computes")
+    if is_product:
+        _plan_stored(rw, node)
+    if takes_input:
+        edges = tensor_edges(node)[:1] if is_product else tensor_edges(node)
+        _plan(rw, edges, f"{target.name} runs {found} on quantized inputs")
+    if found in target.quantize_outputs:
+        _plan_output(rw, node)
 
 
 def _why_not(rw: Rewriter, node: Node) -> str | None:
     """Return why the operation stays in float, None if it is quantized."""
     if rw.config(node) is None:
         return f"rule {rw.settings.rule_for(node)} leaves it in float"
-    if _is_layer(rw, node) and not isinstance(rw.module(node), Quantized):
-        return "its module was not swapped for a quantized one"
+    if is_weighted(node) and not (planned_inside(node) or isinstance(rw.module(node), Quantized)):
+        return f"{rw.target.name} does not quantize its weight"
     edges = tensor_edges(node)
     if kind(node) in ELEMENTWISE and len(edges) < 2:
         return "one operand is a number"
@@ -95,13 +124,6 @@ def _has_fixed_range(rw: Rewriter, edge: Edge) -> bool:
     return is_quantizer(edge.producer) and not rw.module(edge.producer).descriptor.is_dynamic
 
 
-def _is_layer(rw: Rewriter, node: Node) -> bool:
-    """Return whether ``node`` calls a module that swap_modules had to replace first."""
-    return is_weighted(node) or (
-        node.op == "call_module" and kind(node) in rw.target.swapped_kinds | rw.target.on_request
-    )
-
-
 def _plan_stored(rw: Rewriter, node: Node) -> None:
     """Plan the stored matrix of a product: a weight, whose output channels are its columns."""
     weight = tensor_edges(node)[1]
@@ -112,7 +134,7 @@ def _plan_stored(rw: Rewriter, node: Node) -> None:
 def _plan(rw: Rewriter, edges: list[Edge], why: str) -> None:
     for edge in edges:
         # A weighted layer's second input is an output size; its weight has a quantizer of its own.
-        if _is_quantized_by_hand(rw, edge.producer):
+        if is_quantized_by_hand(rw, edge.producer):
             rw.skip(edge.consumer, f"input {edge.position} is quantized by hand")
         elif _quantizes_itself(rw, edge.consumer):
             rw.skip(edge.consumer, f"input {edge.position} has the module's own quantizer")
@@ -120,14 +142,10 @@ def _plan(rw: Rewriter, edges: list[Edge], why: str) -> None:
             rw.plan_input(edge.consumer, edge.position, activation_descriptor(rw, edge.consumer), why)
 
 
-def _is_quantized_by_hand(rw: Rewriter, node: Node) -> bool:
-    """Return whether ``node`` is a quantizer, or moves the values of one to other places."""
-    while kind(node) in rw.target.keep_scale and tensor_edges(node):
-        node = tensor_edges(node)[0].producer
-    return is_quantizer(node)
-
-
 def _quantizes_itself(rw: Rewriter, node: Node) -> bool:
+    """Return whether the module of ``node`` quantizes its inputs inside, by hand or by plan."""
+    if any(plan.role != "weight" for plan in planned_inside(node).values()):
+        return True
     module = rw.module(node) if node.op == "call_module" else None
     if isinstance(module, InputQuantized):
         return module.input_quantizer is not None

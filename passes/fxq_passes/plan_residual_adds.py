@@ -21,6 +21,7 @@ from fxq.graph import (
     is_constant,
     is_quantizer,
     kind,
+    planned_inside,
     produces_tensor,
     shape_of,
     tensor_edges,
@@ -86,11 +87,10 @@ def _fused_side(rw: Rewriter, add: Node) -> Edge | None:
 
 def _absorbs(rw: Rewriter, edge: Edge) -> bool:
     convolution = _convolution_of(edge.producer)
-    if convolution is None or rw.config(convolution) is None:
+    if convolution is None:
         return False
-    # What swap_modules declined runs in float, and so does what it absorbs.
-    declined = any(entry.pass_name == "swap_modules" for entry in rw.record.skipped(convolution.name))
-    return not declined or isinstance(rw.module(convolution), Quantized)
+    # A convolution that runs in float absorbs in float.
+    return bool(planned_inside(convolution)) or isinstance(rw.module(convolution), Quantized)
 
 
 def _convolution_of(node: Node) -> Node | None:

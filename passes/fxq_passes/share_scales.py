@@ -7,6 +7,7 @@ from torch.fx import Node
 
 from fxq import Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_quantized, is_quantizer, kind, output_edges, planned_output, produces_tensor, tensor_edges
+from fxq_passes.planning.halves import drop_halves
 
 
 @register_pass("share_scales")
@@ -15,12 +16,17 @@ class ShareScales(Pass):
     """Give one range to the inputs of a concatenation, and to the input and output of what only moves data."""
 
     stage = Stage.PLANNED
+    closes_stage = True
 
     def run(self, rw: Rewriter) -> None:
-        """Carry output plans across data movement, then join what must agree; groups are connected components."""
+        """Carry output plans across data movement, then join what must agree; groups are connected components.
+
+        All plans are known here: what is of use only together with another plan that is missing is taken back.
+        """
         ties = nx.Graph()
         for node in rw.nodes(lambda node: kind(node) in rw.target.keep_scale and produces_tensor(node)):
             _follow(rw, node, ties)
+        drop_halves(rw)
         for node in rw.nodes(lambda node: kind(node) in rw.target.share_scale):
             _join(node, ties)
         order = {node: index for index, node in enumerate(rw.gm.graph.nodes)}

@@ -99,7 +99,7 @@ def test_with_quantization_on_the_weights_are_on_their_grid(kind, options) -> No
     expected, _ = original(x)
     error = (outputs - expected).abs().max()
     assert 0 < error < 0.1  # 8 bits of values below 1, accumulated over three steps and up to three layers
-    assert all(module._weight(name).unique().numel() <= 256 * 16 for name in module._weight_names())
+    assert all(module._weight(name).unique().numel() <= 256 * 16 for name in module.weight_slots(module))
     names = {name for name, part in module.named_modules() if isinstance(part, TensorQuantizer)}
     assert {"_input_l0_quantizer", "_hidden_l0_quantizer", "_weight_ih_l0_quantizer"} <= names
 

@@ -50,9 +50,9 @@ def test_a_quantizer_placed_by_hand_stays_as_it_is() -> None:
     assert found.descriptor.calibrator == "mse"
 
 
-def test_without_the_pass_nothing_is_quantized() -> None:
-    gm = prepared(fxq.recipe("tensorrt").without_pass("attach_observers"))
-    assert not quantizer(gm, "0_input_quantizer").is_enabled
+def test_a_recipe_without_the_pass_is_refused_for_its_quantizers_would_stay_off() -> None:
+    with pytest.raises(fxq.PassError, match="'weight' of '0' is planned and has no quantizer that is on"):
+        prepared(fxq.recipe("tensorrt").without_pass("attach_observers"))
 
 
 class Overwritten(nn.Module):

@@ -10,7 +10,7 @@ import fxq
 from fxq.graph import graph_text
 from fxq.graph.trace import trace
 from fxq.testing import assert_rewrites
-from fxq_passes import FunctionalToModule, SwapModules
+from fxq_passes import FunctionalToModule
 from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
 
 
@@ -220,14 +220,14 @@ class CallsTwice(nn.Module):
 
 def test_a_functional_layer_called_twice_keeps_one_weight_and_one_quantizer() -> None:
     assert_rewrites(
-        [FunctionalToModule(), SwapModules()],
+        [FunctionalToModule()],
         model=CallsTwice(),
         inputs=random(1, 4, 5, 5),
         after="""
             x = input
-            conv2d = QuantConv2d[conv2d](x)
+            conv2d = Conv2d[conv2d](x)
             relu = ReLU[relu](conv2d)
-            conv2d_1 = QuantConv2d[conv2d](relu)
+            conv2d_1 = Conv2d[conv2d](relu)
             return conv2d_1
         """,
     )

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 import fxq
 from fxq.testing import assert_rewrites
-from fxq_passes import FunctionalToModule, InsertQuantizers, PlanOps, PlanResidualAdds, SwapModules
+from fxq_passes import FunctionalToModule, InsertQuantizers, PlanOps, PlanResidualAdds
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-PASSES = [FunctionalToModule(), SwapModules(), PlanOps(), PlanResidualAdds(), InsertQuantizers()]
+PASSES = [FunctionalToModule(), PlanOps(), PlanResidualAdds(), InsertQuantizers()]
 
 
 class Block(nn.Module):

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -8,10 +9,10 @@ from torch.nn import functional as F
 import fxq
 from fxq import TensorQuantizer
 from fxq.testing import assert_rewrites
-from fxq_passes import FunctionalToModule, PlanOps, SwapModules
+from fxq_passes import FunctionalToModule, PlanOps
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-PASSES = [FunctionalToModule(), SwapModules(), PlanOps()]
+PASSES = [FunctionalToModule(), PlanOps()]
 
 
 class Net(nn.Module):
@@ -38,10 +39,10 @@ def test_tensorrt_quantizes_the_inputs_of_layers_and_not_their_outputs() -> None
         """,
         after="""
             x = input
-            conv = QuantConv2d[conv](x)  # input 0: int8 per tensor
+            conv = Conv2d[conv](x)  # input 0: int8 per tensor; weight: int8 per channel (axis 0)
             act = ReLU[act](conv)
             mean = .mean(act, (2, 3))
-            fc = QuantLinear[fc](mean)  # input 0: int8 per tensor
+            fc = Linear[fc](mean)  # input 0: int8 per tensor; weight: int8 per channel (axis 0)
             return fc
         """,
     )
@@ -55,12 +56,12 @@ def test_onnxruntime_quantizes_outputs_too_behind_the_activation() -> None:
         target="onnxruntime",
         after="""
             x = input
-            conv = QuantConv2d[conv](x)  # input 0: uint8 affine per tensor
+            conv = Conv2d[conv](x)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0)
             act = ReLU[act](conv)  # output: uint8 affine per tensor
             mean = .mean(act, (2, 3))
-            fc = QuantLinear[fc](mean)  # input 0: uint8 affine per tensor; output: uint8 affine per tensor
+            fc = Linear[fc](mean)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0); output: uint8 affine per tensor
             return fc
-        """,
+        """,  # noqa: E501
     )
 
 
@@ -118,9 +119,11 @@ def test_a_rule_leaves_an_operation_in_float_or_gives_it_another_descriptor() ->
     assert quantizer.descriptor.narrow_range
 
 
-def test_a_layer_that_was_not_swapped_gets_no_plan() -> None:
-    prepared = fxq.prepare(Net().eval(), X, recipe=fxq.recipe("tensorrt").without_pass("swap_modules"))
-    assert fxq.explain(prepared)["fc"].reason == "its module was not swapped for a quantized one"
+def test_a_layer_whose_weight_the_target_keeps_in_float_gets_no_input_either() -> None:
+    target = dataclasses.replace(fxq.get_target("tensorrt"), swapped_kinds=frozenset({"conv"}))
+    explained = fxq.explain(fxq.prepare(Net().eval(), X, recipe=fxq.recipe("tensorrt").replace(target=target)))
+    assert explained["fc"].reason == "tensorrt does not quantize its weight"
+    assert explained["conv"].is_quantized
 
 
 def test_activations_that_the_target_cannot_run_are_an_error_that_names_the_operation() -> None:
@@ -163,7 +166,7 @@ def test_a_concatenation_is_quantized_only_where_all_that_read_it_are() -> None:
 def test_a_quantizer_placed_by_hand_is_respected() -> None:
     hand = fxq.TensorQuantizer(fxq.QuantDescriptor(num_bits=4))
     prepared = fxq.prepare(nn.Sequential(hand, nn.Conv2d(4, 4, 1)).eval(), X)
-    assert [tensor.pass_name for tensor in fxq.explain(prepared)["1"].quantized] == ["by hand", "swap_modules"]
+    assert [tensor.pass_name for tensor in fxq.explain(prepared)["1"].quantized] == ["by hand", "plan_ops"]
 
 
 def test_a_layer_placed_by_hand_keeps_its_own_input_quantizer() -> None:

@@ -14,7 +14,7 @@ from fxq.graph.trace import trace
 from fxq.pipeline import run_passes
 from fxq.record import Record
 from fxq.testing import assert_rewrites
-from fxq_passes import FunctionalToModule, InsertQuantizers, PlanResidualAdds, RemoveInplace
+from fxq_passes import FunctionalToModule, InsertQuantizers, PlanOps, PlanResidualAdds, RemoveInplace
 
 X = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -63,18 +63,19 @@ def planned(model: nn.Module, inputs: tuple[Tensor, ...] | None = (X,), rules: t
     record = Record()
     settings = Settings(fxq.get_target("tensorrt"), rules=tuple(fxq.Rule(*rule) for rule in rules))
     run_passes(gm, [RemoveInplace(), FunctionalToModule()], settings, record, complete=False)
-    run_passes(gm, [PlanResidualAdds()], settings, record, complete=False)
+    run_passes(gm, [PlanOps(), PlanResidualAdds()], settings, record, complete=False)
     found: dict[str, str] = {}
     for node in gm.graph.nodes:
         for position, plan in planned_inputs(node).items():
-            found[f"{node.name} {plan.role}"] = str(list(node.all_input_nodes)[position])
+            if plan.pass_name == "plan_residual_adds":
+                found[f"{node.name} {plan.role}"] = str(list(node.all_input_nodes)[position])
     found |= {entry.node: entry.text for entry in record.of("plan_residual_adds", "skip")}
     return found
 
 
 def test_only_the_skip_branch_is_planned() -> None:
     record = assert_rewrites(
-        [PlanResidualAdds(), InsertQuantizers()],
+        [PlanOps(), PlanResidualAdds(), InsertQuantizers()],
         model=Block(),
         inputs=X,
         before="""
@@ -90,9 +91,11 @@ def test_only_the_skip_branch_is_planned() -> None:
         after="""
             x = input
             mul = mul(x, 1)
-            body_0 = Conv2d[body.0](mul)
+            body_0_input_quantizer = TensorQuantizer[body.0_input_quantizer](mul)
+            body_0 = QuantConv2d[body.0](body_0_input_quantizer)  # input 0: int8 per tensor
             body_1 = ReLU[body.1](body_0)
-            body_2 = Conv2d[body.2](body_1)
+            body_2_input_quantizer = TensorQuantizer[body.2_input_quantizer](body_1)
+            body_2 = QuantConv2d[body.2](body_2_input_quantizer)  # input 0: int8 per tensor
             skip = Identity[skip](mul)
             add_residual_quantizer = TensorQuantizer[add_residual_quantizer](skip)
             add = add(body_2, add_residual_quantizer)  # input 1: int8 per tensor (residual)
@@ -316,7 +319,7 @@ def test_neither_sizes_nor_reshaped_parameters_hide_the_convolution(model: nn.Mo
     assert [tensor.position for tensor in explained["add"].quantized if tensor.role == "residual"] == [1]
 
 
-def test_a_convolution_that_swap_modules_left_in_float_absorbs_nothing() -> None:
+def test_a_convolution_that_stays_in_float_absorbs_nothing() -> None:
     x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-    recipe = fxq.recipe("tensorrt").with_pass_options("swap_modules", min_channels=16)
+    recipe = fxq.recipe("tensorrt").with_pass_options("plan_ops", min_channels=16)
     assert fxq.explain(fxq.prepare(Scaled().eval(), x, recipe)).counts == {}

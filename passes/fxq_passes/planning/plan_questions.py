@@ -4,7 +4,18 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxq import QuantDescriptor, Rewriter, TargetError, TensorQuantizer
-from fxq.graph import ACTIVATIONS, MOVES_DATA, ancestors, is_constant, is_quantized, kind, output_edges, produces_tensor
+from fxq.graph import (
+    ACTIVATIONS,
+    MOVES_DATA,
+    ancestors,
+    is_constant,
+    is_quantized,
+    is_quantizer,
+    kind,
+    output_edges,
+    produces_tensor,
+    tensor_edges,
+)
 from fxq.nn import Quantized
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div"})
@@ -82,7 +93,14 @@ def is_stored_product(rw: Rewriter, node: Node) -> bool:
     return matrix.dim() == 2 and matrix.is_floating_point()
 
 
-def float_stream(rw: Rewriter) -> dict[Node, str]:
+def is_quantized_by_hand(rw: Rewriter, node: Node) -> bool:
+    """Return whether ``node`` is a quantizer, or moves the values of one to other places."""
+    while kind(node) in rw.target.keep_scale and tensor_edges(node):
+        node = tensor_edges(node)[0].producer
+    return is_quantizer(node)
+
+
+def kept_in_float(rw: Rewriter) -> dict[Node, str]:
     """Return the elementwise operations and concatenations that stay in float for what reads them, with reasons."""
     found: dict[Node, str] = {}
     for node in reversed(rw.nodes(lambda node: kind(node) in ELEMENTWISE | {"cat"})):

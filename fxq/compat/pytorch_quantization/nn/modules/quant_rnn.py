@@ -5,7 +5,7 @@ and one weight quantizer for each layer and direction. The projection of ``proj_
 stays float. GRU and RNN, broken in the original, are ``fxq.nn.QuantGRU`` and ``fxq.nn.QuantRNN``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from fxq.compat.pytorch_quantization.nn.modules.door_module import DoorModule
 from fxq.compat.pytorch_quantization.nn.modules.tensor_quantizer import TensorQuantizer
 from fxq.compat.pytorch_quantization.tensor_quant import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
 from fxq.errors import CompatError
+from fxq.nn.recurrent import directions_of
 from fxq.nn.recurrent_steps import STEPS, State
 from fxq.quant.descriptor import QuantDescriptor
 
@@ -37,11 +38,19 @@ class _Grouped(DoorModule):
 
     default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
 
-    def _activation_names(self) -> list[str]:
-        return []
+    @classmethod
+    def activation_slots(cls, module: Any) -> list[str]:
+        """Return the one name of all that is quantized and is not a weight."""
+        return ["input"]
 
-    def _weight_names(self) -> list[str]:
-        return []
+    @classmethod
+    def weight_slots(cls, module: Any) -> list[str]:
+        """Return the one name of all weights."""
+        return ["weight"]
+
+    def weights(self) -> Iterator[Any]:
+        """Yield nothing: no single parameter is quantized."""
+        yield from ()
 
     def _quantized(self, name: str, tensor: Tensor) -> Tensor:
         return tensor
@@ -56,12 +65,12 @@ class _Grouped(DoorModule):
 class QuantLSTM(_Grouped, nn.QuantLSTM):
     """torch.nn.LSTM with ``_input_quantizers`` and ``_weight_quantizers``, one each for a layer and direction."""
 
-    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
-        descriptors = (input or self.default_quant_desc_input, weight or self.default_quant_desc_weight)
-        self.init_quantizer(*descriptors, num_layers=len(self._names()))  # type: ignore[arg-type]
+    def _add_quantizers(self, descriptors: Mapping[str, QuantDescriptor | None]) -> None:
+        pair = (descriptors["input"] or self.default_quant_desc_input, descriptors["weight"])
+        self.init_quantizer(*pair, num_layers=len(directions_of(self)))  # type: ignore[arg-type]
 
     def _run_direction(self, name: str, data: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
-        index = self._names().index(name)
+        index = directions_of(self).index(name)
         into, hidden = getattr(self, f"weight_ih_{name}"), getattr(self, f"weight_hh_{name}")
         weights = self._weight_quantizers[index](torch.cat([into, hidden], 1)).split(
             [into.shape[1], hidden.shape[1]], 1
@@ -85,9 +94,8 @@ class QuantLSTM(_Grouped, nn.QuantLSTM):
 class QuantLSTMCell(_Grouped, nn.QuantLSTMCell):
     """torch.nn.LSTMCell with one quantizer for ``[x, h]`` and one for ``[W_ih, W_hh]``."""
 
-    def _add_quantizers(self, weight: QuantDescriptor | None, input: QuantDescriptor | None) -> None:
-        descriptors = (input or self.default_quant_desc_input, weight or self.default_quant_desc_weight)
-        self.init_quantizer(*descriptors)  # type: ignore[arg-type]
+    def _add_quantizers(self, descriptors: Mapping[str, QuantDescriptor | None]) -> None:
+        self.init_quantizer(descriptors["input"] or self.default_quant_desc_input, descriptors["weight"])  # type: ignore[arg-type]
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Return the new (hidden, cell); batched or not, as the float module does."""

@@ -9,7 +9,7 @@ from fxq.graph import graph_text
 from fxq.graph.trace import trace
 from fxq.nn import WeightQuantized
 from fxq.testing import assert_rewrites
-from fxq_passes import SwapModules
+from fxq_passes import InsertQuantizers, PlanOps
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 INT4 = fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0))
@@ -25,9 +25,9 @@ class Net(nn.Module):
         return self.fc(self.up(self.conv(x)).mean((2, 3)))
 
 
-def test_layers_with_weights_are_swapped_and_compute_what_they_did() -> None:
+def test_layers_with_weights_are_planned_and_swapped_and_compute_what_they_did() -> None:
     record = assert_rewrites(
-        [SwapModules()],
+        [PlanOps(), InsertQuantizers()],
         model=Net(),
         inputs=X,
         before="""
@@ -40,14 +40,18 @@ def test_layers_with_weights_are_swapped_and_compute_what_they_did() -> None:
         """,
         after="""
             x = input
-            conv = QuantConv2d[conv](x)
-            up = QuantConvTranspose2d[up](conv)
+            conv_input_quantizer = TensorQuantizer[conv_input_quantizer](x)
+            conv = QuantConv2d[conv](conv_input_quantizer)  # input 0: int8 per tensor
+            up_input_quantizer = TensorQuantizer[up_input_quantizer](conv)
+            up = QuantConvTranspose2d[up](up_input_quantizer)  # input 0: int8 per tensor
             mean = .mean(up, (2, 3))
-            fc = QuantLinear[fc](mean)
+            fc_input_quantizer = TensorQuantizer[fc_input_quantizer](mean)
+            fc = QuantLinear[fc](fc_input_quantizer)  # input 0: int8 per tensor
             return fc
         """,
     )
-    assert {entry.node: entry.text for entry in record.of("swap_modules", "edit")} == {
+    swapped = {entry.node: entry.text for entry in record.of("insert_quantizers", "edit") if "weight" in entry.text}
+    assert swapped == {
         "conv": "weight: int8 per channel (axis 0)",
         "up": "weight: int8 per channel (axis 1)",
         "fc": "weight: int8 per channel (axis 0)",
@@ -98,8 +102,8 @@ LEFT: dict[str, tuple[nn.Module, dict[str, Any], tuple[Any, ...], str]] = {
 @pytest.mark.parametrize(("model", "options", "rules", "why"), LEFT.values(), ids=LEFT)
 def test_a_layer_is_left_alone(model: nn.Module, options: dict[str, Any], rules: tuple[Any, ...], why: str) -> None:
     text = graph_text(trace(model.eval(), (X,)))
-    record = assert_rewrites([SwapModules(**options)], model=model, inputs=X, after=text, rules=rules)
-    assert record.of("swap_modules", "skip")[0].text.startswith(why)
+    record = assert_rewrites([PlanOps(**options), InsertQuantizers()], model=model, inputs=X, after=text, rules=rules)
+    assert record.of("plan_ops", "skip")[0].text.startswith(why)
 
 
 def test_a_subclass_is_traced_through_and_its_own_forward_counts() -> None:
@@ -112,8 +116,8 @@ def test_a_subclass_is_traced_through_and_its_own_forward_counts() -> None:
 
 
 def test_a_depthwise_or_small_convolution_is_swapped_by_default() -> None:
-    after = "input_1 = input\n_0 = QuantConv2d[0](input_1)\nreturn _0"
-    assert_rewrites([SwapModules()], model=nn.Sequential(nn.Conv2d(4, 4, 1, groups=4)), inputs=X, after=after)
+    prepared = fxq.prepare(nn.Sequential(nn.Conv2d(4, 4, 1, groups=4)).eval(), X)
+    assert isinstance(prepared.get_submodule("0"), WeightQuantized)
 
 
 def descriptors(recipe: fxq.Recipe) -> dict[str, int | None]:
@@ -155,7 +159,7 @@ def test_weights_tied_between_modules_get_one_quantizer() -> None:
     assert a.weight is b.weight is c.weight
     assert a.weight_quantizer is b.weight_quantizer
     assert c.weight_quantizer is not a.weight_quantizer  # another descriptor
-    assert "shared with 'a', whose weight it is too" in fxq.explain(prepared)["b"].quantized[-1].why
+    assert "which is also that of 'a'" in fxq.explain(prepared)["b"].quantized[-1].why
 
 
 class Twice(nn.Module):
@@ -169,18 +173,20 @@ class Twice(nn.Module):
 
 def test_a_module_called_twice_is_swapped_once() -> None:
     record = assert_rewrites(
-        [SwapModules()],
+        [PlanOps(), InsertQuantizers()],
         model=Twice(),
         inputs=X,
         after="""
             x = input
-            conv = QuantConv2d[conv](x)
+            conv_input_quantizer = TensorQuantizer[conv_input_quantizer](x)
+            conv = QuantConv2d[conv](conv_input_quantizer)  # input 0: int8 per tensor
             relu = relu(conv)
-            conv_1 = QuantConv2d[conv](relu)
+            conv_input_quantizer_1 = TensorQuantizer[conv_input_quantizer_1](relu)
+            conv_1 = QuantConv2d[conv](conv_input_quantizer_1)  # input 0: int8 per tensor
             return conv_1
         """,
     )
-    assert len(record.of("swap_modules", "edit")) == 1
+    assert len([entry for entry in record.of("insert_quantizers", "edit") if entry.text.startswith("weight")]) == 1
 
 
 def test_one_module_under_two_names_keeps_one_weight_and_one_quantizer() -> None:

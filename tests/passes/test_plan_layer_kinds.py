@@ -1,4 +1,4 @@
-"""swap_modules: which kinds of modules it swaps for which target, and what a rule adds to them."""
+"""plan_ops: inside of which kinds of modules it plans for which target, and what a rule adds to them."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_a_rule_for_a_part_of_the_model_swaps_only_what_it_has_a_descriptor_for(
 def test_a_kind_whose_inputs_stay_in_float_gets_integer_weights_alone() -> None:
     lstm = fxq.explain(prepared("tensorrt", ("lstm", QConfig())))["lstm"].quantized
     assert {tensor.role for tensor in lstm} == {"weight"}
-    assert lstm[0].why == "weight: int8 per channel (axis 0); computed in float"
+    assert lstm[0].why == "its weight; computed in float"
 
 
 def test_a_module_without_weights_is_left_alone_where_the_target_has_no_use_for_it() -> None:

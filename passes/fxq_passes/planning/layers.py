@@ -1,0 +1,124 @@
+"""Which tensors inside of modules are quantized: weights, and what layers such as attention compute in between."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+from torch.nn.utils.parametrize import is_parametrized
+
+from fxq import Rewriter
+from fxq.graph import is_weighted, kind, planned_inside
+from fxq.nn import QUANTIZED, ManyQuantized, Quantized, WeightQuantized
+from fxq_passes.planning.plan_questions import activation_descriptor, check_activation, weight_descriptor
+from fxq_passes.planning.swap_questions import why_not_lowered
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What the user wants left in float: see PlanOps."""
+
+    min_channels: int
+    depthwise: bool
+
+
+class LayerPlanner:
+    """Plans the tensors inside of the modules that the target runs on integers."""
+
+    def __init__(self, rw: Rewriter, options: LayerOptions) -> None:
+        self.rw = rw
+        self.options = options
+        self._read_outside = _read_outside(rw)
+        self._first_with: dict[int, str] = {}  # weight tensor -> path of the first module that was planned with it
+
+    def is_layer(self, node: Node) -> bool:
+        """Return whether ``node`` calls a module whose inside the target, or a rule, wants quantized."""
+        if node.op != "call_module":
+            return False
+        if kind(node) in self.rw.target.swapped_kinds:
+            return True
+        module = self.rw.module(node)
+        return type(module) in QUANTIZED and self.rw.settings.is_requested(node, has_weight=_has_weight(module))
+
+    def why_not(self, node: Node) -> str | None:
+        """Return why the module of ``node`` stays as it is, None if it is planned."""
+        rw, module = self.rw, self.rw.module(node)
+        if rw.config(node) is None:
+            return f"rule {rw.settings.rule_for(node)} leaves it in float"
+        if isinstance(module, Quantized):
+            return None if planned_inside(node) else "already quantized by hand"
+        if type(module) not in QUANTIZED:
+            if is_parametrized(module):
+                return "its weight is computed: call torch.nn.utils.parametrize.remove_parametrizations first"
+            return f"{type(module).__name__} is a subclass that may compute something else than its base"
+        read = self._read_outside.get(str(node.target))
+        if read is not None:
+            return f"{read!r} is also read outside of it, where integers would be no use"
+        if not is_weighted(node):
+            return _why_no_input(rw, node, module) or why_not_lowered(node, module)
+        return None if kind(node) == "linear" else self._why_not_conv(module)
+
+    def plan(self, node: Node) -> None:
+        """Plan the weights of the module, and what it computes in between where the target takes its input quantized.
+
+        Raises:
+            TargetError: the target cannot run what the recipe asks for.
+        """
+        rw, module = self.rw, self.rw.module(node)
+        if isinstance(module, Quantized):
+            return  # planned and swapped before
+        quantized = QUANTIZED[type(module)]
+        check_activation(rw, node)
+        if not _has_weight(module):
+            rw.plan_inside(node, "input", activation_descriptor(rw, node), f"a rule asks for a quantized {kind(node)}")
+            return
+        is_integer = rw.target.quantizes_inputs(kind(node))
+        why = "its weight" if is_integer else rw.target.reason(kind(node)) or "its weight; computed in float"
+        channels = rw.target.conv_transpose_axis if kind(node) == "conv_transpose" else 0
+        for slot in quantized.weight_slots(module):
+            first = self._first_with.setdefault(id(module.get_parameter(slot)), str(node.target))
+            tied = "" if first == node.target else f", which is also that of {first!r}"
+            rw.plan_inside(node, slot, weight_descriptor(rw, node, channels), why + tied)
+        if is_integer and issubclass(quantized, ManyQuantized):
+            self._plan_inside(node, module, quantized)
+
+    def _plan_inside(self, node: Node, module: nn.Module, quantized: type[Quantized]) -> None:
+        in_float = frozenset() if "matmul" in self.rw.target.quantize_inputs else quantized.products
+        for slot in quantized.activation_slots(module):
+            if slot not in in_float:
+                why = f"{self.rw.target.name} runs {kind(node)} on quantized tensors"
+                self.rw.plan_inside(node, slot, activation_descriptor(self.rw, node), why)
+
+    def _why_not_conv(self, module: Any) -> str | None:
+        channels = min(module.in_channels, module.out_channels)
+        if channels < self.options.min_channels:
+            return f"{channels} channels are fewer than min_channels={self.options.min_channels}"
+        if not self.options.depthwise and module.groups == module.in_channels > 1:
+            return "depthwise=False leaves depthwise convolutions in float"
+        return None
+
+
+def _read_outside(rw: Rewriter) -> dict[str, str]:
+    """Return, for each module path, the first tensor below it that the graph reads without calling the module."""
+    first: dict[str, str] = {}
+    for node in rw.nodes(lambda node: node.op == "get_attr"):
+        target = str(node.target)
+        for parent in itertools.accumulate(target.split(".")[:-1], "{}.{}".format):
+            first.setdefault(parent, target)
+    return first
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return issubclass(QUANTIZED[type(module)], WeightQuantized | ManyQuantized)
+
+
+def _why_no_input(rw: Rewriter, node: Node, module: nn.Module) -> str | None:
+    """Return why a module without weights gains nothing, None if it has a weight or its input can be quantized."""
+    if _has_weight(module):
+        return None
+    if rw.target.activation is None:
+        return f"it has no weight, and {rw.target.name} leaves activations in float"
+    if rw.target.is_dynamic and not rw.target.quantizes_inputs(kind(node)):
+        return f"{rw.target.name} has no integer {kind(node)}"
+    return None

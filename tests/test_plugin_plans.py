@@ -1,0 +1,67 @@
+"""Plugins that quantize layers: plans are all it takes, and quantizers that would stay off are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxq
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The test plugin's passes, as a package outside of fxq registers them; gone afterwards."""
+    monkeypatch.setattr(fxq.registry, "_registered", dict(fxq.registry.registered_passes()))
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
+    from fxq_test_plugin import quantizing
+
+    for name, pass_type in (
+        ("plan_leftovers", quantizing.PlanLeftovers),
+        ("swap_linear_switched_off", quantizing.SwapLinearSwitchedOff),
+    ):
+        fxq.register_pass(name)(pass_type)
+    return quantizing
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+
+
+def without_plans() -> fxq.Recipe:
+    return fxq.recipe("tensorrt").without_pass("plan_ops").without_pass("plan_residual_adds")
+
+
+def test_a_plugin_that_plans_weights_and_inputs_quantizes_the_layers(plugin: Any, tmp_path: Path) -> None:
+    by_plugin = fxq.quantize(model(), [X], without_plans().with_pass("plan_leftovers"), X, progress=False)
+    built_in = fxq.quantize(model(), [X], "tensorrt", X, progress=False)
+    assert by_plugin.get_buffer("0.weight").dtype is torch.int8
+    assert torch.equal(by_plugin(X), built_in(X))
+    found = fxq.explain(by_plugin)["0"].quantized
+    assert [(tensor.role, tensor.pass_name) for tensor in found] == [
+        ("input", "plan_leftovers"),
+        ("weight", "plan_leftovers"),
+    ]
+    assert fxq.export_onnx(by_plugin, tmp_path / "model.onnx").quantize_nodes == 2
+
+
+def test_a_plugin_that_swaps_with_quantizers_off_is_refused_by_name(plugin: Any) -> None:
+    recipe = fxq.recipe("tensorrt").with_pass("swap_linear_switched_off")
+    with pytest.raises(fxq.PassError) as caught:
+        fxq.prepare(model(), X, recipe)
+    message = str(caught.value)
+    assert message.startswith("pass 'swap_linear_switched_off' (fxq_test_plugin.quantizing.SwapLinearSwitchedOff)")
+    assert (
+        "quantizers that are off and that nothing will switch on: 0._weight_quantizer; 2._weight_quantizer" in message
+    )
+    assert "rw.plan_inside" in message
+
+
+def test_a_quantizer_that_the_user_switched_off_is_no_fault_of_a_pass() -> None:
+    layer = fxq.nn.QuantLinear(6, 3)
+    layer.weight_quantizer.disable()
+    assert not fxq.prepare(nn.Sequential(layer).eval(), X).get_submodule("0").weight_quantizer.is_enabled
