@@ -1,6 +1,6 @@
 """fxq: a torch.fx graph-rewriting quantization compiler. A trained model goes in, a fused int8 ONNX file comes out."""
 
-from fxq import calib, nn
+from fxq import calib, nn, runtimes
 from fxq.api import convert, export_onnx, prepare, quantize
 from fxq.calibration import calibrate, calibrate_weights, fit_ranges
 from fxq.errors import (
@@ -18,6 +18,8 @@ from fxq.errors import (
     RangeError,
     RangeShapeError,
     RecipeError,
+    RuntimeRefusedError,
+    RuntimeUnavailableError,
     StageError,
     TargetError,
     TraceError,
@@ -83,6 +85,8 @@ __all__ = [
     "RecipeError",
     "Rewriter",
     "Rule",
+    "RuntimeRefusedError",
+    "RuntimeUnavailableError",
     "Stage",
     "StageError",
     "Target",
@@ -110,5 +114,6 @@ __all__ = [
     "recipe",
     "register_pass",
     "registered_passes",
+    "runtimes",
     "tensor_quant",
 ]

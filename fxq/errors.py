@@ -34,7 +34,7 @@ class CalibrationError(FxqError, RuntimeError):
 
 
 class InputError(FxqError, TypeError):
-    """Example inputs or a calibration batch do not fit the model."""
+    """Example inputs, a calibration batch or the inputs of a file do not fit the model."""
 
 
 class TraceError(FxqError, RuntimeError):
@@ -67,6 +67,14 @@ class StageError(FxqError, RuntimeError):
 
 class ExportError(FxqError, RuntimeError):
     """An ONNX file could not be written, breaks a rule, or does not compute what the model computes."""
+
+
+class RuntimeUnavailableError(FxqError, ImportError):
+    """A runtime does not exist, is not installed, or cannot do here what was asked of it."""
+
+
+class RuntimeRefusedError(FxqError, RuntimeError):
+    """A runtime does not take or does not run a file; the message holds its own words."""
 
 
 class CompatError(FxqError, ImportError):

@@ -1,0 +1,55 @@
+"""How long calls take: medians of rounds that are made in turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fxq.errors import InputError
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a call took in each round, in milliseconds."""
+
+    rounds_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """The usual time."""
+        return statistics.median(self.rounds_ms)
+
+    @property
+    def spread_ms(self) -> float:
+        """The distance between the quartiles: within it lies half of the rounds; 0 of a single round."""
+        if len(self.rounds_ms) == 1:
+            return 0.0
+        first, _, third = statistics.quantiles(self.rounds_ms, n=4, method="inclusive")
+        return third - first
+
+    def ratio(self, to: "Latency") -> float:
+        """Return the median over the rounds of this time divided by the other's: what slows a round cancels out."""
+        return statistics.median(one / other for one, other in zip(self.rounds_ms, to.rounds_ms, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.3f} ms, spread {self.spread_ms:.3f} ms, {len(self.rounds_ms)} rounds"
+
+
+def time_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, Latency]:
+    """Make the calls in turn, so that a busy machine slows all of them, and return their times.
+
+    Every second round runs backwards, so that none always follows the same neighbour, which leaves it a cold cache. The
+    rounds of the warm-up come first and are not counted: memory is allocated and kernels are chosen in them.
+
+    Raises:
+        InputError: there is no round to count.
+    """
+    if rounds < 1 or warm_up < 0:
+        raise InputError(f"rounds must be at least 1 and warm_up at least 0; got {rounds} and {warm_up}")
+    times_ms: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(warm_up + rounds):
+        for name in list(calls)[:: -1 if index % 2 else 1]:
+            start = time.perf_counter()
+            calls[name]()
+            times_ms[name].append(1e3 * (time.perf_counter() - start))
+    return {name: Latency(tuple(values[warm_up:])) for name, values in times_ms.items()}
