@@ -1,6 +1,7 @@
 """``fxq demo``: train a small ResNet on real digits, quantize it for two runtimes, run the files, compare."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ from fxq.calibration import calibrate
 from fxq.cli.console import print_lines, print_note, print_result
 from fxq.cli.demo_model import Digits, digits_resnet, load_digits, train, training_steps
 from fxq.cli.demo_report import Column, next_steps, results_table
-from fxq.cli.demo_runtime import export_float, median_latencies_ms, open_session, run
 from fxq.cli.quality import sqnr_db
 from fxq.errors import ExportError
 from fxq.explain import explain
 from fxq.nn import TensorQuantizer
+from fxq.runtimes import get_runtime, time_in_turn
 
 TARGETS = ("tensorrt", "onnxruntime")
 _CALIBRATION_IMAGES, _BATCH = 512, 64
+_WARM_UP, _ROUNDS = 10, 60
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,19 @@ def _write_float(model: nn.Module, digits: Digits, out: Path) -> _Written:
     """Write the float model, and what it takes to quantize it again by hand."""
     torch.save(model.state_dict(), out / "digits.pt")
     np.save(out / "calibration.npy", digits.train_images[:_CALIBRATION_IMAGES].numpy())
-    export_float(model, out / "float.onnx", digits.test_images[:2])
+    _export_float(model, out / "float.onnx", digits.test_images[:2])
     return _Written("float", out / "float.onnx")
+
+
+def _export_float(model: nn.Module, path: Path, example: Tensor) -> None:
+    """Write the float model as ONNX with a dynamic batch; an ``example`` of one image would be taken for a constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about itself
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+    assert program is not None
+    program.save(path)
 
 
 def _write_quantized(model: nn.Module, digits: Digits, target: str, out: Path) -> _Written:
@@ -134,20 +147,21 @@ def _write_quantized(model: nn.Module, digits: Digits, target: str, out: Path) -
 
 
 def _measure(files: list[_Written], digits: Digits) -> list[Column]:
-    sessions = [open_session(file.path) for file in files]
-    logits = [run(session, digits.test_images) for session in sessions]
-    latencies = median_latencies_ms(sessions, digits.test_images[:1])
+    runtime, images = get_runtime("onnxruntime", threads=1), digits.test_images.numpy()
+    logits = [torch.from_numpy(runtime.run(file.path, images)[0]) for file in files]
+    runs = {file.name: runtime.bind(file.path, images[:1]) for file in files}
+    latencies = time_in_turn(runs, _ROUNDS, _WARM_UP)
     return [
         Column(
             name=file.name,
             accuracy=_accuracy(found, digits.test_labels),
             sqnr_db=None if file.quantizers is None else sqnr_db(logits[0], found),
             size_bytes=file.path.stat().st_size,
-            latency_ms=latency,
+            latency_ms=latencies[file.name].median_ms,
             quantizers=file.quantizers,
             residual_adds=file.residual_adds,
         )
-        for file, found, latency in zip(files, logits, latencies, strict=True)
+        for file, found in zip(files, logits, strict=True)
     ]
 
 
