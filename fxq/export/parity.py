@@ -20,34 +20,23 @@ from typing import Any, Self
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, fx
 
-from fxq.errors import ExportError, InputError
+from fxq.errors import ExportError, InputError, RuntimeRefusedError
 from fxq.export.capture import evaluated
 from fxq.export.names import named_tensors
 from fxq.export.options import OutputParity
 from fxq.export.rounding_noise import run_with_rounding_noise
 from fxq.graph.modules import call
 from fxq.quant.qdq_ops import QUANTIZE
+from fxq.runtimes import get_runtime
 
 MAX_MEAN_LSB = 1.0
 MAX_LSB = 16.0
 NOISE_FACTOR = 3.0
 # Which codes flip is chance, and with few inputs one draw may hit none that matter: the worst of several counts.
 NOISE_DRAWS = 5
-
-# onnxruntime's exceptions have no common base but Exception.
-ORT_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 @dataclass(frozen=True)
@@ -123,22 +112,14 @@ def _codes_above_zero(gm: fx.GraphModule) -> int:
 
 
 def _run_onnxruntime(model: ir.Model, path: Path, inputs: tuple[Any, ...]) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
+    # With several threads each quantizes the hidden states of its own samples, with their own range.
+    threads = 1 if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph) else None
     # The file is judged, not onnxruntime's fusions of it.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph):
-        # With several threads each quantizes the hidden states of its own samples, with their own range.
-        options.intra_op_num_threads = 1
+    runtime = get_runtime("onnxruntime", optimize=False, threads=threads)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        tensors = [_as_numpy(tensor) for _, tensor in named_tensors(inputs, "input")]
-        names = [value.name for value in session.get_inputs()]
-        return list(session.run(None, dict(zip(names, tensors, strict=False))))
-    except ORT_ERRORS as error:
-        raise ExportError(
-            f"onnxruntime does not run the file: {error} (check=False writes a file for another runtime unchecked)"
-        ) from error
+        return runtime.run(path, [_as_numpy(tensor) for _, tensor in named_tensors(inputs, "input")])
+    except (RuntimeRefusedError, InputError) as error:
+        raise ExportError(f"{error} (check=False writes a file for another runtime unchecked)") from error
 
 
 def _quantizer_step(value: ir.Value) -> float | None:

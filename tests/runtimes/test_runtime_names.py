@@ -54,6 +54,10 @@ def test_all_three_are_known_and_installed_here() -> None:
     assert all(get_runtime(name).version[0].isdigit() for name in RUNTIMES)
 
 
+def test_importing_fxq_imports_no_runtime(seen_by_a_copy: dict[str, Any]) -> None:
+    assert seen_by_a_copy["imported"] == []
+
+
 def test_a_runtime_costs_one_file(seen_by_a_copy: dict[str, Any]) -> None:
     assert "own" in seen_by_a_copy["available"]
     assert seen_by_a_copy["output"] == [7]
