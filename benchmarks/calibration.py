@@ -15,8 +15,9 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 
 import fxq
-from benchmarks.figures import Figure, table_of, time_in_turn
+from benchmarks.figures import Figure, table_of
 from benchmarks.models import network, noise_images
+from fxq.runtimes import time_in_turn
 
 IMAGES, BATCH, ROUNDS = 64, 16, 5
 INSTALL_MODELOPT = (
@@ -52,7 +53,7 @@ def run() -> list[RenderableType]:
     figures = []
     for name in calls:
         limit, goal = limits.get(name, (None, None))
-        ratio, seconds = times.ratio(name, to="plain forward"), times.median_ms(name) / 1e3
+        ratio, seconds = times[name].ratio(to=times["plain forward"]), times[name].median_ms / 1e3
         figures.append(Figure(name, ratio, "x", limit, goal, note=f"{seconds:.2f} s"))
     title = f"calibration, MobileNetV2, {IMAGES} images of 224x224, multiples of the plain forward"
     tables: list[RenderableType] = [table_of(title, figures), _fits(prepared["histogram"])]

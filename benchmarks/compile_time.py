@@ -9,8 +9,9 @@ from rich.console import RenderableType
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import fxq
-from benchmarks.figures import Figure, table_of, time_in_turn
+from benchmarks.figures import Figure, table_of
 from benchmarks.models import network, noise_images
+from fxq.runtimes import time_in_turn
 
 BLOCKS_PER_STAGE = (2, 4, 8, 16)
 
@@ -44,10 +45,10 @@ def _depth() -> RenderableType:
     calls = {f"{layers} layers": lambda model=model: fxq.prepare(model) for layers, model in models.items()}
     times = time_in_turn(calls, rounds=5)
     figures = [
-        Figure(name, times.median_ms(name), "ms", note=f"{times.median_ms(name) / layers:.1f} ms a layer")
+        Figure(name, times[name].median_ms, "ms", note=f"{times[name].median_ms / layers:.1f} ms a layer")
         for name, layers in zip(calls, models, strict=True)
     ]
     shortest, *_, longest = models
-    growth = times.ratio(f"{longest} layers", to=f"{shortest} layers") / (longest / shortest)
+    growth = times[f"{longest} layers"].ratio(to=times[f"{shortest} layers"]) / (longest / shortest)
     figures.append(Figure("growth in time / growth in depth", growth, "x", limit=1.5, goal=1.0))
     return table_of("prepare against depth, ResNet of basic blocks, no example inputs", figures)

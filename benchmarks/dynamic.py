@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import fxq
 from benchmarks.figures import Figure
+from benchmarks.float_files import write_float
 from benchmarks.language_models import encoder, tagger
 from benchmarks.model_files import FLOAT, ModelFiles
-from benchmarks.sessions import write_float
 
 ROUNDS = 40
 OURS, PEER = "fxq", "quantize_dynamic"

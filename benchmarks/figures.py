@@ -1,46 +1,8 @@
-"""Timing in turn, and tables that show a limit and a goal beside each figure."""
+"""Tables that show a limit and a goal beside each figure."""
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Times of calls that were made in turn.
-
-    Args:
-        rounds_ms: of each call, its time in each round.
-    """
-
-    rounds_ms: Mapping[str, Sequence[float]]
-
-    def median_ms(self, name: str) -> float:
-        """Return the usual time of a call."""
-        return statistics.median(self.rounds_ms[name])
-
-    def ratio(self, name: str, to: str) -> float:
-        """Return the median over the rounds of one time divided by another: what slows a whole round cancels out."""
-        pairs = zip(self.rounds_ms[name], self.rounds_ms[to], strict=True)
-        return statistics.median(one / other for one, other in pairs)
-
-
-def time_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> Timings:
-    """Make the calls in turn, so that a busy machine slows all of them, and return their times.
-
-    Every second round runs backwards, so that none always follows the same neighbour, which leaves it a cold cache.
-    One round more is made first and not counted: memory is allocated and kernels are chosen in it.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(rounds + 1):
-        for name in list(calls)[:: -1 if index % 2 else 1]:
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return Timings({name: values[1:] for name, values in times.items()})
 
 
 @dataclass(frozen=True)

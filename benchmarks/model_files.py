@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from rich.console import RenderableType
 from rich.table import Table
 
-from benchmarks.figures import Figure, Timings, table_of, time_in_turn
-from benchmarks.sessions import session, signal_to_noise_db
+from benchmarks.figures import Figure, table_of
+from benchmarks.float_files import signal_to_noise_db
+from fxq.runtimes import get_runtime, time_in_turn
 
 FLOAT = "float"
 
@@ -26,16 +26,13 @@ class ModelFiles:
     """
 
     def __init__(self, title: str, files: Mapping[str, Path], inputs: np.ndarray, threads: int, rounds: int) -> None:
+        runtime = get_runtime("onnxruntime", threads=threads)
         self.model = title
-        self.title = f"{title}; onnxruntime {onnxruntime.__version__}, {threads} thread{'s' if threads > 1 else ''}"
+        self.title = f"{title}; onnxruntime {runtime.version}, {threads} thread{'s' if threads > 1 else ''}"
         self.bytes = {name: path.stat().st_size for name, path in files.items()}
-        sessions = {name: session(path, threads) for name, path in files.items()}
-        feeds = {name: {found.get_inputs()[0].name: inputs} for name, found in sessions.items()}
-        self.outputs = {name: found.run(None, feeds[name])[0] for name, found in sessions.items()}
-        self.times: Timings = time_in_turn(
-            {name: lambda name=name: sessions[name].run(None, feeds[name]) for name in sessions},  # type: ignore[misc]  # binds the loop's name
-            rounds,
-        )
+        runs = {name: runtime.bind(path, inputs) for name, path in files.items()}
+        self.outputs = {name: run()[0] for name, run in runs.items()}
+        self.times = time_in_turn(runs, rounds)
 
     def size(self, name: str, to: str = FLOAT) -> float:
         """Return the size of a file as a part of another's."""
@@ -43,7 +40,7 @@ class ModelFiles:
 
     def speed(self, name: str, to: str = FLOAT) -> float:
         """Return how many times as fast as another a file runs."""
-        return self.times.ratio(to, to=name)
+        return self.times[to].ratio(to=self.times[name])
 
     def table(self) -> Table:
         """Return a line a file."""
@@ -54,7 +51,7 @@ class ModelFiles:
         for name in self.bytes:
             exact = name == FLOAT
             snr = "" if exact else f"{signal_to_noise_db(self.outputs[FLOAT], self.outputs[name]):.1f}"
-            size, ms = f"{self.bytes[name] / 1e6:.2f}", f"{self.times.median_ms(name):.2f}"
+            size, ms = f"{self.bytes[name] / 1e6:.2f}", f"{self.times[name].median_ms:.2f}"
             table.add_row(name, size, f"{self.size(name):.3f}", ms, f"{self.speed(name):.2f}", snr)
         return table
 

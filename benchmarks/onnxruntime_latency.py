@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -14,9 +13,10 @@ from rich.console import RenderableType
 from torch import nn
 
 import fxq
-from benchmarks.figures import Figure, table_of, time_in_turn
+from benchmarks.figures import Figure, table_of
+from benchmarks.float_files import write_float
 from benchmarks.models import network, noise_images
-from benchmarks.sessions import session, write_float
+from fxq.runtimes import get_runtime, time_in_turn
 
 MODELS, ROUNDS, THREADS = ("resnet18", "resnet50"), 100, 2
 
@@ -27,22 +27,18 @@ def run() -> list[RenderableType]:
 
 
 def _measure(name: str) -> RenderableType:
-    images = noise_images(8)
+    images, runtime = noise_images(8), get_runtime("onnxruntime", threads=THREADS)
     with tempfile.TemporaryDirectory() as folder:
         files = _write_files(network(name), images, Path(folder))
-        sessions = {kind: session(path, THREADS) for kind, path in files.items()}
-        image = images[:1].numpy()
-        calls = {
-            kind: lambda found=found: found.run(None, {found.get_inputs()[0].name: image})
-            for kind, found in sessions.items()
-        }
-        times = time_in_turn(calls, ROUNDS)
-    figures = [Figure(kind, times.median_ms(kind), "ms") for kind in calls]
+        runs = {kind: runtime.bind(path, images[:1]) for kind, path in files.items()}
+        times = time_in_turn(runs, ROUNDS)
+    figures = [Figure(kind, times[kind].median_ms, "ms") for kind in runs]
+    ours, peer, in_float = times["fxq"], times["quantize_static"], times["float"]
     figures += [
-        Figure("fxq / quantize_static", times.ratio("fxq", to="quantize_static"), "x", goal=1.0),
-        Figure("float / fxq", times.ratio("float", to="fxq"), "x", goal=3.0, higher_is_better=True, note="with VNNI"),
+        Figure("fxq / quantize_static", ours.ratio(to=peer), "x", goal=1.0),
+        Figure("float / fxq", in_float.ratio(to=ours), "x", goal=3.0, higher_is_better=True, note="with VNNI"),
     ]
-    title = f"{name} in onnxruntime {onnxruntime.__version__}, one image of 224x224, {THREADS} threads"
+    title = f"{name} in onnxruntime {runtime.version}, one image of 224x224, {THREADS} threads"
     return table_of(title, figures)
 
 

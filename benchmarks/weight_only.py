@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import fxq
 from benchmarks.figures import Figure
+from benchmarks.float_files import write_float
 from benchmarks.language_models import encoder, tagger
 from benchmarks.model_files import FLOAT, ModelFiles
 from benchmarks.models import network, noise_images
-from benchmarks.sessions import write_float
 
 ROUNDS, BLOCK = 40, 32
 RECIPES = {

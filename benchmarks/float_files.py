@@ -1,25 +1,14 @@
-"""ONNX Runtime as all benchmarks use it, the float file that they compare with, and how far outputs are apart."""
+"""The float file that benchmarks compare with, and how far outputs are apart."""
 
 import warnings
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 # The lowest with Gelu, which runs as one kernel.
 FLOAT_OPSET = 20
-
-
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU whose threads sleep between runs."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Threads that spin after a run take the cores from the session that runs next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def write_float(model: nn.Module, inputs: Tensor, path: Path, opset: int = FLOAT_OPSET) -> None:
