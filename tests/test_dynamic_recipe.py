@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from support.onnxruntime_plan import optimized_operators
 from support.sequences import encoder, snr_db, tagger, tokens
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
 from fxq.quant import DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, DYNAMIC_MATMUL
+from fxq.runtimes import count_kinds, get_runtime
 
 MODELS = {"encoder": encoder, "tied encoder": lambda: encoder(is_tied=True), "tagger": tagger}
 
@@ -28,9 +26,7 @@ def targets(gm: GraphModule) -> list[object]:
 
 
 def run(path: Path, x: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-    return torch.from_numpy(found)
+    return torch.from_numpy(get_runtime("onnxruntime").run(path, x)[0])
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -160,7 +156,7 @@ def test_a_large_table_that_is_also_the_head_is_stored_once_in_the_file_and_mult
     fxq.export_onnx(found, path)
     stored = onnx.load(path).graph.initializer
     assert [list(item.dims) for item in stored if item.data_type == onnx.TensorProto.INT8] == [[512, 64]]
-    assert optimized_operators(path)["DynamicQuantizeMatMul"] == 1
+    assert count_kinds(get_runtime("onnxruntime").executed_ops(path))["DynamicQuantizeMatMul"] == 1
     with torch.no_grad():
         assert snr_db(found(tokens()), run(path, tokens())) > 60  # one matrix product: the order of float sums
 

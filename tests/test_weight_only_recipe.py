@@ -3,12 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from support.onnxruntime_plan import optimized_operators, run_onnxruntime
 from support.sequences import encoder, snr_db, tagger, tokens
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -16,6 +13,7 @@ from torchvision.models import mobilenet_v2
 
 import fxq
 from fxq.quant import DEQUANTIZE_LOW_BIT
+from fxq.runtimes import count_kinds, get_runtime
 
 INT4 = fxq.QuantDescriptor(num_bits=4, axis=0)
 BLOCKS = INT4.replace(block_size=32)
@@ -71,8 +69,7 @@ def test_onnx_runtime_computes_the_same(
     path = tmp_path / "model.onnx"
     found = fxq.quantize(make(), recipe="weight_only", example_inputs=inputs())
     report = fxq.export_onnx(found, path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs: np.ndarray = session.run(None, {session.get_inputs()[0].name: inputs().numpy()})[0]
+    outputs = get_runtime("onnxruntime").run(path, inputs())[0]
     with torch.no_grad():
         # Its kernel for integer weights quantizes the other operand as well, block by block, to 8 bits.
         assert snr_db(found(inputs()), torch.from_numpy(outputs)) > 35
@@ -126,10 +123,10 @@ def test_a_clamp_behind_a_linear_layer_does_not_cost_it_the_integer_kernel(
     model, x = nn.Sequential(nn.Linear(64, 32), clamp, nn.Linear(32, 8), clamp).eval(), 3 * torch.randn(4, 64)
     found = fxq.quantize(model, recipe=recipe, example_inputs=x)
     fxq.export_onnx(found, tmp_path / "model.onnx")
-    operators = optimized_operators(tmp_path / "model.onnx")
+    operators = count_kinds(get_runtime("onnxruntime").executed_ops(tmp_path / "model.onnx"))
     assert (operators["MatMulNBits"], operators["DequantizeLinear"]) == (2, 0)
     with torch.no_grad():
-        (output,) = run_onnxruntime(tmp_path / "model.onnx", x)
+        (output,) = get_runtime("onnxruntime").run(tmp_path / "model.onnx", x)
         # The kernel quantizes the other operand as well, block by block, to 8 bits.
         assert snr_db(found(x), torch.from_numpy(output)) > 30
 

@@ -2,7 +2,7 @@
 
 >>> runtime = fxq.runtimes.get_runtime("onnxruntime", threads=1)
 >>> outputs = runtime.run("model.onnx", [images])
->>> kinds = Counter(op.kind for op in runtime.executed_ops("model.onnx"))
+>>> print(count_kinds(runtime.executed_ops("model.onnx")))
 >>> print(runtime.latency("model.onnx", [images]))
 
 A runtime is one file of this package with one subclass of :class:`Runtime`; it is found here by being there. The
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fxq.errors import RuntimeUnavailableError
-from fxq.runtimes.executed import ExecutedOp, OpTensor, traffic_mb
+from fxq.runtimes.executed import ExecutedOp, OpTensor, count_kinds, traffic_mb
 from fxq.runtimes.inputs import Inputs
 from fxq.runtimes.runtime import Runtime
 from fxq.runtimes.timing import Latency, time_in_turn
@@ -31,6 +31,7 @@ __all__ = [
     "OpTensor",
     "Runtime",
     "available",
+    "count_kinds",
     "get_runtime",
     "time_in_turn",
     "traffic_mb",

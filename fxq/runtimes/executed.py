@@ -4,6 +4,7 @@ A dtype is written as numpy writes it ("float32", "uint8"), and as ONNX does in 
 ("bfloat16", "float8e4m3fn", "int4"); "" where the runtime does not tell.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -74,6 +75,11 @@ class ExecutedOp:
     def output_dtypes(self) -> tuple[str, ...]:
         """The dtypes of the activations it writes."""
         return tuple(tensor.dtype for tensor in self.outputs)
+
+
+def count_kinds(ops: Iterable[ExecutedOp]) -> Counter[str]:
+    """Return how many operations there are of each kind."""
+    return Counter(op.kind for op in ops)
 
 
 def traffic_mb(ops: Iterable[ExecutedOp]) -> float:

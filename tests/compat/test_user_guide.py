@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import torchvision
 from torchvision.models.resnet import BasicBlock, ResNet
+
+from fxq.runtimes import get_runtime
 
 pytestmark = pytest.mark.usefixtures("alias", "no_gpu")
 
@@ -143,8 +144,7 @@ def tiny_resnet() -> ResNet:
 
 
 def assert_onnx_computes(path: Path, model: torch.nn.Module, inputs: torch.Tensor) -> None:
-    session = onnxruntime.InferenceSession(path)
-    outputs = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+    outputs = get_runtime("onnxruntime").run(path, inputs)[0]
     with torch.no_grad():
         expected = model.eval()(inputs).numpy()
     # A value between two codes may round otherwise in the runtime, and move the codes behind it.

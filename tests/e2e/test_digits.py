@@ -7,12 +7,12 @@ import onnx
 import pytest
 import torch
 from support.models import Digits
-from support.onnxruntime_plan import optimized_operators, run_onnxruntime
 from torch.fx import GraphModule
 
 import fxq
 from fxq.export import ExportOptions
 from fxq.export import export_onnx as export_graph
+from fxq.runtimes import count_kinds, get_runtime
 
 RECIPES = ("tensorrt", "onnxruntime", "openvino")
 # Two of 400 digits: ONNX Runtime requantizes a fused kernel in its own rounding, and some digits lie between classes.
@@ -42,14 +42,14 @@ def test_quantization_costs_no_accuracy(digits: Digits, converted: GraphModule) 
 def test_onnxruntime_is_as_accurate_as_the_converted_module(digits: Digits, converted: GraphModule, file: Path) -> None:
     with torch.no_grad():
         expected = converted(digits.test_images)
-    (logits,) = run_onnxruntime(file, digits.test_images)
+    (logits,) = get_runtime("onnxruntime").run(file, digits.test_images)
     assert abs(digits.accuracy(torch.tensor(logits)) - digits.accuracy(expected)) <= ACCURACY_TOLERANCE
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_batch_size_is_free(digits: Digits, converted: GraphModule, file: Path, batch: int) -> None:
     images = digits.test_images[:batch]
-    (logits,) = run_onnxruntime(file, images)
+    (logits,) = get_runtime("onnxruntime").run(file, images)
     with torch.no_grad():
         expected = converted(images)
     assert logits.shape == (batch, 10)
@@ -84,7 +84,7 @@ def test_weights_beyond_the_limit_lie_beside_the_file(digits: Digits, converted:
     report = export_graph(converted, tmp_path / "big.onnx", images, ExportOptions(external_data_threshold=1_000_000))
     assert report.external_data == tmp_path / "big.onnx.data"
     assert report.path.stat().st_size < 1_000_000 < report.external_data.stat().st_size
-    (logits,) = run_onnxruntime(report.path, images)
+    (logits,) = get_runtime("onnxruntime").run(report.path, images)
     with torch.no_grad():
         assert (torch.tensor(logits).argmax(1) == converted(images).argmax(1)).all()
 
@@ -92,6 +92,7 @@ def test_weights_beyond_the_limit_lie_beside_the_file(digits: Digits, converted:
 def test_the_whole_network_runs_in_integers(digits: Digits, tmp_path: Path) -> None:
     images = digits.training_images[:64]
     converted = fxq.quantize(digits.model, [images], "onnxruntime", images[:1], progress=False)
-    operators = optimized_operators(fxq.export_onnx(converted, tmp_path / "digits.onnx").path)
+    path = fxq.export_onnx(converted, tmp_path / "digits.onnx").path
+    operators = count_kinds(get_runtime("onnxruntime").executed_ops(path))
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (12, 4, 1)
     assert operators["Conv"] == operators["Add"] == operators["Relu"] == 0

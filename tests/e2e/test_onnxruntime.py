@@ -1,17 +1,24 @@
 """Files for ONNX Runtime: every operation between the first quantizer and the last runs in integers."""
 
+from collections import Counter
+
 import pytest
 from support.exports import Exports
-from support.onnxruntime_plan import optimized_operators
+
+from fxq.runtimes import count_kinds, get_runtime
 
 # How many convolutions and residual adds the model has. The counts do not depend on the image size.
 MODELS = {"resnet18": (20, 8), "resnet50": (53, 16), "mobilenet_v2": (52, 10)}
 FLOAT = ("Conv", "Add", "Relu", "Clip", "Gemm", "MatMul", "GlobalAveragePool", "ReduceMean")
 
 
+def executed(exports: Exports, name: str) -> Counter[str]:
+    return count_kinds(get_runtime("onnxruntime").executed_ops(exports.path(name, "onnxruntime", size=64)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_convolution_add_and_gemm_is_fused(exports: Exports, name: str) -> None:
-    operators = optimized_operators(exports.path(name, "onnxruntime", size=64))
+    operators = executed(exports, name)
     convolutions, adds = MODELS[name]
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (convolutions, adds, 1)
     assert {kind: operators[kind] for kind in FLOAT if operators[kind]} == {}
@@ -19,7 +26,7 @@ def test_every_convolution_add_and_gemm_is_fused(exports: Exports, name: str) ->
 
 @pytest.mark.parametrize("name", MODELS)
 def test_values_become_integers_once_and_floats_once(exports: Exports, name: str) -> None:
-    operators = optimized_operators(exports.path(name, "onnxruntime", size=64))
+    operators = executed(exports, name)
     assert operators["QuantizeLinear"] <= 2
     assert operators["DequantizeLinear"] == 1
     assert operators["QLinearGlobalAveragePool"] == 1

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, fx, nn
+
+from fxq.runtimes import count_kinds, get_runtime
 
 
 class Builder:
@@ -43,23 +44,13 @@ def codes_of(weight: Tensor, steps: Tensor, hi: int = 127) -> Tensor:
     return torch.round(weight / steps).clamp(-hi - 1, hi).to(torch.int8)
 
 
-def run(path: Path, *inputs: Tensor, threads: int = 1, entries: tuple[tuple[str, str], ...] = ()) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    for key, value in entries:
-        options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    return list(session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True))))
+def run(path: Path, *inputs: Tensor) -> list[np.ndarray]:
+    return get_runtime("onnxruntime", threads=1).run(path, inputs)
 
 
 def kernels(path: Path) -> Counter[str]:
     """Return the operators that ONNX Runtime runs after its optimizations."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
-    options.log_severity_level = 3  # onnxruntime warns that an optimized model is for this machine only
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    return count_kinds(get_runtime("onnxruntime").executed_ops(path))
 
 
 def stored(path: Path) -> dict[str, onnx.TensorProto]:

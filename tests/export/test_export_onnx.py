@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from lowered_models import Residual, lower, lowered_residual
@@ -13,14 +12,13 @@ from torch import Tensor, fx, nn
 
 from fxq.export import ExportOptions, ExportRules, export_onnx
 from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.runtimes import get_runtime
 
 STATIC = ExportOptions(dynamic_batch=False)
 
 
 def run(path: Path, *inputs: Tensor) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    return list(session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True))))
+    return get_runtime("onnxruntime").run(path, inputs)
 
 
 def shapes(values: object) -> dict[str, list[str | int]]:

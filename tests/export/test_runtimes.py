@@ -1,31 +1,23 @@
 """The exported files in the runtimes they are for: ONNX Runtime fuses them, TensorRT-RTX compiles them."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from lowered_models import lowered_residual
 from torch import Tensor, fx, nn
 
+from fxq.errors import InputError
 from fxq.export import ExportOptions, ExportRules, export_onnx
 from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.runtimes import count_kinds, get_runtime
+from fxq.runtimes.tensorrt_rtx import weighted_ops
 
 TENSORRT_RULES = ExportRules(
     zero_point_must_be_zero=True, quantized_outputs_allowed=False, activation_dtypes=("int8",), weight_dtypes=("int8",)
 )
-
-
-def fused_kinds(path: Path) -> Counter[str]:
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
-    options.log_severity_level = 3  # onnxruntime warns that an optimized model is for this machine only
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 class Affine:
@@ -84,7 +76,7 @@ def lowered_for_onnxruntime() -> tuple[fx.GraphModule, Tensor]:
 def test_onnxruntime_fuses_affine_uint8_with_int32_bias_completely(tmp_path: Path) -> None:
     gm, x = lowered_for_onnxruntime()
     report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(dynamic_batch=False))
-    kinds = fused_kinds(report.path)
+    kinds = count_kinds(get_runtime("onnxruntime").executed_ops(report.path))
     assert {kind: kinds[kind] for kind in ("QLinearConv", "QGemm", "QuantizeLinear", "DequantizeLinear")} == {
         "QLinearConv": 2,
         "QGemm": 1,
@@ -105,40 +97,26 @@ def test_a_quantized_output_is_counted_in_its_own_step(tmp_path: Path) -> None:
 def test_onnxruntime_with_its_optimizations_agrees(tmp_path: Path, dynamic_batch: bool) -> None:
     gm, x = lowered_residual()
     path = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(dynamic_batch=dynamic_batch)).path
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     expected = gm(x).numpy()
     # One LSB of the output: fused kernels round ties and add up in another order.
-    np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, atol=np.abs(expected).max() / 127)
+    np.testing.assert_allclose(
+        get_runtime("onnxruntime").run(path, {"image": x})[0], expected, atol=np.abs(expected).max() / 127
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_tensorrt_rtx_compiles_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
-    trt = pytest.importorskip("tensorrt_rtx_bindings")
     gm, x = lowered_residual(dtype=dtype)
     options = ExportOptions(dynamic_batch=False, rules=TENSORRT_RULES)
     path = export_onnx(gm, tmp_path / "model.onnx", x, options).path
-    assert build_tensorrt_rtx(trt, path, profile=None) is not None
+    weighted = weighted_ops(get_runtime("tensorrt_rtx").executed_ops(path))
+    assert {found for kernel in weighted for found in kernel.input_dtypes} == {"int8"}
 
 
 def test_tensorrt_rtx_compiles_a_dynamic_batch_given_a_profile(tmp_path: Path) -> None:
-    trt = pytest.importorskip("tensorrt_rtx_bindings")
     gm, x = lowered_residual()
     path = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(rules=TENSORRT_RULES)).path
-    assert build_tensorrt_rtx(trt, path, profile=None) is None
-    assert build_tensorrt_rtx(trt, path, profile=[(batch, 3, 16, 16) for batch in (1, 8, 32)]) is not None
-
-
-def build_tensorrt_rtx(trt: object, path: Path, profile: list[tuple[int, ...]] | None) -> object | None:
-    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse_from_file(str(path)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    if profile is not None:
-        optimization = builder.create_optimization_profile()
-        optimization.set_shape("image", *profile)
-        config.add_optimization_profile(optimization)
-    return builder.build_serialized_network(network, config)
+    with pytest.raises(InputError, match="option profile="):
+        get_runtime("tensorrt_rtx").executed_ops(path)
+    profile = {"image": tuple((batch, 3, 16, 16) for batch in (1, 8, 32))}
+    assert weighted_ops(get_runtime("tensorrt_rtx", profile=profile).executed_ops(path))

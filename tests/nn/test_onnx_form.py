@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from fxq.errors import CalibrationError, ExportError
 from fxq.nn import TensorQuantizer
 from fxq.quant.descriptor import QuantDescriptor
+from fxq.runtimes import get_runtime
 
 PER_CHANNEL = QuantDescriptor(axis=0)
 
@@ -53,8 +53,7 @@ def exported(model: nn.Module, x: Tensor, path: Path, **options: Any) -> onnx.Mo
 
 
 def ran(path: Path, x: Tensor) -> list[Tensor]:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(found) for found in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
+    return [torch.from_numpy(found) for found in get_runtime("onnxruntime").run(path, x)]
 
 
 def operators(model: onnx.ModelProto) -> list[str]:

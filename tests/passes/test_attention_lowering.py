@@ -7,7 +7,6 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from support.onnxruntime_plan import run_onnxruntime
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
@@ -16,6 +15,7 @@ import fxq
 from fxq.graph import graph_text
 from fxq.nn import QuantMultiheadAttention
 from fxq.quant import DEQUANTIZE, QUANTIZE
+from fxq.runtimes import get_runtime
 
 # Sums of a few values of order 1 in another order; one code more or less would be a thousand times that.
 SAME = {"atol": 2e-6, "rtol": 1e-5}
@@ -176,7 +176,7 @@ def test_onnxruntime_agrees_for_another_batch_and_length_of_batch(recipe, tmp_pa
     _, lowered = lowered_with(model, (tensor(3, 5, 8),), recipe)
     path = fxq.export_onnx(lowered, tmp_path / "attention.onnx").path  # checked on the example
     x = tensor(4, 5, 8, seed=5)
-    (found,) = run_onnxruntime(path, x)
+    (found,) = get_runtime("onnxruntime").run(path, x)
     with torch.no_grad():
         expected = lowered(x)
     # 8 bits of outputs below 1, and a flipped code or two on the way.

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import pytest
 import torch
 from support.small import images, residual
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
+from fxq.runtimes import get_runtime
 
 TRT = fxq.recipe("tensorrt")
 LEARNED = TRT.replace(
@@ -189,15 +189,12 @@ def test_training_recovers_accuracy_and_onnx_runtime_has_the_same(
     assert trained > calibrated + 1
     # A rounding tie may flip 2 of 1000 digits: ONNX divides by the step, the module multiplies by its inverse.
     assert percent(converted, *test) == pytest.approx(trained, abs=0.21)
-    as_written = percent(lambda batch: _run(tmp_path / "digits.onnx", batch, "ORT_DISABLE_ALL"), *test)
+    as_written = percent(lambda batch: _run(tmp_path / "digits.onnx", batch, optimize=False), *test)
     assert as_written == pytest.approx(trained, abs=0.21)
     # Its optimizer rounds biases to int32 in steps of input x weight, which are coarse where weights have 4 bits.
-    optimized = percent(lambda batch: _run(tmp_path / "digits.onnx", batch, "ORT_ENABLE_ALL"), *test)
+    optimized = percent(lambda batch: _run(tmp_path / "digits.onnx", batch, optimize=True), *test)
     assert optimized == pytest.approx(trained, abs=1.0)
 
 
-def _run(path: Path, batch: Tensor, level: str) -> Tensor:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    session = onnxruntime.InferenceSession(path, options)
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0])
+def _run(path: Path, batch: Tensor, optimize: bool) -> Tensor:
+    return torch.from_numpy(get_runtime("onnxruntime", optimize=optimize).run(path, batch)[0])

@@ -1,13 +1,17 @@
 """fxq::quantize and fxq::dequantize compute what ONNX Runtime's QuantizeLinear and DequantizeLinear compute."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
-import onnxruntime
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
 from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.runtimes import get_runtime
 
 ONNX_DTYPES = {
     torch.int8: TensorProto.INT8,
@@ -33,8 +37,10 @@ def onnxruntime_codes(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | 
     model = helper.make_model(
         helper.make_graph(nodes, "qdq", inputs, outputs), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
     )
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    codes, values = session.run(None, {"x": x.numpy(), "s": scale.numpy(), "z": zero_point.numpy()})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "qdq.onnx"
+        onnx.save(model, path)
+        codes, values = get_runtime("onnxruntime", threads=1).run(path, (x, scale, zero_point))
     return codes, values
 
 

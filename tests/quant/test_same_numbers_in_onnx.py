@@ -1,8 +1,10 @@
 """The functions compute what ONNX Runtime's QuantizeLinear and DequantizeLinear compute, in every format and dtype."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -12,6 +14,7 @@ from fxq.quant.affine import fake_tensor_quant, symmetric_step, tensor_quant
 from fxq.quant.affine_range import affine_tensor_quant, fake_affine_tensor_quant
 from fxq.quant.descriptor import LARGEST_E4M3, integer_bounds
 from fxq.quant.float8 import fake_e4m3_quant
+from fxq.runtimes import get_runtime
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FORMATS = [
@@ -44,8 +47,10 @@ def through_onnx(x: Tensor, step: Tensor, code_type: int, zero_point: Tensor | N
     graph = helper.make_graph(nodes, "qdq", [ends[0]], [ends[1]], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"x": x.float().numpy()})[0]).to(x.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "qdq.onnx"
+        onnx.save(model, path)
+        return torch.from_numpy(get_runtime("onnxruntime", threads=1).run(path, x.float())[0]).to(x.dtype)
 
 
 def assert_same_but_on_ties(found: Tensor, expected: Tensor, x: Tensor, step: Tensor) -> None:

@@ -1,12 +1,10 @@
 """What real runtimes make of a file: operations, their dtypes, and what was fused into them."""
 
-from collections import Counter
-
 import pytest
-from conftest import Files
+from support.runtime_files import RuntimeFiles
 
 from fxq.errors import InputError, RuntimeRefusedError
-from fxq.runtimes import ExecutedOp, OpTensor, get_runtime, traffic_mb
+from fxq.runtimes import ExecutedOp, OpTensor, count_kinds, get_runtime, traffic_mb
 from fxq.runtimes.tensorrt_rtx import read_kernels, weighted_ops
 
 SHAPES = ((1, 1, 8, 8), (4, 1, 8, 8), (16, 1, 8, 8))
@@ -23,13 +21,10 @@ Engine generation completed.
 """
 
 
-def kinds(ops: tuple[ExecutedOp, ...]) -> Counter[str]:
-    return Counter(op.kind for op in ops)
-
-
-def test_onnxruntime_tells_its_kernels_with_the_dtypes_of_activations(files: Files) -> None:
+def test_onnxruntime_tells_its_kernels_with_the_dtypes_of_activations(files: RuntimeFiles) -> None:
     ops = get_runtime("onnxruntime").executed_ops(files.static["onnxruntime"])
-    assert {kind: kinds(ops)[kind] for kind in ("QLinearConv", "QLinearAdd", "QGemm", "Conv", "Add")} == {
+    found = count_kinds(ops)
+    assert {kind: found[kind] for kind in ("QLinearConv", "QLinearAdd", "QGemm", "Conv", "Add")} == {
         "QLinearConv": 2,
         "QLinearAdd": 1,
         "QGemm": 1,
@@ -47,7 +42,7 @@ def test_onnxruntime_tells_its_kernels_with_the_dtypes_of_activations(files: Fil
 
 
 @pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "as written"])
-def test_every_dtype_onnxruntime_executes_is_known(files: Files, optimize: bool) -> None:
+def test_every_dtype_onnxruntime_executes_is_known(files: RuntimeFiles, optimize: bool) -> None:
     runtime = get_runtime("onnxruntime", optimize=optimize)
     for path in (*files.static.values(), *files.dynamic.values()):
         for op in runtime.executed_ops(path):
@@ -55,12 +50,12 @@ def test_every_dtype_onnxruntime_executes_is_known(files: Files, optimize: bool)
             assert "" not in op.input_dtypes + op.output_dtypes
 
 
-def test_without_optimization_onnxruntime_executes_the_operators_of_the_file(files: Files) -> None:
-    found = kinds(get_runtime("onnxruntime", optimize=False).executed_ops(files.static["onnxruntime"]))
+def test_without_optimization_onnxruntime_executes_the_operators_of_the_file(files: RuntimeFiles) -> None:
+    found = count_kinds(get_runtime("onnxruntime", optimize=False).executed_ops(files.static["onnxruntime"]))
     assert (found["Conv"], found["Add"], found["Gemm"], found["QLinearConv"]) == (2, 1, 1, 0)
 
 
-def test_reading_the_operations_leaves_nothing_beside_the_file(files: Files) -> None:
+def test_reading_the_operations_leaves_nothing_beside_the_file(files: RuntimeFiles) -> None:
     folder = files.static["onnxruntime"].parent
     before = sorted(folder.iterdir())
     for name in ("onnxruntime", "openvino", "tensorrt_rtx"):
@@ -69,7 +64,7 @@ def test_reading_the_operations_leaves_nothing_beside_the_file(files: Files) -> 
 
 
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
-def test_openvino_convolves_unsigned_bytes_and_tells_what_it_fused(files: Files, batch: str) -> None:
+def test_openvino_convolves_unsigned_bytes_and_tells_what_it_fused(files: RuntimeFiles, batch: str) -> None:
     ops = get_runtime("openvino", threads=1).executed_ops(getattr(files, batch)["openvino"])
     convolutions = [op for op in ops if op.kind == "Convolution"]
     # Weights, scales and what OpenVINO computes of them when it loads the file are no activations.
@@ -77,14 +72,14 @@ def test_openvino_convolves_unsigned_bytes_and_tells_what_it_fused(files: Files,
     assert "conv1/Conv" in convolutions[0].fused
     assert "conv2_input_quantizer/QuantizeLinear" in convolutions[0].fused
     assert convolutions[0].inputs[0].shape == (4 if batch == "static" else -1, 1, 8, 8)
-    assert not set(kinds(ops)) & {"Const", "Input", "Output"}
+    assert not set(count_kinds(ops)) & {"Const", "Input", "Output"}
     assert all(op.inputs for op in ops)
 
 
-def test_tensorrt_rtx_tells_the_kernels_of_its_plan(files: Files) -> None:
+def test_tensorrt_rtx_tells_the_kernels_of_its_plan(files: RuntimeFiles) -> None:
     ops = get_runtime("tensorrt_rtx").executed_ops(files.static["tensorrt_rtx"])
     weighted = weighted_ops(ops)
-    assert kinds(weighted) == {"correlation": 2, "gemm": 1}
+    assert count_kinds(weighted) == {"correlation": 2, "gemm": 1}
     assert {dtype for op in weighted for dtype in op.input_dtypes} == {"int8"}
     assert [op.fused[0] for op in weighted] == ["conv1/Conv", "conv2/Conv", "fc/Gemm"]
     assert len(ops) > len(weighted)
@@ -102,7 +97,7 @@ def test_a_line_of_the_builders_log_is_a_kernel_without_its_constants() -> None:
     assert traffic_mb([kernel, kernel]) == pytest.approx(2 * (32 + 2 * 40 + 4 * 40) / 1e6)
 
 
-def test_open_dimensions_need_the_option_profile(files: Files) -> None:
+def test_open_dimensions_need_the_option_profile(files: RuntimeFiles) -> None:
     path = files.dynamic["tensorrt_rtx"]
     with pytest.raises(InputError, match=r"input 'x' has open dimensions, \(-1, 1, 8, 8\).*option profile=.*dynamic_b"):
         get_runtime("tensorrt_rtx").executed_ops(path)
@@ -123,11 +118,11 @@ def test_open_dimensions_need_the_option_profile(files: Files) -> None:
     ],
     ids=["unknown input", "two shapes", "falling", "rank", "closed dimension"],
 )
-def test_a_profile_that_does_not_fit_is_refused(files: Files, profile: dict, message: str) -> None:
+def test_a_profile_that_does_not_fit_is_refused(files: RuntimeFiles, profile: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         get_runtime("tensorrt_rtx", profile=profile).executed_ops(files.dynamic["tensorrt_rtx"])
 
 
-def test_tensorrt_rtx_refuses_zero_points_in_its_own_words(files: Files) -> None:
+def test_tensorrt_rtx_refuses_zero_points_in_its_own_words(files: RuntimeFiles) -> None:
     with pytest.raises(RuntimeRefusedError, match="Non-zero zero point is not supported"):
         get_runtime("tensorrt_rtx").executed_ops(files.static["onnxruntime"])

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Files
+from support.runtime_files import RuntimeFiles
 from support.small import images
 
 from fxq.errors import InputError
@@ -15,7 +15,7 @@ X = images(4).numpy()
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_a_file_is_timed_in_milliseconds(files: Files, name: str) -> None:
+def test_a_file_is_timed_in_milliseconds(files: RuntimeFiles, name: str) -> None:
     start = time.perf_counter()
     latency = get_runtime(name, threads=1).latency(files.static[name], [X], rounds=7, warm_up=2)
     whole_ms = 1e3 * (time.perf_counter() - start)
@@ -52,7 +52,7 @@ def test_threads_are_counted_from_one(name: str, threads: object) -> None:
         get_runtime(name, threads=threads)
 
 
-def test_threads_of_onnxruntime_sleep_between_runs(files: Files) -> None:
+def test_threads_of_onnxruntime_sleep_between_runs(files: RuntimeFiles) -> None:
     run_once = get_runtime("onnxruntime", threads=2).bind(files.dynamic["onnxruntime"], np.repeat(X, 64, axis=0))
     burned_ms = []
     for _ in range(5):

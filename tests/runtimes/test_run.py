@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Files
 from onnx import TensorProto, helper
+from support.runtime_files import RuntimeFiles
 from support.small import images
 
 from fxq.errors import InputError, RuntimeRefusedError, RuntimeUnavailableError
@@ -33,7 +33,7 @@ def difference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_outputs_are_those_of_the_converted_module(files: Files, name: str) -> None:
+def test_outputs_are_those_of_the_converted_module(files: RuntimeFiles, name: str) -> None:
     with torch.no_grad():
         expected = files.converted[name](torch.from_numpy(X)).numpy()
     for path in (files.static[name], files.dynamic[name]):
@@ -51,7 +51,7 @@ def test_inputs_are_given_in_order_or_by_name(difference: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_an_array_alone_is_the_one_input(files: Files, name: str) -> None:
+def test_an_array_alone_is_the_one_input(files: RuntimeFiles, name: str) -> None:
     runtime = get_runtime(name)
     np.testing.assert_array_equal(runtime.run(files.static[name], X)[0], runtime.run(files.static[name], [X])[0])
 
@@ -122,7 +122,7 @@ def test_a_failure_at_run_time_is_told_in_the_runtimes_own_words(tmp_path: Path)
             get_runtime(name).run(path, np.zeros(5, np.float32))
 
 
-def test_tensorrt_rtx_says_that_it_neither_runs_nor_times_here(files: Files) -> None:
+def test_tensorrt_rtx_says_that_it_neither_runs_nor_times_here(files: RuntimeFiles) -> None:
     runtime, path = get_runtime("tensorrt_rtx"), files.static["tensorrt_rtx"]
     for call in (runtime.run, runtime.latency):
         with pytest.raises(RuntimeUnavailableError, match=r"on an NVIDIA RTX GPU.*executed_ops compiles without one"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Files
+from support.runtime_files import RuntimeFiles
 from support.small import images
 
 import fxq
@@ -80,7 +80,7 @@ def test_an_unknown_name_is_refused_with_what_there_is(name: str, options: dict,
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_runtime_that_is_not_installed_says_what_to_install(
-    files: Files, name: str, monkeypatch: pytest.MonkeyPatch
+    files: RuntimeFiles, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, MODULES[name], None)  # what makes Python refuse the import
     assert name not in available()
@@ -90,7 +90,7 @@ def test_a_runtime_that_is_not_installed_says_what_to_install(
         get_runtime(name).executed_ops(files.static[name])
 
 
-def test_a_missing_runtime_is_an_import_error_too(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_is_an_import_error_too(files: RuntimeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match="pip install openvino"):
         get_runtime("openvino").run(files.static["openvino"], images(4).numpy())
