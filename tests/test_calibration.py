@@ -173,7 +173,9 @@ def test_fit_ranges_takes_the_options_of_the_method() -> None:
     fxq.fit_ranges(model, "percentile", percentile=99.0)
     narrow = activation_ranges(model)
     fxq.fit_ranges(model, "percentile", percentile=100.0)
-    assert all(narrow[path][1] < found[1] for path, found in activation_ranges(model).items() if "conv" in path)
+    layers = {path: found for path, found in activation_ranges(model).items() if "conv" in path}
+    assert layers
+    assert all(narrow[path][1] < found[1] for path, found in layers.items())
     fxq.fit_ranges(model)  # what the recipe says: the maximum
     assert ranges(model) == calibrated(DATA.split(8))
 
