@@ -38,8 +38,8 @@ def activations() -> dict[str, Tensor]:
     }
 
 
-def collect_table() -> Table:
-    table = Table(title="collect, against torch.aminmax and torch.histc")
+def observe_table() -> Table:
+    table = Table(title="observe, against torch.aminmax and torch.histc")
     for heading in ("activation", "calibrator", "ms", "ns a value", "x aminmax", "x histc"):
         table.add_column(heading, justify="left" if heading in ("activation", "calibrator") else "right")
     for name, x in activations().items():
@@ -57,7 +57,7 @@ def collect_table() -> Table:
             "torch.histc(x.abs())": lambda x=x, top=top: torch.histc(x.abs(), 2048, 0, top),  # type: ignore[misc]
         }
         for kind, calibrator in calibrators.items():
-            calls[kind] = lambda x=x, calibrator=calibrator: calibrator.collect(x)  # type: ignore[misc]
+            calls[kind] = lambda x=x, calibrator=calibrator: calibrator.observe(x)  # type: ignore[misc]
         times = best_times_ms(calls)
         for kind, ms in times.items():
             ratios = (ms / times["torch.aminmax"], ms / times["torch.histc(x.abs())"])
@@ -66,16 +66,16 @@ def collect_table() -> Table:
 
 
 def fit_table() -> Table:
-    table = Table(title="fit of 2048 bins, ms")
+    table = Table(title="fit of 2048 to 4096 bins, ms")
     for heading in ("activation", "scheme", "max", "percentile", "mse", "entropy"):
         table.add_column(heading, justify="left" if heading in ("activation", "scheme") else "right")
     for name, x in list(activations().items())[:2]:
         for symmetric in (True, False):
             calibrator = HistogramCalibrator(symmetric=symmetric)
-            calibrator.collect(x)
+            calibrator.observe(x)
             times = best_times_ms(
                 {
-                    method: lambda method=method, calibrator=calibrator: calibrator.compute_range(method)  # type: ignore[misc]
+                    method: lambda method=method, calibrator=calibrator: calibrator.fit(method)  # type: ignore[misc]
                     for method in ("max", "percentile", "mse", "entropy")
                 }
             )
@@ -85,4 +85,4 @@ def fit_table() -> Table:
 
 def run() -> list[RenderableType]:
     """Measure, and return the tables to print."""
-    return [collect_table(), fit_table()]
+    return [observe_table(), fit_table()]

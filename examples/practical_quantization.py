@@ -40,8 +40,8 @@ def observers(inputs: list[Tensor]) -> None:
 def observed(calibrator: Calibrator, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """obs(x), obs.calculate_qparams()."""
     for x in inputs:
-        calibrator.collect(x)
-    return affine_params(*calibrator.compute_range(), 0, 255)
+        calibrator.observe(x)
+    return affine_params(*calibrator.fit(), 0, 255)
 
 
 def affine_and_symmetric() -> None:

@@ -49,6 +49,7 @@ from fxq.quant import (
     fake_tensor_quant,
     tensor_quant,
 )
+from fxq.quant.registry import register_fit
 from fxq.recipe import PassSpec, Recipe, recipe
 from fxq.registry import register_pass, registered_passes
 from fxq.stage import Stage
@@ -112,6 +113,7 @@ __all__ = [
     "prepare",
     "quantize",
     "recipe",
+    "register_fit",
     "register_pass",
     "registered_passes",
     "runtimes",

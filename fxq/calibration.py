@@ -11,12 +11,12 @@ from torch.fx import GraphModule
 
 from fxq.batches import Forward, feed
 from fxq.calib import HistogramCalibrator
-from fxq.calib.histogram import METHODS
 from fxq.calib.weights import fit_weight_range
 from fxq.errors import CalibrationError, InputError
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.nn import TensorQuantizer
 from fxq.progress import track
+from fxq.quant.registry import find_fit
 from fxq.stage import Stage
 from fxq.state import require_state
 
@@ -84,17 +84,19 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
 
     Args:
         prepared: calibrated with a recipe whose calibrator keeps a histogram (the default does).
-        method: "max", "percentile", "mse" or "entropy"; None for what the recipe says.
+        method: "max", "percentile", "mse", "entropy" or one registered by ``fxq.register_fit``; None for what the
+            recipe says.
         **options: of the method, such as ``percentile=99.99``, ``start_bin=128``, ``stride=1``.
 
     Raises:
-        CalibrationError: the model was not calibrated, or only its maxima were kept.
+        CalibrationError: the model was not calibrated, only its maxima were kept, there is no such method, or it has
+            no such option.
     """
     require_state(prepared, Stage.PREPARED, "fit_ranges")
     observers = observing_quantizers(prepared)
     chosen = options if method is None else {"method": method, **options}
-    if method is not None and method not in METHODS:
-        raise CalibrationError(f"unknown calibration method {method!r}; choose one of {', '.join(METHODS)}")
+    if method is not None:
+        find_fit(method)
     if method not in (None, "max"):
         without = [path for path, found in observers.items() if not isinstance(found.calibrator, HistogramCalibrator)]
         if without:
@@ -117,11 +119,11 @@ def calibrate_weights(
 
     Args:
         model: any model with quantized modules.
-        method: "max", "percentile", "mse" or "entropy", each channel with a histogram of its own; None for the
-            calibrator that each quantizer has.
+        method: as of ``fit_ranges``, each channel with a histogram of its own; None for the calibrator that each
+            quantizer has.
         perchannel: False gives a quantizer whose descriptor has an axis one range for the whole weight.
         percentile: of method "percentile".
-        num_bins: bins of each histogram.
+        num_bins: least number of bins of each histogram.
 
     Raises:
         CalibrationError: a weight holds NaN or infinity, or a method does not fit its descriptor.
@@ -172,8 +174,7 @@ def _fit(observers: dict[str, TensorQuantizer], options: dict[str, Any], progres
             bounds = quantizer.compute_calib_range(**options)
         except TypeError as error:
             raise CalibrationError(
-                f"quantizer {path!r}: {type(quantizer.calibrator).__name__} cannot fit with {options}: {error}; "
-                "the options are percentile (for 'percentile'), stride and start_bin (for 'mse' and 'entropy')"
+                f"quantizer {path!r}: {type(quantizer.calibrator).__name__} cannot fit with {options}: {error}"
             ) from error
         if bounds is not None:
             found[path] = bounds

@@ -15,8 +15,9 @@ from torch import nn
 
 from fxq.errors import FxqError, RecipeError
 from fxq.passbase import Pass
-from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor
+from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, calibrator_names
 from fxq.quant.qconfig import QConfig, Rule
+from fxq.quant.registry import is_fit
 from fxq.registry import create_pass
 from fxq.rule_text import config_from_dict, rule_from_dict, rule_to_dict
 from fxq.stage import Stage
@@ -47,10 +48,6 @@ DEFAULT_PASSES = tuple(
 )  # fmt: skip
 
 
-# "dynamic" observes nothing: it is part of a descriptor, as in the recipe of that name.
-_OBSERVERS = tuple(name for name in CALIBRATORS if name != "dynamic")
-
-
 @dataclass(frozen=True)
 class Recipe:
     """All that ``prepare`` needs to know beside the model.
@@ -61,8 +58,8 @@ class Recipe:
         default: descriptors where no rule matches; what it leaves open comes from the target.
         rules: ordered Rules, or (match, config) pairs; the last match wins, None leaves the module in float.
         calibrator: what observes activations, and so how ranges are fitted: "max" (fastest), "minmax",
-            "moving_average", "percentile", "mse", "entropy", or "histogram", which fits the maximum and lets
-            ``fit_ranges`` try the other methods without the data.
+            "moving_average", "percentile", "mse", "entropy" or another calibration method, or "histogram", which
+            fits the maximum and lets ``fit_ranges`` try the methods without the data.
         passes: in order of their stages.
         leaf_modules: globs on module paths or class names that tracing does not enter; they stay in float.
     """
@@ -81,8 +78,10 @@ class Recipe:
             object.__setattr__(self, "name", self.name or self.target)
         elif not isinstance(self.target, Target):
             raise RecipeError(f"target must be a name or a fxq.Target, got {self.target!r}")
-        if self.calibrator not in _OBSERVERS:
-            raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(_OBSERVERS)}")
+        # "dynamic" observes nothing: it is part of a descriptor, as in the recipe of that name.
+        if self.calibrator == "dynamic" or not (self.calibrator in CALIBRATORS or is_fit(self.calibrator)):
+            names = [name for name in calibrator_names() if name != "dynamic"]
+            raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(names)}")
         if not isinstance(self.default, QConfig):
             raise RecipeError(f"default must be a fxq.QConfig, got {self.default!r}")
         if isinstance(self.leaf_modules, str):

@@ -1,15 +1,18 @@
 """Calibrator: watches batches of one tensor and then says which range to quantize.
 
-A calibrator streams: ``collect`` keeps a state of constant size, on the data's device, and the range is computed from
-that state alone. Two calibrators of the same kind merge.
+Three steps: ``observe`` takes a batch into a state of constant size on the data's device, ``merge`` takes in what
+another calibrator saw, ``fit`` computes the range from the state alone. The state is plain tensors that can be stored
+or sent.
 """
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from fxq.calib.state import OPTION, as_tensor, check_names, stored_options
 from fxq.errors import CalibrationError
 from fxq.quant.descriptor import QuantDescriptor
 
@@ -26,6 +29,9 @@ class Calibrator(ABC):
     Raises:
         DescriptorError: a value is out of range.
     """
+
+    # The constructor's arguments, each an attribute too.
+    _option_names: ClassVar[tuple[str, ...]] = ("num_bits", "axis", "unsigned", "symmetric")
 
     def __init__(
         self,
@@ -58,8 +64,8 @@ class Calibrator(ABC):
         return self._descriptor.symmetric
 
     @abstractmethod
-    def collect(self, x: Tensor) -> None:
-        """Look at one batch. An empty tensor is ignored."""
+    def observe(self, x: Tensor) -> None:
+        """Take a batch in. An empty tensor is ignored."""
 
     @abstractmethod
     def merge(self, other: Self) -> None:
@@ -70,65 +76,84 @@ class Calibrator(ABC):
         """
 
     @abstractmethod
-    def reset(self) -> None:
-        """Forget every batch."""
+    def fit(self, method: str | None = None, **options: Any) -> tuple[Tensor, Tensor] | None:
+        """Return the lowest and highest x to represent, float32, or None when nothing was observed.
 
-    @abstractmethod
-    def _fit(self, method: str | None, percentile: float, stride: int, start_bin: int) -> tuple[Tensor, Tensor] | None:
-        """Return low and high; for a symmetric calibrator high is amax and low is not looked at."""
-
-    def compute_amax(
-        self, method: str | None = None, percentile: float = 99.99, stride: int = 1, start_bin: int = 128
-    ) -> Tensor | None:
-        """Return the largest |x| to represent, float32, or None when nothing was collected.
+        The range follows from the state alone. A symmetric calibrator returns (-amax, amax), or (0, amax) if unsigned.
+        An affine range need not hold 0: ``affine_params`` widens it.
 
         Args:
-            method: "max", or for a HistogramCalibrator also "percentile" (its default), "mse" or "entropy".
-            percentile: the share of the values, in percent, that the range must hold (method "percentile").
-            stride: every how many bins a candidate lies (methods "mse" and "entropy").
-            start_bin: the narrowest candidate, in bins (methods "mse" and "entropy").
+            method: "max", or for a HistogramCalibrator any of :func:`fxq.calib.fit_names`.
+            options: of the method, such as ``percentile``.
 
         Returns:
             Shape () per tensor; with an axis the kept dimensions keep their size and the others have size 1.
 
         Raises:
-            CalibrationError: NaN or infinity was collected, or this calibrator cannot use ``method``.
-            RangeError: ``percentile``, ``stride`` or ``start_bin`` is out of range.
+            CalibrationError: NaN or infinity was observed, this calibrator cannot use ``method``, or the method has no
+                such option.
+            RangeError: an option is out of range.
         """
-        bounds = self._fit(method, percentile, stride, start_bin)
-        if bounds is None:
-            return None
-        low, high = bounds
-        # clone: what was made under inference_mode could not be saved for a backward pass later.
-        return (high if self.symmetric else torch.maximum(low.abs(), high.abs())).clone()
 
-    def compute_range(
-        self, method: str | None = None, percentile: float = 99.99, stride: int = 1, start_bin: int = 128
-    ) -> tuple[Tensor, Tensor] | None:
-        """Return the lowest and highest x to represent, or None when nothing was collected.
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget every batch."""
 
-        A symmetric calibrator returns (-amax, amax), or (0, amax) if unsigned. Arguments, shapes and errors are those
-        of :meth:`compute_amax`. The range need not hold 0: ``affine_params`` widens it.
+    def state(self) -> dict[str, Tensor]:
+        """Return what was observed and the constructor's options, as plain tensors that share no memory with this.
+
+        Options are encoded by :func:`fxq.calib.state.as_tensor` under ``option.NAME``, so that a state says what it
+        is a state of.
         """
-        bounds = self._fit(method, percentile, stride, start_bin)
-        if bounds is None:
-            return None
-        low, high = bounds
+        options = {f"{OPTION}{name}": as_tensor(value) for name, value in self._options().items()}
+        return options | {name: tensor.detach().clone() for name, tensor in self._observed().items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
+        """Return a calibrator that observes, merges and fits on exactly as the one whose :meth:`state` this is.
+
+        Args:
+            state: of a calibrator of this class.
+            options: constructor options that the state must have; the others are as in the state.
+
+        Raises:
+            CalibrationError: an entry is missing, unknown or of another shape, or an option has another value.
+        """
+        stored = stored_options(state, cls._option_names, cls.__name__)
+        for name, value in options.items():
+            if name not in stored or stored[name] != value:
+                raise CalibrationError(
+                    f"this state is of a {cls.__name__} with {name}={stored.get(name, 'no such option')}, and {name}="
+                    f"{value} was asked for: make both alike"
+                )
+        calibrator = cls(**stored)
+        observed = {name: tensor for name, tensor in state.items() if not name.startswith(OPTION)}
+        check_names(observed, calibrator._observed(), cls.__name__)
+        calibrator._restore({name: tensor.detach().clone() for name, tensor in observed.items()})
+        return calibrator
+
+    @abstractmethod
+    def _observed(self) -> dict[str, Tensor]:
+        """Return the part of the state that the batches make; the same names before the first batch too."""
+
+    @abstractmethod
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`_observed` returned; CalibrationError where a tensor cannot be of this calibrator."""
+
+    def _bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the range as fit does; ``high`` is amax if symmetric, and ``low`` is not looked at."""
         if self.symmetric:
             low = torch.zeros_like(high) if self.unsigned else -high
+        # clone: what was made under inference_mode could not be saved for a backward pass later.
         return low.clone(), high.clone()
 
-    def _options(self) -> dict[str, object]:
-        return {
-            "num_bits": self.num_bits,
-            "axis": self.axis,
-            "unsigned": self.unsigned,
-            "symmetric": self.symmetric,
-        }
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._option_names}
 
     def _check_mergeable(self, other: "Calibrator") -> None:
         if type(other) is not type(self):
-            raise CalibrationError(f"cannot merge a {type(other).__name__} into a {type(self).__name__}")
+            kind, others = (f"{one.__module__}.{one.__qualname__}" for one in (type(self), type(other)))
+            raise CalibrationError(f"cannot merge a {others} into a {kind}")
         mine, theirs = self._options(), other._options()
         for name, value in mine.items():
             if theirs[name] != value:
@@ -142,7 +167,7 @@ class Calibrator(ABC):
 
     @abstractmethod
     def _seen(self) -> str:
-        """Say in a few words what was collected."""
+        """Say in a few words what was observed."""
 
 
 def not_finite_error(seen: str) -> CalibrationError:

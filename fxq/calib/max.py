@@ -3,12 +3,14 @@
 |x| is never materialised: amax is the larger of -min(x) and max(x). Source: pytorch-quantization 2.2.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from fxq.calib.minmax import MinMaxCalibrator
+from fxq.calib.state import check_tensor, or_nothing
 from fxq.quant.blocks import block_amax
 
 
@@ -20,6 +22,8 @@ class MaxCalibrator(MinMaxCalibrator):
         track_amax: keep the amax of each batch in ``amaxs``; the one option whose state grows with the batches.
         block_size: as in QuantDescriptor, for weights of shape (out, in) with ``axis=0``: amax has shape (out, blocks).
     """
+
+    _option_names = (*MinMaxCalibrator._option_names, "track_amax", "block_size")
 
     def __init__(
         self,
@@ -55,10 +59,16 @@ class MaxCalibrator(MinMaxCalibrator):
         super()._update(low, high)
         self.amaxs.extend(amax.to(low.device) for amax in other.amaxs)
 
+    def _observed(self) -> dict[str, Tensor]:
+        return {**super()._observed(), "amaxs": torch.stack(self.amaxs) if self.amaxs else or_nothing(None)}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        super()._restore(state)
+        amaxs, batches = state["amaxs"], len(state["amaxs"])
+        check_tensor("amaxs", amaxs, torch.float32, (batches, *state["low"].shape) if batches else (0,))
+        self.amaxs = list(amaxs)
+
     def reset(self) -> None:
         """Forget every batch."""
         super().reset()
         self.amaxs.clear()
-
-    def _options(self) -> dict[str, object]:
-        return {**super()._options(), "track_amax": self.track_amax, "block_size": self.block_size}

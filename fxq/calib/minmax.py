@@ -1,15 +1,17 @@
 """MinMaxCalibrator: running minimum and maximum, per tensor or per channel.
 
 State: ``low = min(low, min(x))`` and ``high = max(high, max(x))``. No copy of x is made and nothing waits for the
-device: NaN passes through both and is found when the range is computed.
+device: NaN passes through both and is found when the range is fitted. Merging is exact in any order.
 """
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from fxq.calib.base import Calibrator, not_finite_error
+from fxq.calib.state import check_tensor, or_nothing
 from fxq.errors import CalibrationError, DescriptorError
 
 
@@ -31,8 +33,8 @@ class MinMaxCalibrator(Calibrator):
         self._high: Tensor | None = None
 
     @torch.no_grad()
-    def collect(self, x: Tensor) -> None:
-        """Look at one batch. An empty tensor is ignored.
+    def observe(self, x: Tensor) -> None:
+        """Take a batch in. An empty tensor is ignored.
 
         Raises:
             CalibrationError: the kept dimensions have another size than before.
@@ -81,19 +83,36 @@ class MinMaxCalibrator(Calibrator):
         """Forget every batch."""
         self._low = self._high = None
 
-    def _fit(self, method: str | None, percentile: float, stride: int, start_bin: int) -> tuple[Tensor, Tensor] | None:
+    def fit(self, method: str | None = None, **options: Any) -> tuple[Tensor, Tensor] | None:
+        """Return low and high; the only method is "max", and it has no options.
+
+        Raises:
+            CalibrationError: NaN or infinity was observed, or another method or an option was given.
+        """
         if method not in (None, "max"):
             raise CalibrationError(
                 f"{type(self).__name__} cannot fit by {method!r}: only a histogram can; use HistogramCalibrator, "
                 f'or the descriptor calibrator "histogram", "percentile", "mse" or "entropy"'
             )
+        if options:
+            raise CalibrationError(f"{type(self).__name__} has no option {', '.join(options)}: it fits its extremes")
         if self._low is None or self._high is None:
             return None
         if not bool(torch.isfinite(self._low).all() and torch.isfinite(self._high).all()):
             raise not_finite_error(self._not_finite(self._low))
-        if self.symmetric:
-            return self._low, torch.maximum(self._low.abs(), self._high.abs())
-        return self._low, self._high
+        high = torch.maximum(self._low.abs(), self._high.abs()) if self.symmetric else self._high
+        return self._bounds(self._low, high)
+
+    def _observed(self) -> dict[str, Tensor]:
+        return {"low": or_nothing(self._low), "high": or_nothing(self._high)}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        low, high = state["low"], state["high"]
+        check_tensor("low", low, torch.float32)
+        if low.numel() and not self._descriptor.axes:
+            check_tensor("low", low, torch.float32, ())
+        check_tensor("high", high, torch.float32, low.shape)
+        self._low, self._high = (low, high) if low.numel() else (None, None)
 
     def _not_finite(self, low: Tensor) -> str:
         return "NaN" if bool(low.isnan().any()) else "infinity"

@@ -4,11 +4,14 @@ First batch: ``m = x``; then ``m = m + c * (x - m)``, c the averaging constant. 
 MovingAverageMinMaxObserver; Jacob et al. 2018, arXiv:1712.05877, section 3.1.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from fxq.calib.minmax import MinMaxCalibrator
+from fxq.calib.state import check_tensor, or_nothing
 from fxq.errors import RangeError
 
 
@@ -19,8 +22,11 @@ class MovingAverageMinMaxCalibrator(MinMaxCalibrator):
         num_bits, axis, unsigned, symmetric: those of :class:`Calibrator`.
         averaging_constant: weight of the newest batch, more than 0 and at most 1.
 
-    The result depends on the order of the batches; ``merge`` puts the other's batches after this one's.
+    The result depends on the order of the batches: ``a.merge(b)`` gives, up to float32 rounding, what one calibrator
+    gives that saw the batches of a and then those of b. Merge in the order in which the data is read.
     """
+
+    _option_names = (*MinMaxCalibrator._option_names, "averaging_constant")
 
     def __init__(
         self,
@@ -57,6 +63,19 @@ class MovingAverageMinMaxCalibrator(MinMaxCalibrator):
         self._high = high + kept * (self._high - first_high)
         self._batches += other._batches
 
+    def _observed(self) -> dict[str, Tensor]:
+        first_low, first_high = self._first or (None, None)
+        first = {"first_low": or_nothing(first_low), "first_high": or_nothing(first_high)}
+        return {**super()._observed(), **first, "batches": torch.tensor(self._batches)}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        super()._restore(state)
+        for name in ("first_low", "first_high"):
+            check_tensor(name, state[name], torch.float32, state["low"].shape)
+        check_tensor("batches", state["batches"], torch.int64, ())
+        self._batches = int(state["batches"])
+        self._first = None if self._low is None else (state["first_low"], state["first_high"])
+
     def _not_finite(self, low: Tensor) -> str:
         return "NaN or infinity"  # the average of an infinity and a number is NaN
 
@@ -64,6 +83,3 @@ class MovingAverageMinMaxCalibrator(MinMaxCalibrator):
         """Forget every batch."""
         super().reset()
         self._batches, self._first = 0, None
-
-    def _options(self) -> dict[str, object]:
-        return {**super()._options(), "averaging_constant": self.averaging_constant}

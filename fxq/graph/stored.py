@@ -37,7 +37,7 @@ def fit_weights(model: nn.Module, only_missing: bool = False) -> None:
             continue
         try:
             calibrator.reset()
-            calibrator.collect(weight.detach())
+            calibrator.observe(weight.detach())
             quantizer.load_calib_amax()
         except CalibrationError as error:
             raise CalibrationError(

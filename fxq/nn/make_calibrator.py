@@ -11,11 +11,11 @@ from fxq.calib import (
     MovingAverageMinMaxCalibrator,
 )
 from fxq.errors import DescriptorError
-from fxq.quant.descriptor import QuantDescriptor
+from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor
 
 
 def make_calibrator(descriptor: QuantDescriptor) -> Calibrator:
-    """Return a new calibrator of the kind that ``descriptor.calibrator`` names.
+    """Return a new calibrator of the kind that ``descriptor.calibrator`` names; a method names a histogram.
 
     Raises:
         DescriptorError: a histogram method with an axis, or a dynamic descriptor, which observes nothing.
@@ -24,7 +24,7 @@ def make_calibrator(descriptor: QuantDescriptor) -> Calibrator:
         raise DescriptorError(f"{descriptor}: each input is quantized with its own range, so nothing calibrates it")
     if descriptor.block_size is not None:
         return MaxCalibrator(num_bits=descriptor.num_bits, axis=descriptor.axis, block_size=descriptor.block_size)
-    return _KINDS[descriptor.calibrator](
+    return _KINDS.get(descriptor.calibrator, HistogramCalibrator)(
         num_bits=descriptor.num_bits,
         axis=descriptor.axis,
         unsigned=descriptor.unsigned,
@@ -34,7 +34,7 @@ def make_calibrator(descriptor: QuantDescriptor) -> Calibrator:
 
 def default_method(descriptor: QuantDescriptor) -> str:
     """Return the method that a calibrator of ``descriptor`` fits with when none is asked for."""
-    return descriptor.calibrator if descriptor.calibrator in ("percentile", "mse", "entropy") else "max"
+    return "max" if descriptor.calibrator in CALIBRATORS else descriptor.calibrator
 
 
 _KINDS: Mapping[str, type[Calibrator]] = MappingProxyType(
@@ -42,9 +42,5 @@ _KINDS: Mapping[str, type[Calibrator]] = MappingProxyType(
         "max": MaxCalibrator,
         "minmax": MinMaxCalibrator,
         "moving_average": MovingAverageMinMaxCalibrator,
-        "histogram": HistogramCalibrator,
-        "percentile": HistogramCalibrator,
-        "mse": HistogramCalibrator,
-        "entropy": HistogramCalibrator,
     }
 )

@@ -138,7 +138,7 @@ class Quantized(nn.Module):
             if calibrator is None or not quantizer.is_enabled or (only_missing and quantizer.has_range):
                 continue
             calibrator.reset()
-            calibrator.collect(tensor.detach())
+            calibrator.observe(tensor.detach())
             quantizer.load_calib_amax()
 
     def _load_from_state_dict(  # noqa: PLR0913 - the signature of torch.nn.Module

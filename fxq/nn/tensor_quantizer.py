@@ -74,7 +74,7 @@ class TensorQuantizer(RangeHolder):
             raise InputError(f"{self.owner} got {inputs.dtype}; quantize floating-point tensors, or disable() it")
         exported = is_exported()
         if self._if_calib and self._calibrator is not None and not exported:
-            self._collect(self._calibrator, inputs.detach())
+            self._observe(self._calibrator, inputs.detach())
         if not (self._if_clip or self._if_quant):
             return inputs
         if exported:
@@ -117,21 +117,20 @@ class TensorQuantizer(RangeHolder):
         """Stop observing; what the calibrator saw is kept."""
         self._if_calib = False
 
-    def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
-        """Store the range that the calibrator gives, times ``scale_amax``; a fixed or dynamic range stays as it is.
+    def load_calib_amax(self, method: str | None = None, strict: bool = True, **options: Any) -> None:
+        """Store the range that the calibrator fits, times ``scale_amax``; a fixed or dynamic range stays as it is.
 
         Args:
-            *args: passed to the calibrator's ``compute_amax`` (symmetric) or ``compute_range`` (affine). The
-                method is by default the one that the descriptor names, "max" for "histogram".
+            method: by default the one that the descriptor names, "max" for "histogram".
             strict: with False, a calibrator that saw nothing leaves the range as it is, with a warning.
-            **kwargs: as args.
+            **options: of the method, such as ``percentile``.
 
         Raises:
             CalibrationError: the calibrator saw nothing, or cannot give this range.
         """
         if self._calibrator is None:
             return
-        found = self.compute_calib_range(*args, **kwargs)
+        found = self.compute_calib_range(method, **options)
         if found is None:
             message = f"{self.owner} saw no data: feed batches between enable_calib() and load_calib_amax()"
             if strict:
@@ -142,7 +141,7 @@ class TensorQuantizer(RangeHolder):
 
     load_calib_range = load_calib_amax
 
-    def compute_calib_range(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...] | None:
+    def compute_calib_range(self, method: str | None = None, **options: Any) -> tuple[Tensor, ...] | None:
         """Return (amax,), or (low, high) if affine, as :meth:`load_calib_amax` would store it; None without data.
 
         Raises:
@@ -152,20 +151,17 @@ class TensorQuantizer(RangeHolder):
             raise CalibrationError(
                 f"{self.owner} has a {'dynamic' if self.is_dynamic else 'fixed'} range, no calibrator"
             )
-        if not args:
-            kwargs = {"method": default_method(self._descriptor)} | kwargs
-        symmetric = self._descriptor.symmetric
         try:
-            found = (self._calibrator.compute_amax if symmetric else self._calibrator.compute_range)(*args, **kwargs)
+            found = self._calibrator.fit(method or default_method(self._descriptor), **options)
         except CalibrationError as error:
             raise CalibrationError(f"{self.owner}: {error}") from error
         if found is None:
             return None
         factor = self._descriptor.scale_amax or 1.0
-        return tuple(bound * factor for bound in (found if isinstance(found, tuple) else (found,)))
+        return tuple(bound * factor for bound in (found[1:] if self._descriptor.symmetric else found))
 
     def use_calibrator(self, name: str) -> None:
-        """Observe with another kind of calibrator, one of CALIBRATORS; what was observed is forgotten."""
+        """Observe with another kind of calibrator, any that a descriptor may name; what was observed is forgotten."""
         self._descriptor = self._descriptor.replace(calibrator=name)
         self._calibrator = None if _needs_no_calibrator(self._descriptor) else make_calibrator(self._descriptor)
         if self.is_dynamic:
@@ -209,9 +205,9 @@ class TensorQuantizer(RangeHolder):
         on = [name for name, is_on in switches.items() if is_on]
         return " ".join([*words, *(["disabled"] if self._disabled else on)])
 
-    def _collect(self, calibrator: Calibrator, inputs: Tensor) -> None:
+    def _observe(self, calibrator: Calibrator, inputs: Tensor) -> None:
         try:
-            calibrator.collect(inputs)
+            calibrator.observe(inputs)
         except CalibrationError as error:
             raise CalibrationError(f"{self.owner}: {error}") from error
 

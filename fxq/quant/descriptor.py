@@ -15,11 +15,13 @@ from typing import Any, Self
 import tomli_w
 
 from fxq.errors import DescriptorError
+from fxq.quant.registry import fit_names, is_fit
 
 MIN_BITS, MAX_BITS = 2, 16
 MAX_BLOCK_BITS = 8  # ONNX has blocks of 4 and 8 bits
 BLOCK_MULTIPLE = 16  # the kernels that read blocks need it: ONNX Runtime's MatMulNBits takes 16, 32, 64 and up
-CALIBRATORS = ("max", "minmax", "moving_average", "histogram", "percentile", "mse", "entropy", "dynamic")
+# Beside these, any calibration method names a histogram that is fitted by it.
+CALIBRATORS = ("max", "minmax", "moving_average", "histogram", "dynamic")
 E4M3 = (4, 3)
 LARGEST_E4M3 = 448
 
@@ -34,8 +36,8 @@ class QuantDescriptor:
         unsigned: codes start at 0.
         narrow_range: leave out the lowest signed code; None stands for False.
         symmetric: zero point 0 and range [-amax, amax]; False for an affine range [low, high].
-        calibrator: what observes the tensor, one of CALIBRATORS; "dynamic" observes nothing and stores no range, so
-            that each input is quantized with its own.
+        calibrator: what observes the tensor, one of ``calibrator_names()``; "dynamic" observes nothing and stores no
+            range, so that each input is quantized with its own.
         amax: a fixed range, a number or one per channel; then nothing is calibrated.
         learn_amax: the range is a parameter (LSQ), initialised from amax or calibration.
         fake_quant: return quantized-and-dequantized values; False returns the integer codes.
@@ -65,8 +67,10 @@ class QuantDescriptor:
         object.__setattr__(self, "num_bits", _as_num_bits(self.num_bits))
         object.__setattr__(self, "axis", _as_axis(self.axis))
         object.__setattr__(self, "amax", _as_amax(self.amax))
-        if self.calibrator not in CALIBRATORS:
-            raise DescriptorError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(CALIBRATORS)}")
+        if self.calibrator not in CALIBRATORS and not is_fit(self.calibrator):
+            raise DescriptorError(
+                f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(calibrator_names())}"
+            )
         if self.unsigned and self.narrow_range:
             raise DescriptorError("narrow_range leaves out the lowest signed code; unsigned codes have none: drop one")
         if self.scale_amax is not None and not (math.isfinite(self.scale_amax) and self.scale_amax > 0):
@@ -194,6 +198,11 @@ class QuantDescriptor:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(QuantDescriptor)}
+
+
+def calibrator_names() -> tuple[str, ...]:
+    """Return what ``QuantDescriptor.calibrator`` may name: kinds of calibrators, and calibration methods."""
+    return tuple(dict.fromkeys((*CALIBRATORS, *fit_names())))
 
 
 def integer_bounds(num_bits: int, unsigned: bool, narrow_range: bool) -> tuple[int, int]:

@@ -62,9 +62,9 @@ def test_calibration_without_data_says_so() -> None:
 
 
 @pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
-def test_histogram_fits_as_fxq_does(method: str) -> None:
+def test_histogram_fits_as_its_calibrator_does(method: str) -> None:
     quantizer = TensorQuantizer(QuantDescriptor(calib_method="histogram"), if_quant=False, if_calib=True)
-    reference = fxq.calib.HistogramCalibrator()
+    reference = calib.HistogramCalibrator(8, None, False)
     for seed in range(2):
         x = torch.randn(1000, generator=torch.Generator().manual_seed(seed))
         quantizer(x)

@@ -1,4 +1,6 @@
-"""MaxCalibrator: fxq's, with the text of pytorch-quantization."""
+"""MaxCalibrator: fxq's, with the names and the text of pytorch-quantization."""
+
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +16,8 @@ class MaxCalibrator(calib.MaxCalibrator):
         track_amax: keep the amax of each batch in ``amaxs``.
     """
 
+    _option_names = ("num_bits", "axis", "unsigned", "track_amax")
+
     def __init__(
         self,
         num_bits: int | tuple[int, int],
@@ -22,6 +26,24 @@ class MaxCalibrator(calib.MaxCalibrator):
         track_amax: bool = False,
     ) -> None:
         super().__init__(num_bits, axis, unsigned, track_amax)
+
+    def collect(self, x: Tensor) -> None:
+        """Look at one batch; a subclass may override it."""
+        super().observe(x)
+
+    def compute_amax(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Return the largest |x|, None when nothing was collected; a subclass may override it."""
+        bounds = super().fit(*args, **kwargs)
+        return None if bounds is None else bounds[1]
+
+    def observe(self, x: Tensor) -> None:
+        """Look at one batch: fxq's name of :meth:`collect`."""
+        self.collect(x)
+
+    def fit(self, method: str | None = None, **options: Any) -> tuple[Tensor, Tensor] | None:
+        """Return the range: fxq's name of :meth:`compute_amax`."""
+        amax = self.compute_amax(method, **options)
+        return None if amax is None else self._bounds(amax, amax)
 
     @property
     def _calib_amax(self) -> Tensor | None:

@@ -94,7 +94,7 @@ class TensorQuantizer(SettableQuantizer, metaclass=ExportSwitch):
             )
         super().enable_calib()
 
-    def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
+    def load_calib_amax(self, method: str | None = None, strict: bool = True, **options: Any) -> None:
         """Store the range that the calibrator gives; arguments as in fxq. A range given in the descriptor is replaced.
 
         Raises:
@@ -102,13 +102,13 @@ class TensorQuantizer(SettableQuantizer, metaclass=ExportSwitch):
         """
         if self._calibrator is None:
             raise CalibrationError(f"Calibrator not created. {self.owner} measures each input")
-        if strict and self.compute_calib_range(*args, **kwargs) is None:
+        if strict and self.compute_calib_range(method, **options) is None:
             raise CalibrationError(
                 f"Calibrator returned None. This usually happens when calibrator hasn't seen any tensor: feed data to "
                 f"{self.owner} between enable_calib() and load_calib_amax(). Passing 'strict=False' to "
                 "`load_calib_amax()` will ignore the error."
             )
-        super().load_calib_amax(*args, strict=strict, **kwargs)
+        super().load_calib_amax(method, strict, **options)
 
     def init_learn_amax(self) -> None:
         """Start the learned clip at the stored range, the largest one of several.
@@ -125,7 +125,7 @@ class TensorQuantizer(SettableQuantizer, metaclass=ExportSwitch):
             self.clip.clip_value_max.copy_(self.amax.max())
 
     def use_calibrator(self, name: str) -> None:
-        """Observe with another kind of calibrator, one of CALIBRATORS; what was observed is forgotten."""
+        """Observe with another kind of calibrator, any that a descriptor may name; what was observed is forgotten."""
         super().use_calibrator(name)
         self._calibrator = _make_calibrator(self._descriptor)
 
@@ -236,6 +236,6 @@ def _make_calibrator(descriptor: QuantDescriptor) -> Calibrator | None:
     if descriptor.symmetric and descriptor.block_size is None:
         if descriptor.calibrator == "max":
             return MaxCalibrator(descriptor.num_bits, descriptor.axis, descriptor.unsigned)
-        if descriptor.calibrator in ("histogram", "percentile", "mse", "entropy"):
+        if descriptor.calibrator not in ("minmax", "moving_average"):
             return HistogramCalibrator(descriptor.num_bits, descriptor.axis, descriptor.unsigned)
     return make_calibrator(descriptor)

@@ -18,14 +18,30 @@ Sources: Migacz, 8-bit Inference with TensorRT, GTC 2017; pytorch-quantization 2
 import torch
 from torch import Tensor
 
-from fxq.calib.fit_mse import check_candidates
+from fxq.calib.fits.mse import check_candidates
+from fxq.calib.histogram import Histogram
 from fxq.errors import CalibrationError
+from fxq.quant.registry import register_fit
 
 # Values in one block of windows x groups: small enough for the cache.
 BLOCK = 2**16
 # Divergences closer than this are equal: the sums of either formula are no better.
 TIE = 1e-12
 MAX_ROUNDS = 8
+
+
+@register_fit("entropy")
+def fit(histogram: Histogram, stride: int = 1, start_bin: int = 128) -> tuple[float, float]:
+    """Return low and high; arguments and errors of :func:`fit_entropy`."""
+    if isinstance(histogram.num_bits, tuple):
+        raise CalibrationError(
+            "entropy merges bins into equal groups, one for each integer code, and float8 codes are not equally "
+            "far apart: use method 'mse', 'percentile' or 'max'"
+        )
+    search = (histogram.num_bits, histogram.unsigned, stride, start_bin)
+    if histogram.symmetric:
+        return 0.0, fit_entropy(histogram.counts, histogram.edges, *search)
+    return fit_entropy_affine(histogram.counts, histogram.edges, *search)
 
 
 def fit_entropy(

@@ -13,15 +13,26 @@ Source: pytorch-quantization 2.2 (symmetric).
 import torch
 from torch import Tensor
 
+from fxq.calib.histogram import Histogram
 from fxq.errors import RangeError
 from fxq.quant.affine import affine_dequant, affine_params, affine_quant, symmetric_scale
 from fxq.quant.descriptor import integer_bounds
 from fxq.quant.float8 import fake_scaled_e4m3
+from fxq.quant.registry import register_fit
 
 # float32 values in one block of candidates x bins: small enough for the cache.
 BLOCK = 2**17
 COARSE_STRIDE = 16
 MAX_ROUNDS = 16
+
+
+@register_fit("mse")
+def fit(histogram: Histogram, stride: int = 1, start_bin: int = 128) -> tuple[float, float]:
+    """Return low and high; arguments and errors of :func:`fit_mse`."""
+    counts, edges, num_bits = histogram.counts, histogram.edges, histogram.num_bits
+    if histogram.symmetric or isinstance(num_bits, tuple):  # float8 is symmetric
+        return 0.0, fit_mse(counts, edges, num_bits, histogram.unsigned, stride, start_bin)
+    return fit_mse_affine(counts, edges, num_bits, histogram.unsigned, stride, start_bin)
 
 
 def fit_mse(

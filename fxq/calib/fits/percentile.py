@@ -10,7 +10,17 @@ Source: pytorch-quantization 2.2; Wu et al. 2020, arXiv:2004.09602, section 4.
 import torch
 from torch import Tensor
 
+from fxq.calib.histogram import Histogram
 from fxq.errors import RangeError
+from fxq.quant.registry import register_fit
+
+
+@register_fit("percentile")
+def fit(histogram: Histogram, percentile: float = 99.99) -> tuple[float, float]:
+    """Return low and high; errors of :func:`fit_percentile`."""
+    if histogram.symmetric:
+        return 0.0, fit_percentile(histogram.counts, histogram.edges, percentile)
+    return fit_percentile_affine(histogram.counts, histogram.edges, percentile)
 
 
 def fit_percentile(counts: Tensor, edges: Tensor, percentile: float) -> float:
