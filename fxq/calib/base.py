@@ -99,6 +99,15 @@ class Calibrator(ABC):
     def reset(self) -> None:
         """Forget every batch."""
 
+    def collect(self, x: Tensor) -> None:
+        """:meth:`observe`, as pytorch-quantization calls it."""
+        self.observe(x)
+
+    def compute_amax(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Return the largest magnitude of :meth:`fit`, as pytorch-quantization calls it; arguments are those of fit."""
+        bounds = self.fit(*args, **kwargs)
+        return None if bounds is None else torch.maximum(bounds[0].abs(), bounds[1].abs())
+
     def state(self) -> dict[str, Tensor]:
         """Return what was observed and the constructor's options, as plain tensors that share no memory with this.
 

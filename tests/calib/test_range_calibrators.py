@@ -221,3 +221,10 @@ def test_arguments_out_of_range_are_refused() -> None:
         MaxCalibrator(num_bits=1)
     with pytest.raises(DescriptorError, match="axis must be"):
         MaxCalibrator(axis="channel")  # type: ignore[arg-type]  # the mistake under test
+
+
+def test_the_names_of_pytorch_quantization_do_the_same() -> None:
+    x = torch.tensor([-3.0, 1.0, 2.0])
+    for calibrator in (MaxCalibrator(), MinMaxCalibrator()):
+        calibrator.collect(x)
+        assert float(calibrator.compute_amax("max")) == 3
