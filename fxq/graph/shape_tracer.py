@@ -27,6 +27,7 @@ from torch.fx import Node, Proxy, Tracer
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fxq.graph.known_results import KnownResults
 from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
 from fxq.graph.trace_transformer import STACKS, plain_forward
 
@@ -64,6 +65,7 @@ class ShapeTracer(Tracer):
         self.newest: Node | None = None  # where to look when tracing fails
         self._evaluating = False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._known = KnownResults()
         self._names: dict[int, str] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
@@ -164,13 +166,15 @@ class ShapeTracer(Tracer):
                 value = _attribute(self.root, str(node.target))
                 return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
             case "call_module":
-                return _attribute(self.root, str(node.target))(*args, **kwargs)
+                return self._known.call(_attribute(self.root, str(node.target)), args, kwargs)
+            case "call_method" if isinstance(args[0], Tensor):
+                return self._known.call(getattr(type(args[0]), str(node.target)), args, kwargs)
             case "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             case "output":
                 return args[0]
         assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return self._known.call(node.target, args, kwargs)
 
 
 def is_user_code(filename: str) -> bool:
