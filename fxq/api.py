@@ -83,7 +83,7 @@ def convert(prepared: GraphModule) -> GraphModule:
     passes = state.recipe.create_passes()
     explanation = explain_graph(prepared, state)
     gm = _copy_graph(prepared).eval()
-    record = copy.deepcopy(state.record)
+    record = state.record.copy()
     for stage in (Stage.FROZEN, Stage.LOWERED):
         run_passes(gm, passes[stage], state.settings, record)
     set_state(gm, State(Stage.LOWERED, state.recipe, state.settings, record, explanation))

@@ -45,8 +45,12 @@ def run_passes(
     broken = set(find_problems(gm, passes[0].stage, settings.qat)) if passes else set()
     for step in passes:
         idle = set(idle_quantizers(gm).values()) if step.stage <= Stage.PREPARED else None
+        before = _structure(gm)
         _run(gm, step, settings, record, previous)
         broken = _check(gm, step, settings, previous, broken)
+        drop_unused(gm)
+        if _structure(gm) != before:
+            gm.recompile()
         if idle is not None:
             _check_none_idle(gm, step, idle)
         if outputs is not None:
@@ -92,9 +96,12 @@ def _check(gm: GraphModule, step: Pass, settings: Settings, previous: str, broke
         raise PassError(
             f"{_described(step)}, run after {previous}, breaks the rules of stage '{step.stage}': {summary(new)}"
         )
-    drop_unused(gm)
-    gm.recompile()
     return set(problems)
+
+
+def _structure(gm: GraphModule) -> list[tuple[Any, ...]]:
+    """Return what the code of a graph is generated from: generating it takes longer than most passes."""
+    return [(node.op, node.name, node.target, node.args, node.kwargs) for node in gm.graph.nodes]
 
 
 def _outputs(gm: GraphModule, settings: Settings) -> list[Tensor]:

@@ -34,15 +34,21 @@ class Record:
 
     entries: list[Entry] = field(default_factory=list)
     passes: list[str] = field(default_factory=list)
-    _declined: set[Entry] = field(default_factory=set, repr=False)
+    _skips: dict[str, list[Entry]] = field(default_factory=dict, repr=False)  # by node, as often as entries has them
 
     def add(self, entry: Entry) -> None:
         """Append an entry; a pass that runs twice declines twice, and the diary says it once."""
         if entry.action == "skip":
-            if entry in self._declined:
+            skips = self._skips.setdefault(entry.node, [])
+            if entry in skips:
                 return
-            self._declined.add(entry)
+            skips.append(entry)
         self.entries.append(entry)
+
+    def copy(self) -> "Record":
+        """Return a record that goes on by itself from here; what is written is never changed, so lines are shared."""
+        skips = {node: list(entries) for node, entries in self._skips.items()}
+        return Record(list(self.entries), list(self.passes), skips)
 
     def of(self, pass_name: str, action: str | None = None) -> list[Entry]:
         """Return the entries of one pass, of one action if given."""
@@ -50,4 +56,4 @@ class Record:
 
     def skipped(self, node: str) -> list[Entry]:
         """Return why passes declined ``node``, first pass first."""
-        return [entry for entry in self.entries if entry.action == "skip" and entry.node == node]
+        return list(self._skips.get(node, ()))

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from fxq.graph.modules import find_module
 from fxq.nn.tensor_quantizer import TensorQuantizer
 
 # Looked up along the class's bases, so that subclasses (QuantConv2d) are of their base's kind.
@@ -136,7 +137,9 @@ def module_kind(module: nn.Module) -> str:
 
 def module_of(node: Node) -> nn.Module:
     """Return the module that a call_module node calls."""
-    return node.graph.owning_module.get_submodule(str(node.target))  # type: ignore[union-attr]
+    gm, path = node.graph.owning_module, str(node.target)
+    found = find_module(gm, path)
+    return gm.get_submodule(path) if found is None else found  # type: ignore[union-attr]  # it says what is missing
 
 
 def produces_tensor(node: Node) -> bool:

@@ -76,19 +76,17 @@ def is_constant(node: Node) -> bool:
     return node.op == "get_attr"
 
 
-def ancestors(node: Node) -> dict[Node, int]:
-    """Return each node whose values reach ``node``, itself included, with its distance in nodes (fewest first).
+def ancestors(node: Node) -> Iterator[list[Node]]:
+    """Yield the nodes whose values reach ``node``: itself, those one step away, two steps, each at its fewest.
 
     Sizes and stored tensors are no ancestors: two branches that are reshaped to one batch size do not meet there.
     """
-    distances = {node: 0}
-    queue = [node]
-    for current in queue:  # the list grows while it is walked: breadth first
-        for producer in current.all_input_nodes:
-            if producer not in distances and produces_values(producer) and not is_constant(producer):
-                distances[producer] = distances[current] + 1
-                queue.append(producer)
-    return distances
+    layer, seen = [node], {node}
+    while layer:
+        yield layer
+        producers = dict.fromkeys(producer for consumer in layer for producer in consumer.all_input_nodes)
+        layer = [one for one in producers if one not in seen and produces_values(one) and not is_constant(one)]
+        seen.update(layer)
 
 
 def owner_path(node: Node) -> str:

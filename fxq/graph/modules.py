@@ -1,5 +1,6 @@
-"""Submodules and buffers of a GraphModule by path."""
+"""Submodules and buffers of a GraphModule by path; each question costs no more than the path is long."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -10,6 +11,13 @@ from torch.fx import GraphModule
 def call(gm: GraphModule, *args: Any, **kwargs: Any) -> Any:
     """Call a graph module; where it fails, without the traceback of generated code that FX's own call prints."""
     return nn.Module.__call__(gm, *args, **kwargs)
+
+
+def find_module(root: nn.Module | None, path: str) -> nn.Module | None:
+    """Return the submodule at ``path``, None where there is none."""
+    for name in path.split(".") if path else ():
+        root = None if root is None else root._modules.get(name)
+    return root
 
 
 def add_module(gm: nn.Module, path: str, module: nn.Module) -> None:
@@ -45,16 +53,22 @@ def only_holds(container: nn.Module, module: nn.Module) -> bool:
 
 
 def drop_unused(gm: GraphModule) -> None:
-    """Remove submodules, parameters and buffers that no node of the graph uses."""
-    gm.delete_all_unused_submodules()
+    """Remove submodules, parameters and buffers that no node of the graph uses; what is called stays whole."""
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
-    for path, module in list(gm.named_modules(remove_duplicate=False)):
-        if any(path == call or path.startswith(f"{call}.") for call in called):
-            continue
-        prefix = f"{path}." if path else ""
+    places = {place for path in called | read for place in itertools.accumulate(path.split("."), "{}.{}".format)}
+    holders: list[tuple[str, nn.Module]] = [("", gm)]
+    for prefix, module in holders:  # grows while it is walked
         for name in [*module._parameters, *module._buffers]:
             if prefix + name not in read:
+                delattr(module, name)
+        for name, child in list(module._modules.items()):
+            path = prefix + name
+            if child is None or path in called:
+                continue
+            if path in places:
+                holders.append((f"{path}.", child))
+            else:
                 delattr(module, name)
 
 

@@ -13,7 +13,7 @@ from fxq.graph import plan as plans
 from fxq.graph.kinds import module_of, produces_tensor
 from fxq.graph.match import Edge, input_edges, module_path
 from fxq.graph.memory import overwriting
-from fxq.graph.modules import add_module, free_path, only_holds, set_tensor
+from fxq.graph.modules import add_module, find_module, free_path, only_holds, set_tensor
 from fxq.graph.settings import Settings
 from fxq.nn import QUANTIZED, InputQuantized, Quantized, WeightQuantized
 from fxq.quant.descriptor import QuantDescriptor
@@ -37,6 +37,7 @@ class Rewriter:
         self.settings = settings
         self.record = record
         self.pass_name = pass_name
+        self._calls: dict[str, list[Node]] | None = None  # of each module path, once asked for
 
     @property
     def target(self) -> Target:
@@ -119,10 +120,9 @@ class Rewriter:
 
     def replace_module(self, path: str, module: nn.Module, why: str) -> None:
         """Put ``module`` where the module at ``path`` is; every call now calls it."""
-        calls = [node for node in self.gm.graph.nodes if node.op == "call_module" and node.target == path]
         module.train(self.gm.get_submodule(path).training)
         self.gm.set_submodule(path, module)
-        for node in calls[:1]:
+        for node in self._calls_by_path().get(path, [])[:1]:
             self._note("edit", node, why)
 
     def call_module_instead(self, node: Node, path: str, module: nn.Module, inputs: Sequence[Any], why: str) -> Node:
@@ -130,14 +130,14 @@ class Rewriter:
 
         A container at ``path`` that holds nothing but the module's own parameters is the module's place.
         """
-        found = dict(self.gm.named_modules(remove_duplicate=False)).get(path)
+        found = find_module(self.gm, path)
         if found is not module:
             if found is None or not only_holds(found, module):
                 path = free_path(self.gm, path)
             module.train(self.gm.training)
             add_module(self.gm, path, module)
         with self.gm.graph.inserting_before(node):
-            new = self.gm.graph.call_module(path, tuple(inputs))
+            new = self._call_module(path, tuple(inputs))
         return self._replace(node, new, why)
 
     def call_instead(
@@ -184,10 +184,10 @@ class Rewriter:
         """
         producer = edges[0].producer
         module.train(self.gm.training)
-        if path not in dict(self.gm.named_modules(remove_duplicate=False)):
+        if find_module(self.gm, path) is None:
             add_module(self.gm, path, module)
         with self.gm.graph.inserting_after(_last_of_kind(producer)):
-            new = self.gm.graph.call_module(path, (producer,))
+            new = self._call_module(path, (producer,))
         new.meta = _inherited_meta(producer)
         for edge in edges:
             replace_input(edge, new)
@@ -209,7 +209,7 @@ class Rewriter:
         if node.users:
             raise PassError(f"pass {self.pass_name!r} erases {node.name!r}, which {next(iter(node.users))} still reads")
         self._note("edit", node, why)
-        self.gm.graph.erase_node(node)
+        self._erase_node(node)
 
     def edit(self, node: Node, why: str) -> None:
         """Note a change that was made to what ``node`` calls (its module's parameters or state)."""
@@ -239,7 +239,7 @@ class Rewriter:
     def _erase(self, node: Node) -> None:
         """Erase a node, and the reads of stored tensors and of shapes that only it needed."""
         inputs = node.all_input_nodes
-        self.gm.graph.erase_node(node)
+        self._erase_node(node)
         for source in inputs:
             is_question = source.op == "get_attr" or (source.op != "placeholder" and not produces_tensor(source))
             if is_question and not source.users:
@@ -249,6 +249,25 @@ class Rewriter:
         if plans.note_plan(node, plan):
             slot = f"{plan.role} {plan.slot}" if isinstance(plan.slot, int) else plan.slot
             self._note("plan", node, f"{slot}: {plan.descriptor}: {plan.why}")
+
+    def _calls_by_path(self) -> dict[str, list[Node]]:
+        """Return the nodes that call each module: one look at the graph, then kept up to date by the edits."""
+        if self._calls is None:
+            self._calls = {}
+            for node in self.nodes(lambda node: node.op == "call_module"):
+                self._calls.setdefault(str(node.target), []).append(node)
+        return self._calls
+
+    def _call_module(self, path: str, inputs: tuple[Any, ...]) -> Node:
+        new = self.gm.graph.call_module(path, inputs)
+        if self._calls is not None:
+            self._calls.setdefault(path, []).append(new)
+        return new
+
+    def _erase_node(self, node: Node) -> None:
+        self.gm.graph.erase_node(node)
+        if self._calls is not None and node.op == "call_module":
+            self._calls[str(node.target)].remove(node)
 
     def _note(self, action: str, node: Node, text: str) -> None:
         self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))

@@ -1,5 +1,6 @@
 """Batch norms at inference move into the weights of the layer beside them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,16 +30,17 @@ class FoldBatchnorm(Pass):
         calls: dict[nn.Module, list[Node]] = {}
         for node in rw.nodes(lambda node: kind(node) == "batch_norm"):
             calls.setdefault(rw.module(node), []).append(node)
+        uses = _uses(rw)
         for bn, nodes in calls.items():
             reason = _why_not_plain(bn)
             if reason is not None:
                 rw.skip(nodes[0], reason)
                 continue
-            why_not_after = _why_not_after(rw, nodes)
+            why_not_after = _why_not_after(rw, nodes, uses)
             if why_not_after is None:
                 _fold(rw, nodes, [node.all_input_nodes[0] for node in nodes], fold_after)
                 continue
-            why_not_before = _why_not_before(rw, nodes) if self.before else "option before=False"
+            why_not_before = _why_not_before(rw, nodes, uses) if self.before else "option before=False"
             if why_not_before is None:
                 _fold(rw, nodes, [next(iter(node.users)) for node in nodes], fold_before)
                 continue
@@ -63,7 +65,7 @@ def _why_not_plain(module: Any) -> str | None:
     return None
 
 
-def _why_not_after(rw: Rewriter, nodes: Sequence[Node]) -> str | None:
+def _why_not_after(rw: Rewriter, nodes: Sequence[Node], uses: Counter[int]) -> str | None:
     """Return why the batch norm cannot move into the layer before it, None if it can."""
     layers = [node.all_input_nodes[0] for node in nodes]
     if not all(is_weighted(layer) for layer in layers):
@@ -73,20 +75,20 @@ def _why_not_after(rw: Rewriter, nodes: Sequence[Node]) -> str | None:
     readers = [layer for layer in layers if len(layer.users) > 1]
     if readers:
         return f"{readers[0].target!r} has {len(readers[0].users)} readers; folding would change the others"
-    if _calls_of(rw, layers[0]) != len(layers):
+    if _uses_of(rw.module(layers[0]), uses) != len(layers):
         return f"{layers[0].target!r} is also called where this batch norm does not follow"
     reason = _why_not_linear(layers) if kind(layers[0]) == "linear" else None
     return reason or _why_not_plain(rw.module(layers[0]))
 
 
-def _why_not_before(rw: Rewriter, nodes: Sequence[Node]) -> str | None:
+def _why_not_before(rw: Rewriter, nodes: Sequence[Node], uses: Counter[int]) -> str | None:
     """Return why the batch norm cannot move into the layer behind it, None if it can."""
     if any(len(node.users) != 1 for node in nodes):
         return f"{nodes[0].name!r} has {len(nodes[0].users)} readers"
     layers = [next(iter(node.users)) for node in nodes]
     if not all(is_weighted(layer) and kind(layer) != "conv_transpose" for layer in layers):
         return "no convolution or linear layer follows it"
-    if len({id(rw.module(layer)) for layer in layers}) > 1 or _calls_of(rw, layers[0]) != len(layers):
+    if len({id(rw.module(layer)) for layer in layers}) > 1 or _uses_of(rw.module(layers[0]), uses) != len(layers):
         return "the layer behind it is also called elsewhere"
     layer = rw.module(layers[0])
     if kind(layers[0]) == "linear":
@@ -107,12 +109,16 @@ def _why_not_linear(sources: Sequence[Node]) -> str | None:
     return None
 
 
-def _calls_of(rw: Rewriter, layer: Node) -> int:
+def _uses(rw: Rewriter) -> Counter[int]:
+    """Return how many nodes call each module and read each stored tensor, by id: once for all, folding changes none."""
+    calls = [id(rw.module(node)) for node in rw.nodes(lambda node: node.op == "call_module")]
+    reads = [id(rw.tensor(node)) for node in rw.nodes(lambda node: node.op == "get_attr")]
+    return Counter(calls + reads)
+
+
+def _uses_of(layer: Any, uses: Counter[int]) -> int:
     """Return how many nodes call a layer, or read its parameters, which folding would change."""
-    module = rw.module(layer)
-    tensors = {id(module.weight), id(module.bias)} - {id(None)}
-    reads = rw.nodes(lambda node: node.op == "get_attr" and id(rw.tensor(node)) in tensors)
-    return len(reads) + len(rw.nodes(lambda node: node.op == "call_module" and rw.module(node) is module))
+    return uses[id(layer)] + sum(uses[key] for key in {id(layer.weight), id(layer.bias)} - {id(None)})
 
 
 def _as_tuple(padding: object) -> tuple[object, ...]:

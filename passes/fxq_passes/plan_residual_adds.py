@@ -5,6 +5,7 @@ int8 as well; the convolution's own side is never stored, so a quantizer there w
 Source: TensorRT developer guide, "Q/DQ Placement Recommendations"; NVIDIA's hand-edited ResNet.
 """
 
+import itertools
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -106,10 +107,23 @@ def _convolution_of(node: Node) -> Node | None:
 
 
 def _path_length(edge: Edge, other: Edge) -> int:
-    """Return the distance in nodes from the add to the lowest common ancestor of both sides, along ``edge``."""
+    """Return the distance in nodes from the add to the lowest common ancestor of both sides, along ``edge``.
+
+    Both sides are walked back step by step, and no further than the ancestor may be.
+    """
     mine, theirs = ancestors(edge.producer), ancestors(other.producer)
-    common = [(distance + theirs[node], distance) for node, distance in mine.items() if node in theirs]
-    return min(common)[1] if common else len(mine)
+    distances: tuple[dict[Node, int], dict[Node, int]] = ({}, {})
+    nearest: tuple[int, int] | None = None  # nodes on both sides, nodes on this side
+    for steps, layers in enumerate(itertools.zip_longest(mine, theirs, fillvalue=())):
+        if nearest is not None and steps > nearest[0]:
+            break
+        for found, layer in zip(distances, layers, strict=True):
+            found.update(dict.fromkeys(layer, steps))
+        for node in {*layers[0], *layers[1]}:
+            if all(node in found for found in distances):
+                one, two = (found[node] for found in distances)
+                nearest = min(nearest or (one + two, one), (one + two, one))
+    return nearest[1] if nearest else len(distances[0])
 
 
 def _plan_pool(rw: Rewriter, residual: Edge) -> None:

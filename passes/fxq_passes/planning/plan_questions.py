@@ -73,7 +73,11 @@ def check_placed_by_hand(rw: Rewriter, node: Node) -> None:
     quantizer = module._modules.get("_input_quantizer") if isinstance(module, Quantized) else module
     if not isinstance(quantizer, TensorQuantizer) or not quantizer.is_enabled:
         return
-    if any(found.op == "placeholder" for found in ancestors(node)):
+    # What has no axis is right anyway, and need not be followed back through the whole model.
+    is_activation = quantizer.descriptor.axis is not None and any(
+        found.op == "placeholder" for layer in ancestors(node) for found in layer
+    )
+    if is_activation:
         rw.target.check_activation_axis(quantizer.descriptor, f"{str(node.target)!r} (quantized by hand)")
 
 
