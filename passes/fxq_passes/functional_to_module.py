@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fxq import Pass, Rewriter, Stage, register_pass
 from fxq.graph import owner_path, produces_tensor
 from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
-from fxq_passes.canonical.functional_layers import batch_norm_from, layer_from
+from fxq_passes.canonical.functional_layers import StoredLayers, batch_norm_from, layer_from
 
 
 @register_pass("functional_to_module")
@@ -23,6 +23,7 @@ class FunctionalToModule(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Look each call up in the tables of ``spellings``."""
+        layers = StoredLayers(rw)
         for node in rw.nodes(lambda node: node.op in ("call_function", "call_method")):
             target = node.target
             spelling = METHODS.get(str(target)) if node.op == "call_method" else FUNCTIONS.get(target)
@@ -33,9 +34,9 @@ class FunctionalToModule(Pass):
             elif target in CANONICAL:
                 _to_canonical(rw, node)
             elif target in WEIGHTED:
-                layer_from(rw, node, WEIGHTED[target])
+                layer_from(rw, node, WEIGHTED[target], layers)
             elif target in (F.batch_norm, torch.batch_norm):
-                batch_norm_from(rw, node)
+                batch_norm_from(rw, node, layers)
 
 
 def _to_module(rw: Rewriter, node: Node, spelling: Spelling) -> None:

@@ -8,17 +8,41 @@ from torch.fx import Node
 
 from fxq import Rewriter
 from fxq.graph import module_of
-from fxq_passes.canonical.canonical_forms import WeightedSpelling
+from fxq_passes.canonical.canonical_forms import WEIGHTED, WeightedSpelling
 
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _TORCH_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
 _BATCH_NORMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
 }  # fmt: skip
+_LAYERS = (*_BATCH_NORMS.values(), *(row.module for row in WEIGHTED.values()))
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
 _RANKS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 
 
-def layer_from(rw: Rewriter, node: Node, spelling: WeightedSpelling) -> None:
+class StoredLayers:
+    """The layers of a model by the memory of their tensors, to find the one that an earlier call became.
+
+    Args:
+        rw: of the pass; looked through once.
+    """
+
+    def __init__(self, rw: Rewriter) -> None:
+        self._found: dict[Any, list[tuple[str, nn.Module]]] = {}
+        for path, module in rw.gm.named_modules():
+            if isinstance(module, _LAYERS):
+                self.add(path, module)
+
+    def add(self, path: str, module: nn.Module) -> None:
+        """Remember where a layer is."""
+        self._found.setdefault(_memory(module), []).append((path, module))
+
+    def like(self, module: nn.Module) -> tuple[str, nn.Module] | None:
+        """Return path and module of the layer that computes the same, None if there is none."""
+        return next((found for found in self._found.get(_memory(module), ()) if _is_same_layer(found[1], module)), None)
+
+
+def layer_from(rw: Rewriter, node: Node, spelling: WeightedSpelling, layers: StoredLayers) -> None:
     """Replace a functional convolution or linear layer by a module with the same weight and bias."""
     given = _arguments(node, ("input", "weight", "bias", *spelling.options))
     source, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
@@ -30,10 +54,10 @@ def layer_from(rw: Rewriter, node: Node, spelling: WeightedSpelling) -> None:
         rw.skip(node, "its options are computed in the graph")
         return
     module = _build(spelling, weight_tensor, bias_tensor, given)
-    _call(rw, node, source, module, stored_at=weight)
+    _call(rw, node, source, module, weight, layers)
 
 
-def batch_norm_from(rw: Rewriter, node: Node) -> None:
+def batch_norm_from(rw: Rewriter, node: Node, layers: StoredLayers) -> None:
     """Replace a functional batch norm at inference by a module with the same statistics."""
     given = _arguments(node, _TORCH_BATCH_NORM if node.target is torch.batch_norm else _BATCH_NORM)
     mean, var, weight, bias = (
@@ -54,22 +78,21 @@ def batch_norm_from(rw: Rewriter, node: Node) -> None:
     module.running_mean, module.running_var = mean, var
     module.register_parameter("weight", _parameter(weight))
     module.register_parameter("bias", _parameter(bias))
-    _call(rw, node, given["input"], module, stored_at=given["running_mean"])
+    _call(rw, node, given["input"], module, given["running_mean"], layers)
 
 
 def _arguments(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
-def _call(rw: Rewriter, node: Node, source: Any, module: nn.Module, stored_at: Node) -> None:
+def _call(rw: Rewriter, node: Node, source: Any, module: nn.Module, stored_at: Node, layers: StoredLayers) -> None:
     """Call ``module`` instead of ``node``: at the path of its tensors, or where an equal one is from another call."""
     path = str(stored_at.target).rpartition(".")[0] or node.name
-    for other_path, other in rw.gm.named_modules():
-        if _is_same_layer(other, module):
-            path, module = other_path, other
-            break
+    path, module = layers.like(module) or (path, module)
     name = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn")).__name__
-    rw.call_module_instead(node, path, module, (source,), f"one spelling: nn.{name}")
+    new = rw.call_module_instead(node, path, module, (source,), f"one spelling: nn.{name}")
+    if layers.like(module) is None:
+        layers.add(str(new.target), module)
 
 
 def _build(spelling: WeightedSpelling, weight: Tensor, bias: Tensor | None, given: dict[str, Any]) -> nn.Module:
@@ -106,11 +129,15 @@ def _rank(source: Node) -> int | None:
     return next((rank for kind, rank in _RANKS.items() if isinstance(layer, kind)), None)
 
 
+def _memory(layer: Any) -> tuple[type, tuple[int, ...]]:
+    tensors = (getattr(layer, name, None) for name in _TENSORS)
+    return type(layer), tuple(tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor))
+
+
 def _is_same_layer(found: nn.Module, module: nn.Module) -> bool:
     if type(found) is not type(module) or repr(found) != repr(module):
         return False
-    tensors = ("weight", "bias", "running_mean", "running_var")
-    return all(_is_same(getattr(found, name, None), getattr(module, name, None)) for name in tensors)
+    return all(_is_same(getattr(found, name, None), getattr(module, name, None)) for name in _TENSORS)
 
 
 def _is_same(first: Tensor | None, second: Tensor | None) -> bool:

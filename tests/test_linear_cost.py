@@ -1,0 +1,55 @@
+"""Twice the graph costs twice the work: counted, since a clock would fail on a busy machine."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxq
+from fxq.graph.trace import trace
+from tests.support.work import work_of
+
+IMAGE = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    """conv, bn, relu, conv, bn and a 1x1 convolution beside them: both sides of the add have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(2, 2, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2 = (nn.BatchNorm2d(2) for _ in range(2))
+        self.side, self.weight = nn.Conv2d(2, 2, 1), nn.Parameter(torch.ones(2, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.side(nn.functional.conv2d(x, self.weight)))
+
+
+def chain(blocks: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(blocks))).eval()
+
+
+def tracing(blocks: int) -> int:
+    model = chain(blocks)
+    return work_of(lambda: trace(model, (IMAGE,)))
+
+
+def preparing(blocks: int) -> int:
+    model = chain(blocks)
+    return work_of(lambda: fxq.prepare(model, IMAGE))
+
+
+def converting(blocks: int) -> int:
+    prepared = fxq.prepare(chain(blocks), IMAGE)
+    fxq.calibrate(prepared, [IMAGE], progress=False)
+    return work_of(lambda: fxq.convert(prepared))
+
+
+@pytest.mark.parametrize("stage", [tracing, preparing, converting])
+def test_each_further_block_costs_the_same(stage: Callable[[int], int]) -> None:
+    stage(1)  # what is imported and looked up once
+    few, more, most = (stage(blocks) for blocks in (4, 8, 12))
+    assert most - more < 1.03 * (more - few)
