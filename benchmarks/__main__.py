@@ -6,12 +6,21 @@ import sys
 import torch
 from rich.console import Console
 
-from benchmarks import calibration, calibration_kernels, compile_time, dynamic, onnxruntime_latency, weight_only
+from benchmarks import (
+    calibration,
+    calibration_kernels,
+    compile_time,
+    dynamic,
+    graph_size,
+    onnxruntime_latency,
+    weight_only,
+)
 
 BENCHMARKS = {
     "calibration": calibration.run,
     "onnxruntime": onnxruntime_latency.run,
     "compile": compile_time.run,
+    "graph_size": graph_size.run,
     "kernels": calibration_kernels.run,
     "dynamic": dynamic.run,
     "weight_only": weight_only.run,
