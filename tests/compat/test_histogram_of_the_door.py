@@ -8,7 +8,7 @@ from torch import Tensor
 from fxq import calib as own
 from fxq.compat.pytorch_quantization import calib
 from fxq.compat.pytorch_quantization.calib.histogram import MAX_BINS
-from fxq.errors import CalibrationError
+from fxq.errors import CalibrationError, RangeError
 
 METHODS = ["max", "percentile", "mse", "entropy"]
 
@@ -110,3 +110,14 @@ def test_its_histograms_do_not_merge_and_fxqs_own_do_not_merge_with_them() -> No
         histogram.merge(histogram)
     with pytest.raises(CalibrationError, match=r"cannot merge a fxq\.compat\S+ into a fxq\.calib\.hist"):
         own.HistogramCalibrator().merge(histogram)
+
+
+def test_every_method_takes_the_options_of_all_and_a_percentile_is_checked_without_data() -> None:
+    histogram = calib.HistogramCalibrator(8, None, False)
+    with pytest.raises(RangeError, match="Invalid percentile"):
+        histogram.compute_amax("percentile", percentile=200)
+    histogram.collect(laplace(1))
+    assert histogram.edges is not None
+    amax = histogram.compute_amax("mse", percentile=50.0, start_bin=1500)
+    assert amax is not None
+    assert amax > histogram.edges[1500]  # the best of all candidates is far below
