@@ -54,8 +54,12 @@ from fxq.recipe import PassSpec, Recipe, recipe
 from fxq.registry import register_pass, registered_passes
 from fxq.stage import Stage
 from fxq.targets import Target, get_target
+from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
 
 __all__ = [
+    "ANY",
+    "EXACT",
+    "LSB",
     "QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL",
     "QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL",
     "QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL",
@@ -65,6 +69,7 @@ __all__ = [
     "QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW",
     "QUANT_DESC_8BIT_PER_TENSOR",
     "QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR",
+    "ROUNDING",
     "CalibrationError",
     "CompatError",
     "DescriptorError",
@@ -93,6 +98,7 @@ __all__ = [
     "Target",
     "TargetError",
     "TensorQuantizer",
+    "Tolerance",
     "TraceError",
     "UnsignedInputError",
     "affine_tensor_quant",

@@ -13,11 +13,13 @@ from torch.fx import GraphModule
 
 from fxq.batches import Forward, first_inputs
 from fxq.calibration import calibrate, observing_quantizers
-from fxq.errors import InputError, StageError, TraceError
+from fxq.conversion import run_conversion
+from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
 from fxq.graph.check import check_graph
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
+from fxq.number_check import NumberCheck
 from fxq.pipeline import run_passes
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
@@ -44,7 +46,8 @@ def prepare(
             for ``verify``, and for passes that ask for shapes; remembered for ``export_onnx``.
         recipe: "tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only", a .toml file, or a Recipe.
         qat: the result will be trained: dropout stays.
-        verify: run the graph before and after each pass that promises to keep numbers, and name the first that lies.
+        verify: run the graph on the example inputs before and after each pass, here and in ``convert``, and name the
+            first that moves the numbers further than its tolerance.
 
     Returns:
         A GraphModule with the model's call signature, on its device, in its dtype, in eval mode.
@@ -60,10 +63,11 @@ def prepare(
     gm = trace(copied, inputs, chosen.leaf_modules)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
     check_rules(chosen.rules, model, gm)
-    state = State(Stage.TRACED, chosen, settings)
+    state = State(Stage.TRACED, chosen, settings, verify=verify)
+    numbers = _number_check(inputs) if verify else None
     check_graph(gm, Stage.TRACED)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
-        run_passes(gm, passes[stage], settings, state.record, verify)
+        run_passes(gm, passes[stage], settings, state.record, numbers)
     set_state(gm, state.at(Stage.PREPARED))
     return gm
 
@@ -77,16 +81,15 @@ def convert(prepared: GraphModule) -> GraphModule:
 
     Raises:
         CalibrationError: quantizers have no range; their module paths are listed.
+        PassError: the result computes something else than ``prepared``; the pass is named. Compared on the example
+            inputs of ``prepare``, if it got any: after each pass if it was asked to verify, else at the end.
+        InputError: the prepared model does not run on these inputs.
         StageError: this is not a prepared model.
     """
     state = require_state(prepared, Stage.PREPARED, "convert")
-    passes = state.recipe.create_passes()
     explanation = explain_graph(prepared, state)
-    gm = _copy_graph(prepared).eval()
-    record = state.record.copy()
-    for stage in (Stage.FROZEN, Stage.LOWERED):
-        run_passes(gm, passes[stage], state.settings, record)
-    set_state(gm, State(Stage.LOWERED, state.recipe, state.settings, record, explanation))
+    gm, record = run_conversion(prepared, state)
+    set_state(gm, State(Stage.LOWERED, state.recipe, state.settings, record, explanation, state.verify))
     return gm
 
 
@@ -164,6 +167,12 @@ def _as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
     )
 
 
+def _number_check(inputs: tuple[Any, ...] | None) -> NumberCheck:
+    if inputs is None:
+        raise PassError("verify=True runs the model before and after each pass: give prepare() example_inputs")
+    return NumberCheck(inputs)
+
+
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
@@ -198,13 +207,3 @@ def _copy(model: nn.Module) -> nn.Module:
             f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}; fxq works on a "
             "copy, so give its attributes a __deepcopy__, or detach tensors that a forward left behind"
         ) from error
-
-
-def _copy_graph(gm: GraphModule) -> GraphModule:
-    """Return a deep copy; the state in its meta is shared, since it is immutable but for the diary."""
-    meta, gm.meta = gm.meta, {}
-    try:
-        copied: GraphModule = copy.deepcopy(gm)
-    finally:
-        gm.meta = meta
-    return copied

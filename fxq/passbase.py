@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from fxq.graph.rewriter import Rewriter
 from fxq.stage import Stage
+from fxq.tolerance import ROUNDING, Tolerance
 
 
 class Pass(abc.ABC):
@@ -14,13 +15,14 @@ class Pass(abc.ABC):
         name: the registered name; set by ``register_pass``.
         stage: the stage it works in.
         closes_stage: it has to see what all passes of its stage have done: ``Recipe.with_pass`` puts others before it.
-        preserves_numbers: the graph computes the same before and after; ``prepare(verify=True)`` holds it to that.
+        tolerance: how far the numbers of the graph may move: fxq.EXACT, fxq.ROUNDING, fxq.LSB(n) or fxq.ANY;
+            ``prepare(verify=True)`` holds each pass to it, ``convert`` those behind calibration in any case.
     """
 
     name: ClassVar[str] = ""
     stage: ClassVar[Stage]
     closes_stage: ClassVar[bool] = False
-    preserves_numbers: ClassVar[bool] = True
+    tolerance: ClassVar[Tolerance] = ROUNDING
 
     @abc.abstractmethod
     def run(self, rw: Rewriter) -> None:
@@ -32,4 +34,10 @@ def pass_summary(pass_type: type[Pass]) -> str:
     return (pass_type.__doc__ or "").strip().partition("\n")[0]
 
 
-__all__ = ["Pass", "Stage", "pass_summary"]
+def describe_pass(step: Pass) -> str:
+    """Return how an error calls a pass: its name and its class."""
+    module = type(step).__module__
+    return f"pass {step.name or type(step).__name__!r} ({module}.{type(step).__qualname__})"
+
+
+__all__ = ["Pass", "Stage", "describe_pass", "pass_summary"]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fxq.errors import PluginError, RecipeError
 from fxq.passbase import Pass
 from fxq.stage import Stage
+from fxq.tolerance import is_tolerance
 
 GROUP = "fxq.passes"
 PassType = TypeVar("PassType", bound=type[Pass])
@@ -158,6 +159,17 @@ def _check_pass_type(name: str, pass_type: Any) -> None:
     if not isinstance(getattr(pass_type, "stage", None), Stage):
         raise PluginError(
             f"pass {name!r} ({_where(pass_type)}) names no stage: add `stage = fxq.Stage.NORMALIZED` or so"
+        )
+    if hasattr(pass_type, "preserves_numbers"):
+        keeps = "fxq.ROUNDING" if pass_type.preserves_numbers else "fxq.ANY"
+        raise PluginError(
+            f"pass {name!r} ({_where(pass_type)}) sets preserves_numbers, which is now a tolerance: write "
+            f"`tolerance = {keeps}` instead, or fxq.EXACT or fxq.LSB(n) where that is what it holds"
+        )
+    if not is_tolerance(pass_type.tolerance):
+        raise PluginError(
+            f"pass {name!r} ({_where(pass_type)}) has the tolerance {pass_type.tolerance!r}: write "
+            "`tolerance = fxq.EXACT`, fxq.ROUNDING, fxq.LSB(n) or fxq.ANY"
         )
     if not name or not name.replace("_", "").isalnum() or name != name.lower():
         raise PluginError(f"pass name {name!r}: use lower-case words joined by underscores")

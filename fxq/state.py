@@ -17,13 +17,14 @@ _KEY = "fxq"
 
 @dataclass(frozen=True)
 class State:
-    """The stage of a graph module, and how it came there."""
+    """The stage of a graph module, and how it came there. ``verify``: hold each pass to its tolerance, one by one."""
 
     stage: Stage
     recipe: Recipe
     settings: Settings
     record: Record = field(default_factory=Record)
     explanation: Explanation | None = None
+    verify: bool = False
 
     def at(self, stage: Stage) -> "State":
         """Return the state at another stage."""

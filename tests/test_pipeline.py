@@ -7,6 +7,7 @@ from torch import Tensor, nn
 import fxq
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
+from fxq.number_check import NumberCheck
 from fxq.pipeline import run_passes
 from fxq.record import Record
 
@@ -37,7 +38,7 @@ class DropsRelu(Step):
 
 class HonestDropsRelu(DropsRelu):
     name = "honest"
-    preserves_numbers: ClassVar[bool] = False
+    tolerance: ClassVar[fxq.Tolerance] = fxq.ANY
 
 
 class Raises(Step):
@@ -82,14 +83,15 @@ def run(*steps: fxq.Pass, verify: bool = True, complete: bool = False, x: Tensor
     record = Record()
     gm = trace(net(), None if x is None else (x,))
     settings = Settings(fxq.get_target("tensorrt"), example_inputs=None if x is None else (x,))
-    run_passes(gm, steps, settings, record, verify, complete)
+    numbers = NumberCheck((x,)) if verify else None
+    run_passes(gm, steps, settings, record, numbers, complete)
     return record
 
 
 def test_verify_names_the_first_pass_that_changes_numbers_it_promised_to_keep() -> None:
     message = (
-        r"^pass 'drops_relu' \(test_pipeline.DropsRelu\), run after drops_identity, changed output 0 by up to .* "
-        r"though it promises to keep the numbers"
+        r"^pass 'drops_relu' \(test_pipeline.DropsRelu\), run after drops_identity, changed 'output' by up to .* LSB"
+        r".*, and promises ROUNDING; mend it, or declare `tolerance = fxq.ANY`"
     )
     with pytest.raises(fxq.PassError, match=message):
         run(DropsIdentity(), DropsRelu())
@@ -104,7 +106,7 @@ def test_a_pass_that_says_it_changes_numbers_may() -> None:
 
 
 def test_a_change_of_dtype_is_a_change() -> None:
-    with pytest.raises(fxq.PassError, match=r"changed output 0 from torch.float32 \(2, 4\) to torch.float64 \(2, 4\)"):
+    with pytest.raises(fxq.PassError, match=r"changed 'output' from torch.float32 \(2, 4\) to torch.float64 \(2, 4\)"):
         run(ChangesDtype())
 
 
@@ -112,12 +114,12 @@ def test_infinities_and_nan_that_were_there_before_are_no_change() -> None:
     gm = trace(nn.Sequential(nn.Identity()).eval(), (X,))
     x = torch.tensor([[float("inf"), float("nan"), 1.0, -float("inf")]])
     settings = Settings(fxq.get_target("tensorrt"), example_inputs=(x,))
-    run_passes(gm, [Step()], settings, Record(), verify=True, complete=False)
+    run_passes(gm, [Step()], settings, Record(), NumberCheck((x,)), complete=False)
 
 
 def test_verify_without_example_inputs_is_an_error_with_the_cure() -> None:
     with pytest.raises(fxq.PassError, match=r"give prepare\(\) example_inputs"):
-        run(DropsRelu(), x=None)
+        fxq.prepare(net(), verify=True)
 
 
 def test_a_pass_that_raises_is_named() -> None:

@@ -1,6 +1,7 @@
 """Lowered graph to checked QDQ ONNX."""
 
+from fxq.compare.parity import OutputParity
 from fxq.export.exporter import export_onnx
-from fxq.export.options import ExportOptions, ExportReport, ExportRules, OutputParity
+from fxq.export.options import ExportOptions, ExportReport, ExportRules
 
 __all__ = ["ExportOptions", "ExportReport", "ExportRules", "OutputParity", "export_onnx"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
+from fxq.compare.outputs import evaluated
 from fxq.errors import ExportError
 from fxq.export.translate import translation_table
 from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, QUANTIZE
@@ -65,18 +66,6 @@ def with_batch(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     return tuple(
         value[:1].repeat(size, *[1] * (value.dim() - 1)) if _is_batched(value, batch) else value for value in inputs
     )
-
-
-@contextlib.contextmanager
-def evaluated(gm: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode and give each submodule its own mode back afterwards."""
-    modes = [(module, module.training) for module in gm.modules()]
-    gm.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def scope_of(node: fx.Node) -> str:

@@ -11,11 +11,12 @@ import onnx_ir as ir
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxq.compare.parity import OutputParity
 from fxq.errors import ExportError, InputError, StageError
 from fxq.export.capture import batch_size, capture, with_batch
 from fxq.export.clean import clean
 from fxq.export.names import apply_names, input_names_of
-from fxq.export.options import ExportOptions, ExportReport, OutputParity
+from fxq.export.options import ExportOptions, ExportReport
 from fxq.export.parity import Reference, check_parity
 from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast

@@ -8,13 +8,14 @@ key where the model returns a dict.
 import ast
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 from torch import Tensor, fx
 
+from fxq.compare.outputs import named_leaves
 from fxq.export.capture import BATCH, PREFIX
 
 _SYMBOL = re.compile(r"\bs\d+\b")
@@ -56,24 +57,8 @@ def input_names_of(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> list[str]:
     names = []
     for index, value in enumerate(inputs):
         name = parameters[index] if index < len(parameters) else f"{parameters[-1]}_{index}"
-        names += [leaf for leaf, _ in named_tensors(value, name)]
+        names += [leaf for leaf, _ in named_leaves(value, name, Tensor)]
     return names
-
-
-def named_tensors(value: Any, name: str) -> list[tuple[str, Tensor]]:
-    """Return the tensors in nested lists, tuples and dicts, in order, each with its name."""
-    if isinstance(value, Tensor):
-        return [(name, value)]
-    if isinstance(value, Mapping):
-        prefix = "" if name == "output" else f"{name}_"
-        return [leaf for key, item in value.items() for leaf in named_tensors(item, f"{prefix}{key}")]
-    if isinstance(value, list | tuple):
-        return [
-            leaf
-            for index, item in enumerate(value)
-            for leaf in named_tensors(item, name if index == 0 else f"{name}_{index}")
-        ]
-    return []
 
 
 def _node_name(node: ir.Node) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fxq.compare.parity import OutputParity
+
 
 @dataclass(frozen=True)
 class ExportRules:
@@ -55,17 +57,6 @@ class ExportOptions:
     def batch_is_dynamic(self) -> bool:
         """Whether dimension 0 is written as dynamic."""
         return self.rules.dynamic_batch if self.dynamic_batch is None else self.dynamic_batch
-
-
-@dataclass(frozen=True)
-class OutputParity:
-    """How far ONNX Runtime is from the converted module on one output; an LSB is one ``step``."""
-
-    name: str
-    step: float
-    max_lsb: float
-    mean_lsb: float
-    max_abs: float
 
 
 @dataclass(frozen=True)

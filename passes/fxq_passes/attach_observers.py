@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from fxq import Pass, Rewriter, Stage, TensorQuantizer, register_pass
+from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import inserted_for, is_quantizer, planned_inside
 from fxq.nn import Quantized
 
@@ -15,7 +15,7 @@ class AttachObservers(Pass):
     """Give the inserted quantizers the recipe's calibrator and switch all quantizers on."""
 
     stage = Stage.PREPARED
-    preserves_numbers = False
+    tolerance = ANY
 
     def run(self, rw: Rewriter) -> None:
         """Leave quantizers placed by hand, and calibrators that a descriptor names itself, as they are."""

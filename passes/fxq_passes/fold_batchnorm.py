@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
-from fxq import Pass, Rewriter, Stage, register_pass
+from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_weighted, kind, shape_of
 from fxq_passes.folding.batchnorm_algebra import affine_of, fold_after, fold_before
 
@@ -23,6 +23,7 @@ class FoldBatchnorm(Pass):
     """
 
     stage = Stage.NORMALIZED
+    tolerance = ROUNDING
     before: bool = True
 
     def run(self, rw: Rewriter) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fxq import CalibrationError, Pass, Rewriter, Stage, TargetError, TensorQuantizer, register_pass
+from fxq import LSB, CalibrationError, Pass, Rewriter, Stage, TargetError, TensorQuantizer, register_pass
 from fxq.graph import fit_weights, is_quantizer, kind
 
 _MOST_SHOWN = 8
@@ -17,6 +17,7 @@ class FreezeRanges(Pass):
     """
 
     stage = Stage.FROZEN
+    tolerance = LSB(1)  # two quantizers in a row, with dropout between them in training, become one
 
     def run(self, rw: Rewriter) -> None:
         """Fit weights that have no range yet (they are known), then require one of everybody."""

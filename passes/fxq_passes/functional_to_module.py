@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn import functional as F
 
-from fxq import Pass, Rewriter, Stage, register_pass
+from fxq import EXACT, Pass, Rewriter, Stage, register_pass
 from fxq.graph import owner_path, produces_tensor
 from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
 from fxq_passes.canonical.functional_layers import StoredLayers, batch_norm_from, layer_from
@@ -20,6 +20,7 @@ class FunctionalToModule(Pass):
     """Bring the spellings of an operation together: F.relu and x.relu() become nn.ReLU, torch.add becomes +."""
 
     stage = Stage.NORMALIZED
+    tolerance = EXACT
 
     def run(self, rw: Rewriter) -> None:
         """Look each call up in the tables of ``spellings``."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxq import GraphError, Pass, Rewriter, Stage, TensorQuantizer, register_pass
+from fxq import LSB, GraphError, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, kind, module_of, stored_input
 from fxq.nn import InputQuantized, ManyQuantized, Quantized, WeightQuantized
 from fxq_passes.lowering.attention import lower_attention
@@ -40,7 +40,7 @@ class LowerToQdq(Pass):
     """
 
     stage = Stage.LOWERED
-    preserves_numbers = False
+    tolerance = LSB(1)
 
     def run(self, rw: Rewriter) -> None:
         """Lower activations first: an integer bias needs the step of its layer's input."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from fxq import Pass, Rewriter, Stage, register_pass
+from fxq import EXACT, Pass, Rewriter, Stage, register_pass
 from fxq.graph import (
     Edge,
     is_quantizer,
@@ -51,6 +51,7 @@ class PlanOps(Pass):
     """
 
     stage = Stage.PLANNED
+    tolerance = EXACT
     min_channels: int = 0
     depthwise: bool = True
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from fxq import Pass, Rewriter, Stage, register_pass
+from fxq import EXACT, Pass, Rewriter, Stage, register_pass
 from fxq.graph import (
     ACTIVATIONS,
     MOVES_DATA,
@@ -41,6 +41,7 @@ class PlanResidualAdds(Pass):
     """Plan a quantizer on the residual input of each add that the target fuses into a convolution."""
 
     stage = Stage.PLANNED
+    tolerance = EXACT
 
     def run(self, rw: Rewriter) -> None:
         """Find the convolution's side of each add; plan the other side."""

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 from torch.nn import functional as F
 
-from fxq import Pass, Rewriter, Stage, register_pass
+from fxq import EXACT, Pass, Rewriter, Stage, register_pass
 from fxq.graph import kind
 
 _DROPOUTS = (
@@ -20,6 +20,7 @@ class RemoveDropout(Pass):
     """Bypass dropout, stochastic depth and identity; dropout stays where the model will be trained."""
 
     stage = Stage.NORMALIZED
+    tolerance = EXACT
 
     def run(self, rw: Rewriter) -> None:
         """Let their readers read their input."""

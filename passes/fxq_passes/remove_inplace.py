@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fxq import Pass, Rewriter, Stage, register_pass
+from fxq import EXACT, Pass, Rewriter, Stage, register_pass
 from fxq.graph import aliases, out_of_place_target, produces_tensor, writes_in_place
 
 
@@ -15,6 +15,7 @@ class RemoveInplace(Pass):
     """Turn in-place operations (relu_, +=, inplace=True) into out-of-place ones where no alias can tell."""
 
     stage = Stage.NORMALIZED
+    tolerance = EXACT
 
     def run(self, rw: Rewriter) -> None:
         """Replace each, and let what read the overwritten tensor later read the result."""

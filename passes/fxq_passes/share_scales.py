@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import networkx as nx
 from torch.fx import Node
 
-from fxq import Pass, Rewriter, Stage, register_pass
+from fxq import EXACT, Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_quantized, is_quantizer, kind, output_edges, planned_output, produces_tensor, tensor_edges
 from fxq_passes.planning.halves import drop_halves
 
@@ -16,6 +16,7 @@ class ShareScales(Pass):
     """Give one range to the inputs of a concatenation, and to the input and output of what only moves data."""
 
     stage = Stage.PLANNED
+    tolerance = EXACT
     closes_stage = True
 
     def run(self, rw: Rewriter) -> None:

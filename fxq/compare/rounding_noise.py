@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxq.export.names import named_tensors
+from fxq.compare.outputs import named_leaves
+from fxq.graph.match import is_quantizer
 from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, QUANTIZE
 
 _EXACT = (QUANTIZE, DEQUANTIZE, DEQUANTIZE_LOW_BIT)
@@ -22,7 +23,7 @@ UNITS_IN_THE_LAST_PLACE = 2.0
 
 def run_with_rounding_noise(gm: fx.GraphModule, inputs: tuple[Any, ...], seed: int) -> list[tuple[str, Tensor]]:
     """Return the named outputs of ``gm`` with every float result slightly moved; the same for the same ``seed``."""
-    return named_tensors(_Noisy(gm, seed).run(*inputs), "output")
+    return named_leaves(_Noisy(gm, seed).run(*inputs), "output", Tensor)
 
 
 class _Noisy(fx.Interpreter):
@@ -32,7 +33,7 @@ class _Noisy(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        exact = n.op not in ("call_function", "call_module", "call_method") or n.target in _EXACT
+        exact = n.op not in ("call_function", "call_module", "call_method") or n.target in _EXACT or is_quantizer(n)
         return result if exact else pytree.tree_map_only(Tensor, self._moved, result)
 
     def _moved(self, result: Tensor) -> Tensor:

@@ -1,0 +1,162 @@
+"""Run a model on inputs so that two runs can be compared: same inputs, same state, same random numbers."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from fxq.graph.kinds import module_of
+from fxq.graph.match import is_quantizer
+from fxq.graph.restore_state import restored_state
+from fxq.graph.stored import stored_input
+from fxq.nn import Quantized, TensorQuantizer
+from fxq.quant import DEQUANTIZE, QUANTIZE
+
+Leaf = TypeVar("Leaf")
+Named = list[tuple[str, Tensor]]
+_SEED = 0
+
+
+def named_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
+    """Return the tensors that ``model`` returns for ``inputs``, by the names they have in an exported file.
+
+    It runs as in :func:`running_alike`, on copies of the inputs.
+    """
+    with running_alike(model):
+        # Not model(...): where it fails, a graph module's own call prints a traceback of generated code.
+        result = nn.Module.__call__(model, *copies(inputs))
+    return [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
+
+
+@contextlib.contextmanager
+def running_alike(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` in eval mode, without gradients, and always with the same random numbers.
+
+    What it writes into its own attributes and buffers is undone.
+    """
+    with evaluated(model), _as_before(model), _seeded(model), torch.no_grad():
+        yield
+
+
+def copies(inputs: Any) -> Any:
+    """Return ``inputs`` with each tensor copied; one that is given twice stays one."""
+    copied: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copied:
+            copied[id(tensor)] = tensor.detach().clone()
+        return copied[id(tensor)]
+
+    return pytree.tree_map_only(Tensor, copy, inputs)
+
+
+def named_leaves(value: Any, name: str, leaf: type[Leaf]) -> list[tuple[str, Leaf]]:
+    """Return what is a ``leaf`` in nested lists, tuples and dicts, in order, each with its name.
+
+    A leaf of a dict is called by its key; the others ``name``, ``name_1``, ...
+    """
+    if isinstance(value, leaf):
+        return [(name, value)]
+    if isinstance(value, Mapping):
+        prefix = "" if name == "output" else f"{name}_"
+        return [found for key, item in value.items() for found in named_leaves(item, f"{prefix}{key}", leaf)]
+    if isinstance(value, list | tuple):
+        return [
+            found
+            for index, item in enumerate(value)
+            for found in named_leaves(item, name if index == 0 else f"{name}_{index}", leaf)
+        ]
+    return []
+
+
+def output_steps(gm: GraphModule, outputs: Named) -> list[float]:
+    """Return what one LSB of each output is: the step of the quantizer it comes from, else max|output| / hi."""
+    returned = named_leaves(gm.graph.output_node().args[0], "output", Node)
+    own = {name: _quantizer_step(node) for name, node in returned}
+    hi = _codes_above_zero(gm)
+    return [own.get(name) or largest_finite(value) / hi or 1.0 for name, value in outputs]
+
+
+def largest_finite(tensor: Tensor) -> float:
+    """Return the largest finite magnitude, 0 where there is none."""
+    return float(torch.nan_to_num(tensor.double(), 0.0, 0.0, 0.0).abs().max()) if tensor.numel() else 0.0
+
+
+@contextlib.contextmanager
+def evaluated(gm: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode and give each submodule its own mode back afterwards."""
+    modes = [(module, module.training) for module in gm.modules()]
+    gm.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Undo what running ``model`` writes into its attributes and buffers."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with restored_state(model):
+        yield
+    with torch.no_grad():
+        for buffer, content in buffers:
+            buffer.copy_(content)
+
+
+@contextlib.contextmanager
+def _seeded(model: nn.Module) -> Iterator[None]:
+    devices = {tensor.device.index or 0 for tensor in model.state_dict().values() if _is_on_cuda(tensor)}
+    with torch.random.fork_rng(sorted(devices)):
+        torch.manual_seed(_SEED)
+        yield
+
+
+def _is_on_cuda(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_cuda
+
+
+def _quantizer_step(node: Node) -> float | None:
+    """Return the step of the quantizer that ``node`` is, None where it is none, or has one for each channel."""
+    if is_quantizer(node):
+        quantizer = module_of(node)
+        if not isinstance(quantizer, TensorQuantizer) or not _rounds(quantizer):
+            return None
+        step = quantizer.qparams().step
+    elif node.target is DEQUANTIZE and node.args[0].target is QUANTIZE:  # type: ignore[union-attr]
+        step = node.graph.owning_module.get_buffer(str(node.args[1].target))  # type: ignore[union-attr]
+    else:
+        return None
+    return float(step) if step.numel() == 1 else None
+
+
+def _codes_above_zero(gm: GraphModule) -> int:
+    """Return hi of the coarsest activation quantizer: half its codes, 127 for int8 and uint8, and without any."""
+    spans = [int(node.args[5]) - int(node.args[4]) for node in gm.graph.nodes if node.target is QUANTIZE]
+    spans += [bounds[1] - bounds[0] for bounds in _activation_bounds(gm)]
+    return min(spans, default=255) // 2
+
+
+def _activation_bounds(gm: GraphModule) -> Iterator[tuple[int, int]]:
+    for node in gm.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = module_of(node)
+        found: list[Any] = []
+        if isinstance(module, TensorQuantizer) and stored_input(node) is None:
+            found = [module]
+        elif isinstance(module, Quantized):
+            found = [quantizer for _, quantizer in module.activations()]
+        for quantizer in found:
+            if quantizer.is_enabled and quantizer.is_quant_enabled:
+                yield quantizer.descriptor.bounds
+
+
+def _rounds(quantizer: TensorQuantizer) -> bool:
+    is_on = quantizer.is_enabled and quantizer.is_quant_enabled
+    return is_on and quantizer.has_range and not quantizer.is_dynamic

@@ -1,0 +1,93 @@
+"""Run the passes of convert, and hold them to the numbers of the prepared model, where example inputs are known.
+
+Without ``verify`` the two ends are compared once, around passes that promise nothing. Where they differ, the passes run
+again on a fresh copy, one by one, to find out which it was.
+"""
+
+import copy
+from typing import Any
+
+from torch.fx import GraphModule
+
+from fxq.errors import FxqError, InputError, PassError
+from fxq.graph.moved import follow_move
+from fxq.graph.stored import fit_weights, weight_quantizers
+from fxq.nn import TensorQuantizer
+from fxq.number_check import NumberCheck
+from fxq.pipeline import run_passes
+from fxq.record import Record
+from fxq.stage import Stage
+from fxq.state import State
+
+
+def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Record]:
+    """Return a lowered copy of ``prepared``, and the record continued.
+
+    Raises:
+        PassError: a pass failed, or moved the numbers further than it promises.
+        InputError: the prepared model no longer runs on the example inputs.
+    """
+    gm, inputs = _copied(prepared, state)
+    if inputs is None or not _has_all_ranges(gm):
+        return gm, _run(gm, state, None)
+    try:
+        return gm, _run(gm, state, _watched(gm, inputs, each_pass=state.verify))
+    except PassError:
+        if state.verify:
+            raise
+    # Looking at both ends finds that something is wrong; what each pass does by itself is what it has promised.
+    again, inputs = _copied(prepared, state)
+    return again, _run(again, state, _watched(again, inputs or (), each_pass=True))
+
+
+def copy_graph(gm: GraphModule) -> GraphModule:
+    """Return a deep copy; the state in its meta is shared, since it is immutable but for the diary."""
+    meta, gm.meta = gm.meta, {}
+    try:
+        copied: GraphModule = copy.deepcopy(gm)
+    finally:
+        gm.meta = meta
+    return copied
+
+
+def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any, ...] | None]:
+    """Return a copy in eval mode, and the example inputs where the model is now."""
+    gm, inputs = copy_graph(prepared).eval(), state.settings.example_inputs
+    moved = follow_move(gm, inputs or ())
+    return gm, None if inputs is None else moved
+
+
+def _run(gm: GraphModule, state: State, numbers: NumberCheck | None) -> Record:
+    passes, record = state.recipe.create_passes(), state.record.copy()
+    for stage in (Stage.FROZEN, Stage.LOWERED):
+        run_passes(gm, passes[stage], state.settings, record, numbers)
+    if numbers is not None:
+        numbers.finish(gm)
+    return record
+
+
+def _has_all_ranges(gm: GraphModule) -> bool:
+    """Return whether every activation quantizer has what it takes; where one has not, a pass says so."""
+    weights = {id(quantizer) for _, _, quantizer in weight_quantizers(gm)}
+    found = [module for module in gm.modules() if isinstance(module, TensorQuantizer) and id(module) not in weights]
+    return all(one.has_range or one.is_dynamic or not one.is_enabled for one in found)
+
+
+def _watched(gm: GraphModule, inputs: tuple[Any, ...], each_pass: bool) -> NumberCheck:
+    """Return a check that has seen the prepared model.
+
+    Raises:
+        InputError: it does not run on the example inputs.
+    """
+    fit_weights(gm, only_missing=True)  # a pass will do that, and may do no more
+    numbers = NumberCheck(inputs, each_pass)
+    try:
+        numbers.look_at(gm)
+    except FxqError:
+        raise
+    except Exception as error:  # the model's own code runs: it may raise anything
+        raise InputError(
+            f"the prepared model does not run on the example inputs that prepare() got: {type(error).__name__}: "
+            f"{error}; convert compares its numbers on them, so prepare again with inputs that it runs on"
+        ) from error
+    return numbers
