@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from fxq.batches import Forward, first_inputs
 from fxq.calibration import calibrate, observing_quantizers
+from fxq.compare.traced import check_traced
 from fxq.conversion import run_conversion
 from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
@@ -61,6 +62,8 @@ def prepare(
     _check_model(model)
     copied = _copy(model).eval()
     gm = trace(copied, inputs, chosen.leaf_modules)
+    if inputs is not None:
+        check_traced(copied, gm, inputs)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
     check_rules(chosen.rules, model, gm)
     state = State(Stage.TRACED, chosen, settings, verify=verify)

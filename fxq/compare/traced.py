@@ -1,0 +1,89 @@
+"""Does the traced graph compute what the model computes? Tracing follows the model's Python, which can mislead it.
+
+What a graph cannot hold is left out without a word: a hook on a submodule that is entered, an ``isinstance(x, Tensor)``
+that a proxy fails, a number that was burned in. So both run once on the example inputs.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxq.compare.outputs import Named, named_outputs
+from fxq.compare.parity import compare, is_rounding
+from fxq.errors import InputError, TraceError
+from fxq.graph.trace_failure import describe
+
+_MOST_SHOWN = 5
+
+
+def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> None:
+    """Compare ``gm`` with ``model``, which it was traced from, on ``inputs``; neither is changed.
+
+    Raises:
+        TraceError: they return different numbers, or different tensors.
+        InputError: the model does not run on the inputs.
+    """
+    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)]
+    if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
+        return  # there are no numbers to compare
+    with _plain_transformers():
+        expected = _run(model, model, inputs)
+        found = _run(gm, model, inputs)
+    if [name for name, _ in expected] != [name for name, _ in found]:
+        raise _misled(model, f"returns {_names(found)} where the model returns {_names(expected)}")
+    for (name, want), (_, have) in zip(expected, found, strict=True):
+        if (want.shape, want.dtype) != (have.shape, have.dtype):
+            raise _misled(
+                model,
+                f"returns {name!r} as {have.dtype} {tuple(have.shape)}, and the model {want.dtype} {tuple(want.shape)}",
+            )
+        error = compare(name, want, have, step=1.0).max_abs
+        if not is_rounding(error, want):
+            raise _misled(model, f"computes another {name!r}: it differs from the model's by up to {error:.3g}")
+
+
+def _run(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> Named:
+    try:
+        return named_outputs(running, inputs)
+    except Exception as error:  # the model's own code ran: it may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        if running is model:
+            raise InputError(
+                f"the model ({type(model).__name__}) fails on the example inputs: {reason}; it got "
+                f"({describe(inputs)}): pass example_inputs for which model(*example_inputs) runs"
+            ) from error
+        raise _misled(model, f"fails where the model runs: {reason}") from error
+
+
+@contextlib.contextmanager
+def _plain_transformers() -> Iterator[None]:
+    """Keep torch.nn's transformers from their fused kernel, which rounds in another order and zeroes padded positions.
+
+    The graph holds what the layers define (fxq/graph/trace_transformer.py), and so must what it is compared with.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _misled(model: nn.Module, what: str) -> TraceError:
+    hooked = [path for path, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    hooks = f" (forward hooks: {', '.join(hooked[:_MOST_SHOWN])})" if hooked else ""
+    return TraceError(
+        f"the graph traced from the model ({type(model).__name__}) {what}. Something in its Python was left out: a "
+        f"forward hook of a module that was traced through{hooks}, or a test such as isinstance(x, Tensor), which is "
+        "another one while tracing. Remove it, or name the module that holds it in "
+        "recipe.replace(leaf_modules=(...,)); it is then left in float"
+    )
+
+
+def _names(outputs: Named) -> str:
+    return ", ".join(name for name, _ in outputs) or "no tensor"

@@ -1,0 +1,128 @@
+"""prepare compares the traced graph with the model itself on the example inputs."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxq
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+def block() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 4)).eval()
+
+
+def double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * 2
+
+
+class AsksForTensors(nn.Module):
+    """Computes something else while it is traced: a proxy is no Tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if isinstance(x, Tensor) else x
+
+
+class Returns(nn.Module):
+    """Returns what ``function`` makes of the input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+class Counts(nn.Module):
+    """Writes into its buffer and its input, and uses both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.count.add_(1)
+        x.mul_(2)
+        return x + y + self.count
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("verify", [True, False], ids=["verify", "without"])
+def test_a_hook_that_tracing_leaves_out_is_found_and_its_module_named(verify: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    model[0].register_forward_hook(double)
+    with pytest.raises(fxq.TraceError, match=r"computes another 'output': it differs .* by up to .*hooks: 0\)"):
+        fxq.prepare(model, X[None], verify=verify)
+
+
+def test_hooks_that_the_graph_holds_are_no_difference() -> None:
+    model = block()
+    model[0].register_forward_hook(double)
+    model[1].register_forward_hook(double)
+    recipe = fxq.recipe("tensorrt").with_rules(("*", None))
+    torch.testing.assert_close(fxq.prepare(model, X, recipe, verify=True)(X), model(X))
+
+
+def test_a_test_of_types_that_goes_another_way_while_tracing_is_found() -> None:
+    with pytest.raises(fxq.TraceError, match=r"isinstance\(x, Tensor\).*leaf_modules"):
+        fxq.prepare(nn.Sequential(AsksForTensors()).eval(), X)
+
+
+def test_the_model_named_as_a_leaf_is_traced_rightly() -> None:
+    recipe = fxq.recipe("tensorrt").replace(leaf_modules=("0",))
+    prepared = fxq.prepare(nn.Sequential(AsksForTensors(), nn.Linear(8, 4)).eval(), X, recipe)
+    assert next(node.target for node in prepared.graph.nodes if node.op == "call_module") == "0"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: {"a": x, "b": (x + 1, x.shape[0], None, "text")},
+        lambda self, x: x / (x - x),
+        lambda self, x: torch.nn.functional.dropout(x, 0.5, training=True),
+        lambda self, x: x[:0],
+    ],
+    ids=["nested, with what is no tensor", "nan", "random in evaluation", "empty"],
+)
+def test_models_that_are_hard_to_compare_are_equal_to_themselves(function: Any) -> None:
+    fxq.prepare(Returns(function).eval(), X, verify=True)
+
+
+def test_random_numbers_are_the_same_in_both_runs_and_the_users_go_on_as_before() -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    fxq.prepare(Noisy().eval(), X, verify=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_model_writes_is_written_once_and_not_into_the_users_tensors() -> None:
+    model, x = Counts().eval(), X.clone()
+    prepared = fxq.prepare(model, (x, x))  # one tensor twice: the second is written too
+    fxq.prepare(model, (x, X), verify=True)
+    assert torch.equal(x, X)
+    assert model.count == prepared.count == 0
+    torch.testing.assert_close(prepared(X.clone(), X), model(X.clone(), X))
+
+
+def test_padded_positions_which_torch_fills_with_zeros_on_its_fused_path_are_no_difference() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    padding = torch.tensor([[False, False, True], [False, True, True]])
+    fxq.prepare(nn.TransformerEncoder(layer, 2).eval(), (torch.randn(2, 3, 8), None, padding), verify=True)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_example_inputs_that_the_model_traces_but_does_not_run_on_are_an_error_with_the_cure() -> None:
+    with pytest.raises(fxq.InputError, match=r"fails on the example inputs: IndexError.* for which model"):
+        fxq.prepare(nn.Sequential(nn.Embedding(4, 8)).eval(), torch.tensor([[7]]))
