@@ -101,24 +101,29 @@ def evaluated(gm: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _as_before(model: nn.Module) -> Iterator[None]:
     """Undo what running ``model`` writes into its attributes and buffers."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
     with restored_state(model):
         yield
     with torch.no_grad():
-        for buffer, content in buffers:
-            buffer.copy_(content)
+        for buffer, version, content in buffers:
+            if version is None or _version(buffer) != version:
+                buffer.copy_(content)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often ``tensor`` was written to, None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @contextlib.contextmanager
 def _seeded(model: nn.Module) -> Iterator[None]:
-    devices = {tensor.device.index or 0 for tensor in model.state_dict().values() if _is_on_cuda(tensor)}
-    with torch.random.fork_rng(sorted(devices)):
-        torch.manual_seed(_SEED)
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+    with torch.random.fork_rng(devices):
+        # Not torch.manual_seed, which would seed devices that the model is not on, and leave them so.
+        for generator in [torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)]:
+            generator.manual_seed(_SEED)
         yield
-
-
-def _is_on_cuda(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and tensor.is_cuda
 
 
 def _quantizer_step(node: Node) -> float | None:

@@ -11,15 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxq.nn.tensor_quantizer import TensorQuantizer
+
 
 @contextlib.contextmanager
 def restored_state(model: nn.Module) -> Iterator[None]:
-    """Give every module back the attributes it had, and every dict and list attribute the items it had."""
+    """Give every module back the attributes it had, and every dict and list attribute the items it had.
+
+    No quantizer observes meanwhile.
+    """
     # A TorchScript module keeps its attributes in C++, where no proxy can get in.
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [dict(vars(module)) for module in modules]
     containers = [value for values in attributes for value in values.values() if type(value) in (dict, list)]
     items = [container.copy() for container in containers]
+    for module in modules:
+        if isinstance(module, TensorQuantizer):
+            module.disable_calib()  # what runs here is no data to calibrate on
     try:
         yield
     finally:

@@ -126,3 +126,12 @@ def test_padded_positions_which_torch_fills_with_zeros_on_its_fused_path_are_no_
 def test_example_inputs_that_the_model_traces_but_does_not_run_on_are_an_error_with_the_cure() -> None:
     with pytest.raises(fxq.InputError, match=r"fails on the example inputs: IndexError.* for which model"):
         fxq.prepare(nn.Sequential(nn.Embedding(4, 8)).eval(), torch.tensor([[7]]))
+
+
+def test_quantizers_placed_by_hand_do_not_take_the_example_inputs_for_data() -> None:
+    quantizer = fxq.TensorQuantizer(if_calib=True)
+    prepared = fxq.prepare(nn.Sequential(quantizer).eval(), X, verify=True)
+    kept = prepared.get_submodule("0")
+    assert isinstance(kept, fxq.TensorQuantizer)
+    assert kept.is_calib_enabled
+    assert kept.compute_calib_range() is None
