@@ -51,7 +51,7 @@ from fxq.quant import (
 )
 from fxq.quant.registry import register_fit
 from fxq.recipe import PassSpec, Recipe, recipe
-from fxq.registry import register_pass, registered_passes
+from fxq.registry import find_lowering, lowers, register_pass, registered_passes
 from fxq.stage import Stage
 from fxq.targets import Target, get_target
 from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
@@ -113,8 +113,10 @@ __all__ = [
     "fake_affine_tensor_quant",
     "fake_e4m3_quant",
     "fake_tensor_quant",
+    "find_lowering",
     "fit_ranges",
     "get_target",
+    "lowers",
     "nn",
     "prepare",
     "quantize",

@@ -4,7 +4,7 @@ import copy
 import os
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,12 @@ from fxq.explain import explain_graph
 from fxq.graph.check import check_graph
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
+from fxq.nn import Quantized
 from fxq.number_check import NumberCheck
 from fxq.pipeline import run_passes
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
+from fxq.registry import find_lowering
 from fxq.rules import check_rules
 from fxq.stage import Stage
 from fxq.state import State, find_state, require_state, set_state
@@ -61,7 +63,7 @@ def prepare(
     inputs = _as_inputs(example_inputs)
     _check_model(model)
     copied = _copy(model).eval()
-    gm = trace(copied, inputs, chosen.leaf_modules)
+    gm = trace(copied, inputs, (*chosen.leaf_modules, *_own_layers(copied)))
     if inputs is not None:
         check_traced(copied, gm, inputs)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
@@ -194,6 +196,14 @@ def _check_model(model: Any) -> None:
             "Call model.eval() first to silence this",
             stacklevel=_levels_to_caller(),
         )
+
+
+def _own_layers(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of quantized modules from elsewhere whose lowering is registered: calls of them stay whole."""
+    for path, module in model.named_modules():
+        is_own = isinstance(module, Quantized) and type(module).__module__.partition(".")[0] != "fxq"
+        if path and is_own and find_lowering(module) is not None:
+            yield path
 
 
 def _levels_to_caller() -> int:

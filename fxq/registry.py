@@ -1,4 +1,4 @@
-"""Names of passes: the decorator, and the entry points that installed packages announce theirs through.
+"""Names of passes, and the lowerings of modules: decorators, and the entry points of installed packages.
 
 This is the only module with state. Built-in passes come through the same entry-point group as everybody's.
 """
@@ -10,15 +10,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from torch import nn
+from torch.fx import Node
 
 from fxq.errors import PluginError, RecipeError
+from fxq.nn.mapping import QUANTIZED
 from fxq.passbase import Pass
 from fxq.stage import Stage
 from fxq.tolerance import is_tolerance
 
 GROUP = "fxq.passes"
 PassType = TypeVar("PassType", bound=type[Pass])
+LoweringType = TypeVar("LoweringType", bound=type["ModuleLowering"])
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,25 @@ class Registration:
     origin: str
 
 
+class ModuleLowering(Protocol):
+    """How calls of a quantized module are lowered: whether they can be, and into what, side by side."""
+
+    def why_not(self, node: Node, module: Any) -> str | None:
+        """Return why a call of ``module``, float or quantized, has no lowered form, None if it has one."""
+
+    def lower(self, lowering: Any, node: Node, layer: Any) -> None:
+        """Replace the call ``node`` of ``layer``.
+
+        Args:
+            lowering: what ``lower_to_qdq`` writes with: ``lowering.rw`` is its Rewriter; ``activation`` quantizes and
+                dequantizes, ``weight_value`` reads a stored integer weight.
+            node: the call.
+            layer: the module, with its quantizers.
+        """
+
+
 _registered: dict[str, Registration] = {}
+_lowerings: dict[type[nn.Module], ModuleLowering] = {}
 _loaded: set[str] = set()
 _loading: list[str] = []
 
@@ -58,6 +81,48 @@ def register_pass(name: str) -> Callable[[PassType], PassType]:
         return pass_type
 
     return register
+
+
+def lowers(*module_types: type[nn.Module]) -> Callable[[LoweringType], LoweringType]:
+    """Return a class decorator that registers how quantized modules are lowered: ``@fxq.lowers(QuantLSTM)``.
+
+    The class has no arguments and the two methods of :class:`ModuleLowering`. Subclasses of ``module_types`` are
+    lowered like them, unless they have a registration of their own.
+
+    Raises:
+        PluginError: one of these is no class of modules, is taken by another class, or a method is missing.
+    """
+    for module_type in module_types or (None,):
+        if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+            raise PluginError(
+                f"a lowering is for classes of modules: write @fxq.lowers(QuantLSTM), got {module_type!r}"
+            )
+
+    def register(lowering_type: LoweringType) -> LoweringType:
+        for method in ("why_not", "lower"):
+            if not callable(getattr(lowering_type, method, None)):
+                raise PluginError(
+                    f"{_where(lowering_type)} lowers {module_types[0].__name__} and has no method {method!r}: it needs "
+                    "why_not(node, module) and lower(lowering, node, layer)"
+                )
+        for module_type in module_types:
+            taken = _lowerings.get(module_type)
+            if taken is not None and _identity(type(taken)) != _identity(lowering_type):
+                raise PluginError(
+                    f"{module_type.__name__} is lowered by {_where(type(taken))}, and {_where(lowering_type)} wants it "
+                    "too; write a subclass of the module for yours"
+                )
+        _lowerings.update(dict.fromkeys(module_types, lowering_type()))
+        return lowering_type
+
+    return register
+
+
+def find_lowering(module: nn.Module) -> ModuleLowering | None:
+    """Return what lowers ``module``, or the quantized module that would take its place, None where nothing does."""
+    load_plugins()
+    quantized = QUANTIZED.get(type(module), type(module))
+    return next((_lowerings[base] for base in quantized.__mro__ if base in _lowerings), None)
 
 
 def registered_passes() -> Mapping[str, Registration]:
@@ -118,15 +183,20 @@ def _loading_order(entry: importlib.metadata.EntryPoint) -> tuple[bool, str, str
     return package != "fxq", package, entry.name
 
 
-def _restore(registered: Mapping[str, Registration]) -> None:
-    """Forget what a plugin registered before it failed."""
-    _registered.clear()
-    _registered.update(registered)
+def _snapshot() -> tuple[dict[str, Registration], dict[type[nn.Module], ModuleLowering]]:
+    return dict(_registered), dict(_lowerings)
+
+
+def _restore(before: tuple[dict[str, Registration], dict[type[nn.Module], ModuleLowering]]) -> None:
+    """Forget what was registered since ``before``, such as by a plugin that failed."""
+    for registered, known in zip((_registered, _lowerings), before, strict=True):
+        registered.clear()  # type: ignore[attr-defined]
+        registered.update(known)  # type: ignore[attr-defined]
 
 
 def _load(entry: importlib.metadata.EntryPoint) -> None:
     where = f"plugin {entry.name!r} ({entry.value}, of package {entry.dist.name if entry.dist else 'unknown'})"
-    before = dict(_registered)
+    before = _snapshot()
     _loading.append(entry.name)
     try:
         loaded = entry.load()
@@ -140,10 +210,10 @@ def _load(entry: importlib.metadata.EntryPoint) -> None:
         ) from error
     finally:
         _loading.pop()
-    if not any(_belongs(found, entry.name, entry.module) for found in _registered.values()):
+    if before[1] == _lowerings and not any(_belongs(found, entry.name, entry.module) for found in _registered.values()):
         file = getattr(loaded if isinstance(loaded, ModuleType) else inspect.getmodule(loaded), "__file__", "unknown")
         raise PluginError(
-            f"{where} registers no pass; the file imported is {file}. Decorate its passes with "
+            f"{where} registers no pass and no lowering; the file imported is {file}. Decorate its passes with "
             "@fxq.register_pass, and check that no other module of the same name shadows it"
         )
 
@@ -181,9 +251,9 @@ def _is_like(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
-def _identity(pass_type: type[Pass]) -> tuple[str, str]:
+def _identity(pass_type: type) -> tuple[str, str]:
     return pass_type.__module__, pass_type.__qualname__
 
 
-def _where(pass_type: type[Pass]) -> str:
+def _where(pass_type: type) -> str:
     return f"{pass_type.__module__}.{pass_type.__qualname__}"

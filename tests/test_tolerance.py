@@ -81,7 +81,8 @@ class Frozen(fxq.Pass):
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """Forget the passes of each test."""
-    before = dict(registry.registered_passes())
+    registry.load_plugins()
+    before = registry._snapshot()
     yield
     registry._restore(before)
 

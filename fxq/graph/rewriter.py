@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from fxq.errors import PassError
 from fxq.graph import plan as plans
+from fxq.graph.edges import hand_over, inherited_meta, last_of_kind, read_instead
 from fxq.graph.kinds import module_of, produces_tensor
 from fxq.graph.match import Edge, input_edges, module_path
 from fxq.graph.memory import overwriting
@@ -118,6 +118,30 @@ class Rewriter:
         node.replace_all_uses_with(source or node.all_input_nodes[0])
         self._erase(node)
 
+    def replace_by(self, node: Node, value: Any, why: str) -> None:
+        """Let the readers of ``node`` read ``value`` instead, and erase it.
+
+        Args:
+            node: a call that returns a tensor, or nested tuples of them.
+            value: what it returns, as nodes in the same structure.
+            why: the reason.
+        """
+        self._note("edit", node, why)
+        for reader in hand_over(node, value):
+            self._erase_node(reader)
+        self._erase(node)
+
+    def replace_input(self, node: Node, old: Node, new: Node, why: str) -> None:
+        """Let ``node`` read ``new`` wherever it reads ``old``."""
+        self._note("edit", node, why)
+        node.replace_input_with(old, new)
+
+    def erase_unread(self, inserted: Sequence[Node]) -> None:
+        """Erase those of the inserted nodes, in graph order, whose values nothing needs; noted with their edit."""
+        for node in reversed(inserted):
+            if not node.users:
+                self._erase_node(node)
+
     def replace_module(self, path: str, module: nn.Module, why: str) -> None:
         """Put ``module`` where the module at ``path`` is; every call now calls it."""
         module.train(self.gm.get_submodule(path).training)
@@ -156,15 +180,21 @@ class Rewriter:
         args: Sequence[Any],
         like: Node,
         kwargs: Mapping[str, Any] | None = None,
+        value: Any = None,
     ) -> Node:
-        """Insert a function call before a node, with the meta of ``like``: part of an edit noted elsewhere.
+        """Insert a function call before a node: part of an edit noted elsewhere.
 
-        A string names a method of the first argument.
+        Args:
+            before: the node.
+            function: a string names a method of the first argument.
+            args, kwargs: its arguments.
+            like: where it belongs: the node whose place in the model, and line in the source, it takes.
+            value: what it computes, if known: a tensor with its shape and dtype.
         """
         op = "call_method" if isinstance(function, str) else "call_function"
         with self.gm.graph.inserting_before(before):
             new = self.gm.graph.create_node(op, function, tuple(args), dict(kwargs or {}))
-        new.meta = _inherited_meta(like)
+        new.meta = {**inherited_meta(like), "val": value}
         return new
 
     def read_tensor(self, before: Node, path: str, value: torch.Tensor) -> Node:
@@ -186,11 +216,11 @@ class Rewriter:
         module.train(self.gm.training)
         if find_module(self.gm, path) is None:
             add_module(self.gm, path, module)
-        with self.gm.graph.inserting_after(_last_of_kind(producer)):
+        with self.gm.graph.inserting_after(last_of_kind(producer)):
             new = self._call_module(path, (producer,))
-        new.meta = _inherited_meta(producer)
+        new.meta = inherited_meta(producer)
         for edge in edges:
-            replace_input(edge, new)
+            read_instead(edge, new)
         self._note("edit", new, why)
         return new
 
@@ -273,17 +303,6 @@ class Rewriter:
         self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))
 
 
-def replace_input(edge: Edge, new: Node) -> None:
-    """Let one argument of the edge's consumer read ``new``; other arguments that read the same producer stay."""
-    positions = iter(range(len(input_edges(edge.consumer))))
-
-    def swap(node: Node) -> Node:
-        return new if next(positions) == edge.position else node
-
-    args, kwargs = map_arg((edge.consumer.args, edge.consumer.kwargs), swap)
-    edge.consumer.args, edge.consumer.kwargs = args, kwargs
-
-
 def _role_inside(quantized: type[Quantized] | None, module: nn.Module | None, slot: str) -> str:
     if quantized is None or module is None or slot in quantized.weight_slots(module):
         return "weight"
@@ -296,15 +315,3 @@ def _why_none(module: nn.Module | None) -> str:
     if isinstance(module, Quantized):
         return f"{type(module).__name__} has its own quantizers: leave them, or hand prepare() the float module"
     return f"fxq.nn.QUANTIZED has no quantized version of {type(module).__name__}"
-
-
-def _inherited_meta(node: Node) -> dict[str, Any]:
-    """Return the meta of ``node`` that also holds for a node inserted behind it: no plans."""
-    return {key: value for key, value in node.meta.items() if not key.startswith("fxq_")}
-
-
-def _last_of_kind(producer: Node) -> Node:
-    """Return the last placeholder for a placeholder: FX keeps them together at the top."""
-    while producer.op == "placeholder" and producer.next.op == "placeholder":
-        producer = producer.next
-    return producer

@@ -1,32 +1,17 @@
 """Quantizers become explicit quantize and dequantize nodes, weights stored integers behind a dequantize."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fxq import LSB, GraphError, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import is_quantizer, kind, module_of, stored_input
+from fxq import LSB, GraphError, Pass, Rewriter, Stage, TensorQuantizer, find_lowering, register_pass
+from fxq.graph import is_quantizer, module_of, stored_input
 from fxq.nn import InputQuantized, ManyQuantized, Quantized, WeightQuantized
-from fxq_passes.lowering.attention import lower_attention
-from fxq_passes.lowering.cells import lower_cell
-from fxq_passes.lowering.embedding import lower_embedding
+from fxq_passes.lowering import embedding, inline, recurrent  # noqa: F401 - they register what lowers modules
 from fxq_passes.lowering.products import erase_dynamic, lower_products
 from fxq_passes.lowering.qdq import Lowering, is_on
-from fxq_passes.lowering.recurrent import lower_recurrent
-
-# What computes more than one function of an input, a weight and a bias.
-_OF_THEIR_OWN: Mapping[str, Callable[[Lowering, Node, Any], None]] = MappingProxyType(
-    {
-        "embedding": lower_embedding,
-        **dict.fromkeys(("lstm", "gru", "rnn"), lower_recurrent),
-        **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_cell"), lower_cell),
-        "multihead_attention": lower_attention,
-    }
-)
 
 
 @register_pass("lower_to_qdq")
@@ -46,15 +31,15 @@ class LowerToQdq(Pass):
         """Lower activations first: an integer bias needs the step of its layer's input."""
         lowering = Lowering(rw, _dtype_of(rw))
         quantizers = {node: rw.module(node) for node in rw.nodes(is_quantizer)}
-        layers = [(node, rw.module(node), kind(node)) for node in rw.nodes(_calls_quantized)]
+        layers = [(node, rw.module(node), find_lowering(rw.module(node))) for node in rw.nodes(_calls_quantized)]
         for node in [*quantizers, *(node for node, layer, _ in layers if _has_weights(layer))]:
             rw.empty_module(str(node.target))  # its path becomes the place of its tensors
         lower_products(lowering, quantizers)
         for node, quantizer in quantizers.items():
             _lower_quantizer(lowering, node, quantizer)
         for node, layer, found in layers:
-            if found in _OF_THEIR_OWN:
-                _OF_THEIR_OWN[found](lowering, node, layer)
+            if found is not None:
+                _lower_module(lowering, found, node, layer)
             elif isinstance(layer, WeightQuantized):
                 lowering.layer(node, layer)
             else:
@@ -72,6 +57,13 @@ def _calls_quantized(node: Node) -> bool:
 
 def _has_weights(layer: Quantized) -> bool:
     return isinstance(layer, WeightQuantized | ManyQuantized)
+
+
+def _lower_module(lowering: Lowering, found: Any, node: Node, layer: Quantized) -> None:
+    reason = found.why_not(node, layer)
+    if reason is not None:
+        raise GraphError(f"{node.target!r} ({type(layer).__name__}): {reason}")
+    found.lower(lowering, node, layer)
 
 
 def _lower_quantizer(lowering: Lowering, node: Node, quantizer: TensorQuantizer) -> None:
@@ -102,7 +94,7 @@ def _lower_input(lowering: Lowering, node: Node, layer: Quantized) -> None:
     quantizer = layer.input_quantizer
     if quantizer is None:
         return
-    source = node.all_input_nodes[0]
+    source, why = node.all_input_nodes[0], "explicit quantize and dequantize of its input"
     if is_on(quantizer):
         if quantizer.descriptor.is_dynamic:
             raise GraphError(
@@ -110,6 +102,5 @@ def _lower_input(lowering: Lowering, node: Node, layer: Quantized) -> None:
                 'has no integer form: give it another calibrator than "dynamic"'
             )
         value = lowering.activation(node, source, f"{node.target}_input_quantizer", quantizer)
-        node.replace_input_with(source, value)
+        lowering.rw.replace_input(node, source, value, why)
     quantizer.disable()
-    lowering.rw.edit(node, "explicit quantize and dequantize of its input")

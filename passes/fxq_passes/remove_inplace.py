@@ -31,7 +31,7 @@ class RemoveInplace(Pass):
             later = [user for user in written.users if user > node] if produces_tensor(written) else []
             new = _replace(rw, node)
             for user in later:
-                user.replace_input_with(written, new)
+                rw.replace_input(user, written, new, f"{new.name!r} no longer writes into {written.name!r}")
             if not new.users:
                 rw.erase(new, "nothing reads the result")
 

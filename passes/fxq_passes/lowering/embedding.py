@@ -13,45 +13,46 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from fxq import GraphError
+from fxq import GraphError, lowers
 from fxq.nn import QParams, QuantEmbedding
-from fxq_passes.lowering.hand_out import hand_out
 from fxq_passes.lowering.qdq import Lowering, is_on
 from fxq_passes.lowering.stored_weights import bits_of, integer_codes
 
 
-def lower_embedding(lowering: Lowering, node: Node, layer: QuantEmbedding) -> None:
-    """Replace a call of ``layer`` by a look-up in its stored integer table.
+@lowers(QuantEmbedding)
+class LowerEmbedding:
+    """Look rows up in a stored integer table."""
 
-    Raises:
-        GraphError: the table changes as it is read (``max_norm``), or has a format that cannot be looked up.
-    """
-    reason = why_not_embedding(layer)
-    if reason is not None:
-        raise GraphError(f"{node.target!r} (QuantEmbedding): {reason}")
-    indices = node.args[0] if node.args else node.kwargs["input"]
-    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
-    # A table that is also the weight of a linear layer is stored once.
-    path = f"{lowering.stored.setdefault((id(layer.weight), id(quantizer)), str(node.target))}.weight"
-    if not is_on(quantizer):
-        table = lowering.rw.read_tensor(node, path, weight)
-        lowering.rw.call_instead(node, functional.embedding, (indices, table), {}, "look-up in a stored table")
-        return
-    found = quantizer.qparams()
-    if found.block_size is not None or bits_of(found) is None:
-        raise GraphError(
-            f"{node.target!r} (QuantEmbedding): in ONNX a table has one symmetric integer range per row, column or "
-            f"tensor, not {quantizer.descriptor}: give its rule a weight descriptor such as QuantDescriptor(axis=0)"
-        )
-    look_up = _LookUp(lowering, node, indices, path)
-    hand_out(lowering.rw, node, look_up.write(weight, found), "look-up in a stored integer table")
+    def why_not(self, node: Node, module: Any) -> str | None:
+        """Return that the table changes as it is read, if so."""
+        if module.max_norm is not None:
+            return (
+                "max_norm changes the table as it is read, which a file cannot hold: apply it once and set it to None"
+            )
+        return None
 
+    def lower(self, lowering: Lowering, node: Node, layer: QuantEmbedding) -> None:
+        """Replace a call of ``layer`` by a look-up.
 
-def why_not_embedding(layer: Any) -> str | None:
-    """Return why an embedding has no lowered form, None if it has one."""
-    if layer.max_norm is not None:
-        return "max_norm changes the table as it is read, which a file cannot hold: apply it once and set it to None"
-    return None
+        Raises:
+            GraphError: the table has a format that cannot be looked up.
+        """
+        indices = node.args[0] if node.args else node.kwargs["input"]
+        quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+        # A table that is also the weight of a linear layer is stored once.
+        path = f"{lowering.stored.setdefault((id(layer.weight), id(quantizer)), str(node.target))}.weight"
+        if not is_on(quantizer):
+            table = lowering.rw.read_tensor(node, path, weight)
+            lowering.rw.call_instead(node, functional.embedding, (indices, table), {}, "look-up in a stored table")
+            return
+        found = quantizer.qparams()
+        if found.block_size is not None or bits_of(found) is None:
+            raise GraphError(
+                f"{node.target!r} (QuantEmbedding): in ONNX a table has one symmetric integer range per row, column or "
+                f"tensor, not {quantizer.descriptor}: give its rule a weight descriptor such as QuantDescriptor(axis=0)"
+            )
+        look_up = _LookUp(lowering, node, indices, path)
+        lowering.rw.replace_by(node, look_up.write(weight, found), "look-up in a stored integer table")
 
 
 @dataclass
@@ -92,9 +93,7 @@ class _LookUp:
         return self.lowering.rw.read_tensor(self.node, place, tensor)
 
     def _insert(self, function: Any, *args: Any) -> Node:
-        new = self.lowering.rw.insert_call(self.node, function, args, like=self.node)
-        new.meta.pop("val", None)  # that of the result
-        return new
+        return self.lowering.rw.insert_call(self.node, function, args, like=self.node)
 
 
 def _packed(codes: Tensor) -> Tensor:

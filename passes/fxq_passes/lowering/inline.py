@@ -18,32 +18,40 @@ from torch.fx.node import map_arg
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxq import GraphError, TensorQuantizer
+from fxq import GraphError, TensorQuantizer, lowers
 from fxq.graph.shape_proxy import item_of
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.trace import erase_dead_questions
-from fxq.nn import QParams, Quantized
+from fxq.nn import QParams, QuantGRUCell, Quantized, QuantLSTMCell, QuantMultiheadAttention, QuantRNNCell
 from fxq.quant import DYNAMIC_LINEAR, DYNAMIC_MATMUL
-from fxq_passes.lowering.hand_out import erase_unread, hand_out
 from fxq_passes.lowering.qdq import Lowering, is_on
-from fxq_passes.lowering.row_selection import select_rows
-from fxq_passes.lowering.stored_weights import is_linear_weight
+from fxq_passes.lowering.stored_weights import is_linear_weight, select_rows
 
 _MATMULS = (torch.matmul, operator.matmul)
 
 
-def lower_by_inlining(lowering: Lowering, node: Node, layer: Quantized) -> None:
-    """Replace a call of ``layer`` by the lowered operations of its forward.
+@lowers(QuantMultiheadAttention, QuantLSTMCell, QuantGRUCell, QuantRNNCell)
+class LowerByInlining:
+    """Write out attention and recurrent cells; the packed projection of attention becomes three.
 
-    Raises:
-        GraphError: shapes are not known.
+    Query, key and value that are one tensor with one range are quantized once. The gates of a cell stay in float.
     """
-    arguments = _arguments(node, layer)
-    graph = _traced(node, layer, arguments)
-    inliner = _Inliner(lowering, node, layer)
-    value = inliner.run(graph, arguments)
-    hand_out(lowering.rw, node, value, "written out, with explicit quantize and dequantize and stored integer weights")
-    erase_unread(lowering.rw, inliner.created)
+
+    def why_not(self, node: Node, module: Any) -> str | None:
+        """Return that the shapes are not known, if so."""
+        if any(producer.meta.get("val") is None for producer in node.all_input_nodes):
+            return "it is written out for the shapes of its inputs: give fxq.prepare() example_inputs"
+        return None
+
+    def lower(self, lowering: Lowering, node: Node, layer: Quantized) -> None:
+        """Replace a call of ``layer`` by the lowered operations of its forward."""
+        arguments = _arguments(node, layer)
+        graph = _traced(layer, arguments)
+        inliner = _Inliner(lowering, node, layer)
+        value = inliner.run(graph, arguments)
+        why = "written out, with explicit quantize and dequantize and stored integer weights"
+        lowering.rw.replace_by(node, value, why)
+        lowering.rw.erase_unread(inliner.created)
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,8 @@ class _Inliner:
     def _create(self, traced: Node, function: Any, args: Any, kwargs: Any = None) -> Node:
         key = (str(function), repr(args), repr(kwargs))
         if key not in self.written:
-            new = self.lowering.rw.insert_call(self.node, function, args, self.node, kwargs)
-            new.meta["val"] = traced.meta.get("val")
+            value = traced.meta.get("val")
+            new = self.lowering.rw.insert_call(self.node, function, args, self.node, kwargs, value)
             self.created.append(new)
             self.written[key] = new
         found: Node = self.written[key]
@@ -186,13 +194,8 @@ def _arguments(node: Node, layer: Quantized) -> dict[str, Any]:
     return bound.arguments
 
 
-def _traced(node: Node, layer: Quantized, arguments: dict[str, Any]) -> Graph:
+def _traced(layer: Quantized, arguments: dict[str, Any]) -> Graph:
     def example(argument: Node) -> Any:
-        if argument.meta.get("val") is None:
-            raise GraphError(
-                f"{node.target!r} ({type(layer).__name__}) is lowered for the shapes of its inputs: give fxq.prepare() "
-                "example_inputs"
-            )
         return pytree.tree_map_only(Tensor, _empty, argument.meta["val"])
 
     tracer = _InlineTracer(inputs=map_arg(arguments, example))

@@ -37,8 +37,10 @@ class Lowering:
         scale = self.rw.read_tensor(before, f"{path}.scale", found.step)
         zero = self.rw.read_tensor(before, f"{path}.zero_point", found.zero_point.to(found.dtype))
         args = (source, scale, zero, found.axis, found.lo, found.hi, found.dtype)
-        codes = self.rw.insert_call(before, QUANTIZE, args, like=source)
-        return self.rw.insert_call(before, DEQUANTIZE, (codes, scale, zero, found.axis, dtype), like=source)
+        codes = self.rw.insert_call(before, QUANTIZE, args, like=source, value=value)
+        return self.rw.insert_call(
+            before, DEQUANTIZE, (codes, scale, zero, found.axis, dtype), like=source, value=value
+        )
 
     def weight_value(self, node: Node, path: str, weight: Tensor, found: QParams, dtype: torch.dtype) -> Node:
         """Store the codes of ``weight`` at ``path`` and insert, before ``node``, what makes floats of them."""

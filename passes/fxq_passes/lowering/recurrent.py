@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fxq import GraphError
+from fxq import GraphError, lowers
 from fxq.graph import shape_of
 from fxq.nn import QParams, QuantGRU, QuantLSTM, QuantRNN, Weight
 from fxq.nn.quantized_layer import quantizer_name
 from fxq.quant import DYNAMIC_LSTM_LAYER, GRU_LAYER, LSTM_LAYER, RNN_LAYER
-from fxq_passes.lowering.hand_out import erase_unread, hand_out
 from fxq_passes.lowering.qdq import Lowering, is_on
-from fxq_passes.lowering.row_selection import select_rows
-from fxq_passes.lowering.stored_weights import integer_codes, is_linear_weight
+from fxq_passes.lowering.stored_weights import integer_codes, is_linear_weight, select_rows
 
 Recurrent = QuantLSTM | QuantGRU | QuantRNN
 
@@ -30,31 +28,32 @@ Recurrent = QuantLSTM | QuantGRU | QuantRNN
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
 
 
-def lower_recurrent(lowering: Lowering, node: Node, layer: Recurrent) -> None:
-    """Replace a call of ``layer`` by one operator for each of its layers.
+@lowers(QuantLSTM, QuantGRU, QuantRNN)
+class LowerRecurrent:
+    """Write one operator for each layer."""
 
-    Raises:
-        GraphError: no operator computes it: a projection, a packed sequence, or ranges of hidden states that were
-            fixed by calibration.
-    """
-    reason = why_not_recurrent(node, layer)
-    if reason is not None:
-        raise GraphError(f"{node.target!r} ({type(layer).__name__}): {reason}")
-    call = _Call(lowering, node, layer, _is_dynamic(node, layer))
-    value = call.write()
-    kind = "integers, with ranges found as it runs" if call.is_dynamic else "stored integer weights, computed in float"
-    hand_out(lowering.rw, node, value, f"layers on {kind}")
-    erase_unread(lowering.rw, call.created)
+    def why_not(self, node: Node, module: Any) -> str | None:
+        """Return that no operator computes it: a projection, or a packed sequence."""
+        if module.proj_size:
+            return "the recurrent operators of ONNX have no projection: use proj_size=0, or leave it in float"
+        value = node.all_input_nodes[0].meta.get("val")
+        if value is not None and not isinstance(value, Tensor):
+            return "the recurrent operators take tensors, not packed sequences: pad them, or leave it in float"
+        return None
 
+    def lower(self, lowering: Lowering, node: Node, layer: Recurrent) -> None:
+        """Replace a call of ``layer`` by its operators.
 
-def why_not_recurrent(node: Node, layer: Any) -> str | None:
-    """Return why a call of an LSTM, GRU or RNN has no lowered form, None if it has one."""
-    if layer.proj_size:
-        return "the recurrent operators of ONNX have no projection: use proj_size=0, or leave it in float"
-    value = node.all_input_nodes[0].meta.get("val")
-    if value is not None and not isinstance(value, Tensor):
-        return "the recurrent operators take tensors, not packed sequences: pad them, or leave it in float"
-    return None
+        Raises:
+            GraphError: it has ranges of hidden states that were fixed by calibration.
+        """
+        call = _Call(lowering, node, layer, _is_dynamic(node, layer))
+        value = call.write()
+        on = (
+            "integers, with ranges found as it runs" if call.is_dynamic else "stored integer weights, computed in float"
+        )
+        lowering.rw.replace_by(node, value, f"layers on {on}")
+        lowering.rw.erase_unread(call.created)
 
 
 @dataclass
@@ -205,7 +204,6 @@ class _Call:
 
     def _insert(self, function: Any, *args: Any) -> Node:
         new = self.lowering.rw.insert_call(self.node, function, args, like=self.node)
-        new.meta.pop("val", None)  # that of the whole call
         self.created.append(new)
         return new
 

@@ -3,6 +3,8 @@
 ``q = clamp(round(w / step) + zero_point, lo, hi)``, in the smallest dtype that holds them.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -31,3 +33,17 @@ def bits_of(found: QParams) -> int | None:
 def is_linear_weight(found: QParams, channel_axis: int = 0) -> bool:
     """Return whether DYNAMIC_LINEAR takes it: symmetric int8 with one step a channel, or one in all."""
     return bits_of(found) is not None and found.block_size is None and found.axis in (None, channel_axis)
+
+
+def select_rows(found: QParams, rows: Tensor) -> QParams:
+    """Return the parameters of the weight that has the given rows (dimension 0) of the one with parameters ``found``.
+
+    Args:
+        found: of a weight of two dimensions or more.
+        rows: indices, in the order of the result.
+    """
+    has_steps_by_row = found.block_size is not None or found.axis in (0, -2)
+    if not has_steps_by_row or not found.step.dim():
+        return found
+    rows = rows.to(found.step.device)
+    return dataclasses.replace(found, step=found.step[rows], zero_point=found.zero_point[rows])

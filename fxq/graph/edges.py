@@ -1,0 +1,50 @@
+"""Who reads what: the changes of arguments that the Rewriter makes. Nobody else calls these."""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from fxq.graph.match import Edge, input_edges
+
+
+def read_instead(edge: Edge, new: Node) -> None:
+    """Let one argument of the edge's consumer read ``new``; other arguments that read the same producer stay."""
+    positions = iter(range(len(input_edges(edge.consumer))))
+
+    def swap(node: Node) -> Node:
+        return new if next(positions) == edge.position else node
+
+    args, kwargs = map_arg((edge.consumer.args, edge.consumer.kwargs), swap)
+    edge.consumer.args, edge.consumer.kwargs = args, kwargs
+
+
+def hand_over(node: Node, value: Any) -> Iterator[Node]:
+    """Let the readers of ``node`` read ``value``, nodes in its structure; yield those that took an item out of it."""
+    if isinstance(value, Node):
+        if "val" in node.meta:
+            value.meta["val"] = node.meta["val"]  # what is lowered next asks for shapes
+        node.replace_all_uses_with(value)
+        return
+    for reader in list(node.users):
+        if reader.target is operator.getitem and isinstance(index := reader.args[1], int):
+            yield from hand_over(reader, value[index])
+            yield reader
+        else:
+            reader.args, reader.kwargs = map_arg(
+                (reader.args, reader.kwargs), lambda other: value if other is node else other
+            )
+
+
+def inherited_meta(node: Node) -> dict[str, Any]:
+    """Return the meta of ``node`` that also holds for a node inserted behind it: no plans."""
+    return {key: value for key, value in node.meta.items() if not key.startswith("fxq_")}
+
+
+def last_of_kind(producer: Node) -> Node:
+    """Return the last placeholder for a placeholder: FX keeps them together at the top."""
+    while producer.op == "placeholder" and producer.next.op == "placeholder":
+        producer = producer.next
+    return producer

@@ -1,0 +1,100 @@
+"""One pair of hands: nothing but the Rewriter, and what makes graphs in the first place, changes an FX graph."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Where a graph may be changed, and why there.
+ALLOWED = {
+    "fxq/graph/rewriter.py": "the hands",
+    "fxq/graph/edges.py": "the hands: how readers change over",
+    "fxq/graph/plan.py": "keeps plans in the meta of nodes",
+    "fxq/graph/trace.py": "the front end makes graphs",
+    "fxq/graph/shape_tracer.py": "the front end makes graphs",
+    "fxq/graph/moved.py": "brings traced values where the model is now",
+    "fxq/state.py": "keeps what fxq remembers in the meta of graph modules",
+    "fxq/conversion.py": "copies a graph module without that meta",
+    "fxq/export/capture.py": "writes scopes into a copy that only torch.export sees",
+    "fxq/export/clean.py": "ONNX graphs, which are exported for good",
+    "fxq/export/hidden_clamps.py": "ONNX graphs",
+    "fxq/export/stored_weights.py": "ONNX graphs",
+}
+METHODS = {
+    "replace_all_uses_with", "replace_input_with", "erase_node", "create_node", "call_function", "call_method",
+    "call_module", "get_attr", "placeholder", "node_copy", "graph_copy", "inserting_before", "inserting_after",
+    "update_arg", "update_kwarg", "insert_arg", "prepend", "append_node", "eliminate_dead_code",
+}  # fmt: skip
+ATTRIBUTES = {"args", "kwargs", "meta", "target", "op"}
+DICT_METHODS = {"pop", "update", "setdefault", "clear"}
+
+
+def changes(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and what looks like a change of an FX graph."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            if node.func.attr in METHODS:
+                yield node.lineno, f".{node.func.attr}()"
+            if node.func.attr in DICT_METHODS and isinstance(owner, ast.Attribute) and owner.attr == "meta":
+                yield node.lineno, f".meta.{node.func.attr}()"
+        targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else []
+        if isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        for target in (leaf for one in targets for leaf in ast.walk(one)):
+            where = target.value if isinstance(target, ast.Subscript) else target
+            is_set = target is not where or isinstance(getattr(where, "ctx", None), ast.Store)
+            if isinstance(where, ast.Attribute) and where.attr in ATTRIBUTES and is_set and not _is_self(where.value):
+                yield target.lineno, f".{where.attr} = ..."
+
+
+def _is_self(owner: ast.expr) -> bool:
+    return isinstance(owner, ast.Name) and owner.id == "self"
+
+
+def sources() -> list[str]:
+    files = [*ROOT.glob("fxq/**/*.py"), *ROOT.glob("passes/**/*.py")]
+    return sorted(file.relative_to(ROOT).as_posix() for file in files)
+
+
+def test_graphs_are_changed_by_the_rewriter_alone() -> None:
+    found = [
+        f"{source}:{line}: {what}"
+        for source in sources()
+        if source not in ALLOWED
+        for line, what in changes(ast.parse((ROOT / source).read_text()))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("source", ALLOWED)
+def test_what_is_allowed_to_change_graphs_does(source: str) -> None:
+    assert list(changes(ast.parse((ROOT / source).read_text()))), f"{source} changes no graph: take it off the list"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "node.replace_all_uses_with(other)",
+        "rw.gm.graph.erase_node(node)",
+        "gm.graph.call_function(torch.relu, (x,))",
+        "node.args = ()",
+        "reader.args, reader.kwargs = args, kwargs",
+        "node.meta['val'] = value",
+        "del node.meta['val']",
+        "node.meta.pop('val', None)",
+        "node.target = 'gone'",
+    ],
+)
+def test_a_change_is_seen(code: str) -> None:
+    assert list(changes(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code", ["self.args = 1", "value = node.args[0]", "metas['val'] = 1", "rw.replace_input(a, b)"]
+)
+def test_what_changes_nothing_is_not_taken_for_a_change(code: str) -> None:
+    assert not list(changes(ast.parse(code)))
