@@ -13,9 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import named_leaves
 from fxq.graph.match import is_quantizer
-from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, QUANTIZE
-
-_EXACT = (QUANTIZE, DEQUANTIZE, DEQUANTIZE_LOW_BIT)
+from fxq.quant import LOWERED_OPS
 
 # Two units in the last place of the largest value; a float32 convolution in another order is off by about as much.
 UNITS_IN_THE_LAST_PLACE = 2.0
@@ -33,7 +31,9 @@ class _Noisy(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        exact = n.op not in ("call_function", "call_module", "call_method") or n.target in _EXACT or is_quantizer(n)
+        row = LOWERED_OPS.get(n.target)
+        computes = n.op in ("call_function", "call_module", "call_method")
+        exact = not computes or is_quantizer(n) or (row is not None and row.is_exact)
         return result if exact else pytree.tree_map_only(Tensor, self._moved, result)
 
     def _moved(self, result: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.export import Dim
 from fxq.compare.outputs import evaluated
 from fxq.errors import ExportError
 from fxq.export.translate import translation_table
-from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, QUANTIZE
+from fxq.quant import lowered_kind
 
 BATCH = "batch"
 # The attribute that holds the graph in the exported module, hence the prefix of every parameter's name.
@@ -76,17 +76,18 @@ def scope_of(node: fx.Node) -> str:
     """
     if node.op == "call_module":
         return str(node.target)
-    if node.target in (DEQUANTIZE, DEQUANTIZE_LOW_BIT) and _is_stored(node.args[0]):
+    found = lowered_kind(node.target)
+    if found == "dequantize" and _is_stored(node.args[0]):
         return str(node.args[0].target)
-    if node.target in (QUANTIZE, DEQUANTIZE):
+    if found in ("quantize", "dequantize"):
         return _parent(node.args[1]) or node.name
     if node.op == "call_function" and len(node.args) > 1:
         weight = node.args[1]
-        if isinstance(weight, fx.Node) and weight.target in (DEQUANTIZE, DEQUANTIZE_LOW_BIT):
+        if isinstance(weight, fx.Node) and lowered_kind(weight.target) == "dequantize":
             weight = weight.args[0]
             if _parent(weight):
                 return _parent(weight)
-        elif node.target in (DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER) and _parent(weight):
+        elif found == "dynamic" and _parent(weight):
             return _parent(weight)
     stack = node.meta.get("nn_module_stack") or {}
     return str(list(stack.values())[-1][0] if stack else "") or node.name

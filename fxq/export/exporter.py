@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,8 @@ from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
 from fxq.graph.kinds import produces_values
-from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, DYNAMIC_MATMUL, QUANTIZE
+from fxq.quant import LOWERED_OPS
 
-# How many nodes of the file that quantize, dequantize and quantize on the fly an operator becomes.
-_OP_COUNTS = {
-    QUANTIZE: (1, 0, 0),
-    DEQUANTIZE: (0, 1, 0),
-    DEQUANTIZE_LOW_BIT: (0, 1, 0),
-    DYNAMIC_LINEAR: (0, 0, 1),
-    DYNAMIC_MATMUL: (0, 0, 2),
-    DYNAMIC_LSTM_LAYER: (0, 0, 1),
-}
 DEFAULT_OPTIONS = ExportOptions()
 
 
@@ -135,13 +127,13 @@ def _build(reference: Reference, options: ExportOptions) -> ir.Model:
 
 
 def _check_count(gm: fx.GraphModule, model: ir.Model) -> None:
-    live = [_OP_COUNTS[node.target] for node in gm.graph.nodes if node.users and node.target in _OP_COUNTS]
-    expected, found = tuple(map(sum, zip(*live, strict=True))) or (0, 0, 0), count_ops(model)
+    rows = [LOWERED_OPS[node.target] for node in gm.graph.nodes if node.users and node.target in LOWERED_OPS]
+    names = {name for row in LOWERED_OPS.values() for name in row.writes}
+    expected = Counter(name for row in rows for name in row.writes)
+    found = Counter(node.op_type for node in model.graph if node.op_type in names)
     if expected != found:
-        raise ExportError(
-            f"the graph has {expected[0]} quantize, {expected[1]} dequantize and {expected[2]} dynamic operators, the "
-            f"ONNX model {found[0]}, {found[1]} and {found[2]}: an export step folded or copied quantizers"
-        )
+        counts = ", ".join(f"{found[name]} {name} for {expected[name]}" for name in sorted(expected | found))
+        raise ExportError(f"the ONNX model has {counts} of the graph: an export step folded or copied quantizers")
 
 
 def _save(model: ir.Model, path: Path, external_data_threshold: int) -> None:

@@ -7,11 +7,14 @@ their axis where the target reads it; blocks have a scale each. What a target ad
 Source: ONNX QuantizeLinear and DequantizeLinear; TensorRT, "Working with quantized types", explicit quantization.
 """
 
+from collections import Counter
+
 import numpy as np
 import onnx_ir as ir
 
 from fxq.export.dynamic_rules import broken, check_dynamic_lstm, check_matmul_integer, dtype_name
 from fxq.export.options import ExportRules
+from fxq.quant import LOWERED_OPS
 
 
 def check_qdq(model: ir.Model, rules: ExportRules) -> None:
@@ -35,9 +38,15 @@ def check_qdq(model: ir.Model, rules: ExportRules) -> None:
 
 def count_ops(model: ir.Model) -> tuple[int, int, int]:
     """Return the number of nodes that quantize, that dequantize, and that quantize on the fly."""
-    kinds = [node.op_type for node in model.graph]
-    dynamic = kinds.count("DynamicQuantizeLinear") + kinds.count("DynamicQuantizeLSTM")
-    return kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear"), dynamic
+    written = Counter(node.op_type for node in model.graph)
+    quantize, dequantize, dynamic = (
+        sum(written[name] for name in _written_by(kind)) for kind in ("quantize", "dequantize", "dynamic")
+    )
+    return quantize, dequantize, dynamic
+
+
+def _written_by(kind: str) -> set[str]:
+    return {name for row in LOWERED_OPS.values() if row.kind == kind for name in row.writes}
 
 
 def _check_params(node: ir.Node, must_be_zero: bool) -> None:

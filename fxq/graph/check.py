@@ -10,8 +10,7 @@ LOWERED     no quantizer is left; a quantize is read by dequantizes only, a dequ
             integer weights, and their steps, are stored tensors.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 
 from torch.fx import GraphModule, Node
 
@@ -23,14 +22,10 @@ from fxq.graph.plan import inserted_for, planned_inputs, plans_by_module
 from fxq.nn import Quantized
 from fxq.nn.quantized_layer import quantizer_name
 from fxq.nn.tensor_quantizer import TensorQuantizer
-from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, DYNAMIC_LSTM_LAYER, QUANTIZE
+from fxq.quant import DEQUANTIZE, LOWERED_OPS, QUANTIZE
 from fxq.stage import Stage
 
 _MOST_SHOWN = 5
-# Which arguments are codes or steps of weights.
-_STORED: Mapping[object, tuple[int, ...]] = MappingProxyType(
-    {DEQUANTIZE_LOW_BIT: (0, 1), DYNAMIC_LINEAR: (1, 2), DYNAMIC_LSTM_LAYER: (1, 2, 3, 4)}
-)
 _WITH_ARTICLE = {"identity": "an identity", "dropout": "a dropout"}
 
 
@@ -151,7 +146,8 @@ def _lowered(gm: GraphModule) -> Iterator[str]:
             source = node.all_input_nodes[0]
             if source.target is not QUANTIZE and source.op != "get_attr" and produces_tensor(source):
                 yield f"dequantize {node.name!r} reads {source.name!r}, neither a quantize nor a stored tensor"
-        for position in _STORED.get(node.target, ()):
+        row = LOWERED_OPS.get(node.target)
+        for position in row.stored if row else ():
             weight = node.args[position]
             if not isinstance(weight, Node) or weight.op != "get_attr":
                 yield f"argument {position} of {node.name!r} is a weight, and {weight} is no stored tensor"

@@ -14,12 +14,15 @@ from fxq.quant.descriptor import (
     QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR,
     QuantDescriptor,
 )
-from fxq.quant.dynamic_ops import DYNAMIC_LINEAR, DYNAMIC_MATMUL
 from fxq.quant.float8 import e4m3_quant, fake_e4m3_quant
-from fxq.quant.low_bit_ops import DEQUANTIZE_LOW_BIT
+from fxq.quant.ops import LOWERED_OPS, lowered_kind
+from fxq.quant.ops.dynamic import DYNAMIC_LINEAR, DYNAMIC_MATMUL
+from fxq.quant.ops.dynamic_lstm import DYNAMIC_LSTM_LAYER
+from fxq.quant.ops.low_bit import DEQUANTIZE_LOW_BIT
+from fxq.quant.ops.lowered_op import LoweredOp
+from fxq.quant.ops.quantize import DEQUANTIZE, QUANTIZE
+from fxq.quant.ops.recurrent import GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from fxq.quant.qconfig import QConfig, Rule
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
-from fxq.quant.recurrent_ops import DYNAMIC_LSTM_LAYER, GRU_LAYER, LSTM_LAYER, RNN_LAYER
 
 __all__ = [
     "DEQUANTIZE",
@@ -28,6 +31,7 @@ __all__ = [
     "DYNAMIC_LSTM_LAYER",
     "DYNAMIC_MATMUL",
     "GRU_LAYER",
+    "LOWERED_OPS",
     "LSTM_LAYER",
     "QUANTIZE",
     "QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL",
@@ -40,6 +44,7 @@ __all__ = [
     "QUANT_DESC_8BIT_PER_TENSOR",
     "QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR",
     "RNN_LAYER",
+    "LoweredOp",
     "QConfig",
     "QuantDescriptor",
     "Rule",
@@ -48,5 +53,6 @@ __all__ = [
     "fake_affine_tensor_quant",
     "fake_e4m3_quant",
     "fake_tensor_quant",
+    "lowered_kind",
     "tensor_quant",
 ]

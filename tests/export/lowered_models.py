@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.quant import DEQUANTIZE, QUANTIZE
 
 FUNCTIONS = {nn.Conv2d: F.conv2d, nn.Linear: F.linear, nn.ConvTranspose2d: F.conv_transpose2d}
 KEYWORDS = {

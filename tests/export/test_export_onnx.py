@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from fxq.export import ExportOptions, ExportRules, export_onnx
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.quant import DEQUANTIZE, QUANTIZE
 from fxq.runtimes import get_runtime
 
 STATIC = ExportOptions(dynamic_batch=False)

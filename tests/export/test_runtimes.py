@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxq.errors import InputError
 from fxq.export import ExportOptions, ExportRules, export_onnx
-from fxq.quant.qdq_ops import DEQUANTIZE, QUANTIZE
+from fxq.quant import DEQUANTIZE, QUANTIZE
 from fxq.runtimes import count_kinds, get_runtime
 from fxq.runtimes.tensorrt_rtx import weighted_ops
 

@@ -7,11 +7,19 @@ float8 e4m3 codes are floats: ``q = e4m3(clamp(x / scale, quant_min, quant_max))
 ``scale`` is the step as ONNX counts it (amax / hi). They are custom operators, so that tracing and exporting keep
 each of them as one node whatever they compute inside. They have no gradient: a lowered graph is for inference.
 
+In ONNX, QuantizeLinear saturates at the ends of its dtype only. Codes that use less of it (4 bits in an int8) get a
+Clip in front, at the values of the outermost codes, so that every runtime computes the same.
+
 Importing this module registers them. Source: ONNX QuantizeLinear and DequantizeLinear.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from fxq.quant.ops.lowered_op import LoweredOp
 
 CODE_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.float8_e4m3fn)
 
@@ -76,5 +84,32 @@ def _along(param: Tensor, rank: int, axis: int | None) -> Tensor:
     return param.reshape(shape)
 
 
+def _quantize_in_onnx(op: Any) -> Callable[..., Any]:
+    from fxq.quant.ops.onnx_terms import axis_of, cast, clip_to_codes  # noqa: PLC0415 - see LoweredOp.translation
+
+    def translated(  # noqa: PLR0913 - the signature of the operator
+        x: Any, scale: Any, zero_point: Any, axis: int | None, quant_min: int, quant_max: int, dtype: int
+    ) -> Any:
+        scale, zero_point = cast(op, scale, x.dtype), cast(op, zero_point, dtype)
+        x = clip_to_codes(op, x, (scale, zero_point, axis), (quant_min, quant_max), dtype)
+        return op.QuantizeLinear(x, scale, zero_point, **axis_of(axis))
+
+    return translated
+
+
+def _dequantize_in_onnx(op: Any) -> Callable[..., Any]:
+    from fxq.quant.ops.onnx_terms import axis_of, cast  # noqa: PLC0415 - see LoweredOp.translation
+
+    def translated(q: Any, scale: Any, zero_point: Any, axis: int | None, out_dtype: int) -> Any:
+        scale, zero_point = cast(op, scale, out_dtype), cast(op, zero_point, q.dtype)
+        return op.DequantizeLinear(q, scale, zero_point, **axis_of(axis))
+
+    return translated
+
+
 QUANTIZE = torch.ops.fxq.quantize.default
 DEQUANTIZE = torch.ops.fxq.dequantize.default
+ROWS = (
+    LoweredOp(QUANTIZE, "quantize", _quantize_in_onnx, is_exact=True, writes=("QuantizeLinear",)),
+    LoweredOp(DEQUANTIZE, "dequantize", _dequantize_in_onnx, is_exact=True, writes=("DequantizeLinear",)),
+)

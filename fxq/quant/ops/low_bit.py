@@ -7,8 +7,13 @@ the last block of which may be shorter.
 It has no gradient. Importing this module registers it. Source: ONNX DequantizeLinear 21 (blocked, INT4).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from fxq.quant.ops.lowered_op import LoweredOp
 
 
 @torch.library.custom_op(
@@ -44,4 +49,26 @@ def _fake_dequantize_low_bit(
     return torch.empty_like(codes, dtype=out_dtype)
 
 
+def _in_onnx(op: Any) -> Callable[..., Any]:
+    from fxq.quant.ops.onnx_terms import INT4, cast  # noqa: PLC0415 - see LoweredOp.translation
+
+    def translated(codes: Any, step: Any, bits: int, axis: int, block_size: int | None, out_dtype: int) -> Any:
+        packed = op.Cast(codes, to=INT4) if bits <= 4 else codes  # taken into the stored tensor later
+        block = {} if block_size is None else {"block_size": block_size}
+        return op.DequantizeLinear(packed, cast(op, step, out_dtype), axis=axis, **block)
+
+    return translated
+
+
 DEQUANTIZE_LOW_BIT = torch.ops.fxq.dequantize_low_bit.default
+ROWS = (
+    LoweredOp(
+        DEQUANTIZE_LOW_BIT,
+        "dequantize",
+        _in_onnx,
+        stored=(0, 1),
+        is_exact=True,
+        opset=21,
+        writes=("DequantizeLinear",),
+    ),
+)

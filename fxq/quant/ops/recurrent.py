@@ -12,15 +12,14 @@ Importing this module registers them. Source: ONNX operators LSTM, GRU and RNN.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxq.quant.dynamic_ops import integer_product
-
-# Of what W x and the state (hidden, cell) are, the next state.
-Cell = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+from fxq.quant.ops.lowered_op import LoweredOp
+from fxq.quant.ops.recurrent_steps import Cell, SteppedLayer, fake_layer, lstm_gates
 
 
 @torch.library.custom_op(
@@ -39,7 +38,7 @@ def lstm_layer(
         bias: (D, 8 H), that of ``weight`` and then that of ``recurrent``.
         h0, c0: (D, batch, H).
     """
-    layer = _Layer(x, h0, c0)
+    layer = SteppedLayer(x, h0, c0)
     for direction in range(len(h0)):
         w, r, b = (part[direction].float() for part in (weight, recurrent, bias))
         layer.run(direction, F.linear(x.float(), w, b[: len(w)]), _lstm_cell(r, b[len(w) :]))
@@ -53,7 +52,7 @@ def lstm_layer(
 )
 def gru_layer(x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
     """Return the hidden states and the last one; :func:`lstm_layer`, with the gates update, reset, hidden."""
-    layer = _Layer(x, h0, h0)
+    layer = SteppedLayer(x, h0, h0)
     for direction in range(len(h0)):
         w, r, b = (part[direction].float() for part in (weight, recurrent, bias))
         layer.run(direction, F.linear(x.float(), w, b[: len(w)]), _gru_cell(r, b[len(w) :]))
@@ -69,90 +68,18 @@ def rnn_layer(
     x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, h0: Tensor, nonlinearity: str
 ) -> tuple[Tensor, Tensor]:
     """Return the hidden states and the last one; :func:`lstm_layer`, with one gate. ``nonlinearity``: tanh or relu."""
-    layer = _Layer(x, h0, h0)
+    layer = SteppedLayer(x, h0, h0)
     for direction in range(len(h0)):
         w, r, b = (part[direction].float() for part in (weight, recurrent, bias))
         layer.run(direction, F.linear(x.float(), w, b[: len(w)]), _rnn_cell(r, b[len(w) :], nonlinearity))
     return layer.results(x.dtype)[:2]
 
 
-@torch.library.custom_op(
-    "fxq::dynamic_lstm_layer",
-    mutates_args=(),
-    schema="(Tensor x, Tensor codes, Tensor recurrent_codes, Tensor steps, Tensor recurrent_steps, Tensor bias, "
-    "Tensor h0, Tensor c0) -> (Tensor, Tensor, Tensor)",
-)
-def dynamic_lstm_layer(  # noqa: PLR0913 - the inputs of com.microsoft.DynamicQuantizeLSTM
-    x: Tensor,
-    codes: Tensor,
-    recurrent_codes: Tensor,
-    steps: Tensor,
-    recurrent_steps: Tensor,
-    bias: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`lstm_layer` on integers, as ONNX Runtime's DynamicQuantizeLSTM computes it.
-
-    ``x`` is quantized as one tensor, all time steps together; the hidden state is quantized anew in each step, with
-    the range of the whole batch. (ONNX Runtime with several threads takes the range over each thread's samples.)
-
-    Args:
-        codes, recurrent_codes: int8, (D, in, 4 H) and (D, H, 4 H): transposed, as that operator wants them.
-        steps, recurrent_steps: (D,) or (D, 4 H).
-    """
-    layer = _Layer(x, h0, c0)
-    for direction in range(len(h0)):
-        product, x_step = integer_product(x, codes[direction].T)
-        w_x = product * (x_step * steps[direction].float())
-        recurrent = (recurrent_codes[direction].T, recurrent_steps[direction].float())
-        layer.run(direction, w_x, _dynamic_lstm_cell(*recurrent, bias[direction].float()))
-    return layer.results(x.dtype)
-
-
-class _Layer:
-    """Steps a cell through time, in both directions, and collects what it gives."""
-
-    def __init__(self, x: Tensor, h0: Tensor, c0: Tensor) -> None:
-        directions, batch, hidden = h0.shape
-        self.start = h0.float(), c0.float()
-        self.hidden = torch.empty(len(x), directions, batch, hidden, device=x.device)
-        self.last_hidden, self.last_cell = torch.empty_like(self.start[0]), torch.empty_like(self.start[1])
-
-    def run(self, direction: int, w_x: Tensor, cell: Cell) -> None:
-        """Fill one direction; ``w_x``: (time, batch, G H), what the weight makes of the input, with its bias."""
-        state = (self.start[0][direction], self.start[1][direction])
-        times = range(len(w_x))
-        for time in reversed(times) if direction else times:
-            state = cell(w_x[time], state)
-            self.hidden[time, direction] = state[0]
-        self.last_hidden[direction], self.last_cell[direction] = state
-
-    def results(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        return self.hidden.to(dtype), self.last_hidden.to(dtype), self.last_cell.to(dtype)
-
-
 def _lstm_cell(recurrent: Tensor, bias: Tensor) -> Cell:
     def cell(w_x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return _lstm_gates(w_x + F.linear(state[0], recurrent, bias), state[1])
+        return lstm_gates(w_x + F.linear(state[0], recurrent, bias), state[1])
 
     return cell
-
-
-def _dynamic_lstm_cell(codes: Tensor, step: Tensor, bias: Tensor) -> Cell:
-    both = bias[: len(codes)] + bias[len(codes) :]
-
-    def cell(w_x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        product, h_step = integer_product(state[0], codes)
-        return _lstm_gates(w_x + product * (h_step * step) + both, state[1])
-
-    return cell
-
-
-def _lstm_gates(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    i, o, f, g = gates.chunk(4, dim=-1)
-    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
 def _gru_cell(recurrent: Tensor, bias: Tensor) -> Cell:
@@ -176,45 +103,59 @@ def _rnn_cell(recurrent: Tensor, bias: Tensor, nonlinearity: str) -> Cell:
     return cell
 
 
-def _fake_layer(x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-    directions, batch, hidden = h0.shape
-    return x.new_empty((x.shape[0], directions, batch, hidden)), x.new_empty(h0.shape)
-
-
 @lstm_layer.register_fake
 def _fake_lstm(
     x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, h0: Tensor, c0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return *_fake_layer(x, h0), x.new_empty(c0.shape)
+    return *fake_layer(x, h0), x.new_empty(c0.shape)
 
 
 @gru_layer.register_fake
 def _fake_gru(x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-    return _fake_layer(x, h0)
+    return fake_layer(x, h0)
 
 
 @rnn_layer.register_fake
 def _fake_rnn(
     x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, h0: Tensor, nonlinearity: str
 ) -> tuple[Tensor, Tensor]:
-    return _fake_layer(x, h0)
+    return fake_layer(x, h0)
 
 
-@dynamic_lstm_layer.register_fake
-def _fake_dynamic_lstm(  # noqa: PLR0913 - the signature of the operator
-    x: Tensor,
-    codes: Tensor,
-    recurrent_codes: Tensor,
-    steps: Tensor,
-    recurrent_steps: Tensor,
-    bias: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return *_fake_layer(x, h0), x.new_empty(c0.shape)
+def _lstm_in_onnx(op: Any) -> Callable[..., Any]:
+    def translated(x: Any, weight: Any, recurrent: Any, bias: Any, h0: Any, c0: Any) -> Any:
+        return op.LSTM(x, weight, recurrent, bias, None, h0, c0, **_sizes(recurrent))
+
+    return translated
+
+
+def _gru_in_onnx(op: Any) -> Callable[..., Any]:
+    def translated(x: Any, weight: Any, recurrent: Any, bias: Any, h0: Any) -> Any:
+        return op.GRU(x, weight, recurrent, bias, None, h0, linear_before_reset=1, **_sizes(recurrent))
+
+    return translated
+
+
+def _rnn_in_onnx(op: Any) -> Callable[..., Any]:
+    def translated(x: Any, weight: Any, recurrent: Any, bias: Any, h0: Any, nonlinearity: str) -> Any:
+        activations = [nonlinearity.capitalize()] * recurrent.shape[0]
+        return op.RNN(x, weight, recurrent, bias, None, h0, activations=activations, **_sizes(recurrent))
+
+    return translated
+
+
+def _sizes(recurrent: Any) -> dict[str, Any]:
+    from fxq.quant.ops.onnx_terms import direction_of  # noqa: PLC0415 - see LoweredOp.translation
+
+    directions, _, hidden = recurrent.shape
+    return {"hidden_size": hidden, "direction": direction_of(directions)}
 
 
 LSTM_LAYER = torch.ops.fxq.lstm_layer.default
 GRU_LAYER = torch.ops.fxq.gru_layer.default
 RNN_LAYER = torch.ops.fxq.rnn_layer.default
-DYNAMIC_LSTM_LAYER = torch.ops.fxq.dynamic_lstm_layer.default
+ROWS = (
+    LoweredOp(LSTM_LAYER, "float", _lstm_in_onnx),
+    LoweredOp(GRU_LAYER, "float", _gru_in_onnx),
+    LoweredOp(RNN_LAYER, "float", _rnn_in_onnx),
+)

@@ -6,11 +6,21 @@ products are exact; they are scaled back, and the bias is added, in float32.
 
 The range is that of all samples of the batch together, so what a sample gives depends on its company.
 
+In ONNX a linear layer is DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul(., Mul(step of x, step of weight)) ->
+Add. ONNX Runtime makes one DynamicQuantizeMatMul of them, per channel too, if the weight is stored as (in, out), the
+steps are multiplied first and the bias is the second operand of the Add (core/optimizer/matmul_integer_to_float.cc and
+dynamic_quantize_matmul_fusion.cc); the transposition written here is taken into the stored weight later.
+
 They have no gradient. Importing this module registers them. Source: ONNX DynamicQuantizeLinear and MatMulInteger.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from fxq.quant.ops.lowered_op import LoweredOp
 
 HI = 255
 
@@ -68,5 +78,35 @@ def _fake_dynamic_matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b)
 
 
+def _linear_in_onnx(op: Any) -> Callable[..., Any]:
+    from fxq.quant.ops.onnx_terms import FLOAT, cast  # noqa: PLC0415 - see LoweredOp.translation
+
+    def translated(x: Any, codes: Any, step: Any, bias: Any | None) -> Any:
+        x_codes, x_step, x_zero = op.DynamicQuantizeLinear(cast(op, x, FLOAT))
+        product = op.Cast(op.MatMulInteger(x_codes, op.Transpose(codes, perm=[1, 0]), x_zero), to=FLOAT)
+        result = op.Mul(product, op.Mul(x_step, cast(op, step, FLOAT)))
+        result = result if bias is None else op.Add(result, cast(op, bias, FLOAT))
+        return cast(op, result, x.dtype)
+
+    return translated
+
+
+def _matmul_in_onnx(op: Any) -> Callable[..., Any]:
+    from fxq.quant.ops.onnx_terms import FLOAT, cast  # noqa: PLC0415 - see LoweredOp.translation
+
+    def translated(a: Any, b: Any) -> Any:
+        a_codes, a_step, a_zero = op.DynamicQuantizeLinear(cast(op, a, FLOAT))
+        b_codes, b_step, b_zero = op.DynamicQuantizeLinear(cast(op, b, FLOAT))
+        product = op.Cast(op.MatMulInteger(a_codes, b_codes, a_zero, b_zero), to=FLOAT)
+        return cast(op, op.Mul(product, op.Mul(a_step, b_step)), a.dtype)
+
+    return translated
+
+
 DYNAMIC_LINEAR = torch.ops.fxq.dynamic_linear.default
 DYNAMIC_MATMUL = torch.ops.fxq.dynamic_matmul.default
+_ONE = "DynamicQuantizeLinear"
+ROWS = (
+    LoweredOp(DYNAMIC_LINEAR, "dynamic", _linear_in_onnx, stored=(1, 2), writes=(_ONE,)),
+    LoweredOp(DYNAMIC_MATMUL, "dynamic", _matmul_in_onnx, writes=(_ONE, _ONE)),
+)
