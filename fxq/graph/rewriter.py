@@ -15,7 +15,7 @@ from fxq.graph.match import Edge, input_edges, module_path
 from fxq.graph.memory import overwriting
 from fxq.graph.modules import add_module, find_module, free_path, only_holds, set_tensor
 from fxq.graph.settings import Settings
-from fxq.nn import QUANTIZED, InputQuantized, Quantized, WeightQuantized
+from fxq.nn import QUANTIZED, WeightQuantized
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.quant.qconfig import QConfig
 from fxq.record import Entry, Record
@@ -80,11 +80,13 @@ class Rewriter:
         """
         module = module_of(node) if node.op == "call_module" else None
         quantized = QUANTIZED.get(type(module))  # type: ignore[arg-type]
-        plan = plans.Plan(slot, descriptor, _role_inside(quantized, module, slot), self.pass_name, why)
+        plan = plans.Plan(slot, descriptor, plans.role_inside(quantized, module, slot), self.pass_name, why)
         if plans.plans_of(node).get(slot) == plan:
             return
         if quantized is None or module is None:
-            raise PassError(f"pass {self.pass_name!r} plans {slot!r} inside of {node.name!r}: {_why_none(module)}")
+            raise PassError(
+                f"pass {self.pass_name!r} plans {slot!r} inside of {node.name!r}: {plans.why_not_inside(module)}"
+            )
         slots = quantized.weight_slots(module)
         if not issubclass(quantized, WeightQuantized):  # the input of one that is stands in the graph: plan_input
             slots = [*slots, *quantized.activation_slots(module)]
@@ -119,13 +121,7 @@ class Rewriter:
         self._erase(node)
 
     def replace_by(self, node: Node, value: Any, why: str) -> None:
-        """Let the readers of ``node`` read ``value`` instead, and erase it.
-
-        Args:
-            node: a call that returns a tensor, or nested tuples of them.
-            value: what it returns, as nodes in the same structure.
-            why: the reason.
-        """
+        """Let the readers of ``node`` read ``value`` instead, nodes in the structure of what it returns; erase it."""
         self._note("edit", node, why)
         for reader in hand_over(node, value):
             self._erase_node(reader)
@@ -301,17 +297,3 @@ class Rewriter:
 
     def _note(self, action: str, node: Node, text: str) -> None:
         self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))
-
-
-def _role_inside(quantized: type[Quantized] | None, module: nn.Module | None, slot: str) -> str:
-    if quantized is None or module is None or slot in quantized.weight_slots(module):
-        return "weight"
-    return "input" if issubclass(quantized, InputQuantized) else "inside"
-
-
-def _why_none(module: nn.Module | None) -> str:
-    if module is None:
-        return "it calls no module; plan an input of it, or its output"
-    if isinstance(module, Quantized):
-        return f"{type(module).__name__} has its own quantizers: leave them, or hand prepare() the float module"
-    return f"fxq.nn.QUANTIZED has no quantized version of {type(module).__name__}"
