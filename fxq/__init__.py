@@ -27,6 +27,7 @@ from fxq.errors import (
 )
 from fxq.explain import explain
 from fxq.graph import Rewriter, check_graph
+from fxq.kinds import register_kind
 from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
 from fxq.quant import (
@@ -122,6 +123,7 @@ __all__ = [
     "quantize",
     "recipe",
     "register_fit",
+    "register_kind",
     "register_pass",
     "registered_passes",
     "runtimes",

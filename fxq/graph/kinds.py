@@ -1,116 +1,21 @@
-"""What a node computes, as one word: the vocabulary that targets, passes and reports share.
-
-Passes match kinds, not spellings. ``functional_to_module`` brings the spellings of one operation together first, so
-that the tables here need to know only the canonical one, and the many names of operations that only move data.
-"""
+"""What a node computes: the kinds of :mod:`fxq.kinds`, asked of nodes. Passes match kinds, not spellings."""
 
 import operator
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Node
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from fxq.graph.modules import find_module
+from fxq.kinds import ACTIVATIONS, METHOD_KINDS, MOVES_DATA, class_kind, own_kind
 from fxq.nn.tensor_quantizer import TensorQuantizer
 
-# Looked up along the class's bases, so that subclasses (QuantConv2d) are of their base's kind.
-MODULE_KINDS: Mapping[type[nn.Module], str] = MappingProxyType(
-    {
-        **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
-        **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "conv_transpose"),
-        nn.Linear: "linear",
-        **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), "batch_norm"),
-        **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), "max_pool"),
-        **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), "max_pool"),
-        **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), "avg_pool"),
-        **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), "adaptive_avg_pool"),
-        **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), "dropout"),
-        nn.FeatureAlphaDropout: "dropout",
-        nn.Identity: "identity",
-        nn.ReLU: "relu",
-        nn.ReLU6: "relu6",
-        nn.Hardtanh: "clip",
-        nn.SiLU: "silu",
-        nn.Hardswish: "hardswish",
-        nn.Hardsigmoid: "hardsigmoid",
-        nn.Sigmoid: "sigmoid",
-        nn.Tanh: "tanh",
-        nn.GELU: "gelu",
-        nn.LeakyReLU: "leaky_relu",
-        nn.PReLU: "prelu",
-        nn.ELU: "elu",
-        nn.Mish: "mish",
-        nn.Softmax: "softmax",
-        nn.LogSoftmax: "log_softmax",
-        nn.LayerNorm: "layer_norm",
-        nn.GroupNorm: "group_norm",
-        **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), "instance_norm"),
-        nn.Flatten: "reshape",
-        nn.Unflatten: "reshape",
-        nn.PixelShuffle: "reshape",
-        nn.PixelUnshuffle: "reshape",
-        nn.ChannelShuffle: "reshape",
-        nn.ZeroPad2d: "pad",
-        nn.Upsample: "resize",
-        nn.Embedding: "embedding",
-        nn.MultiheadAttention: "multihead_attention",
-        nn.LSTM: "lstm",
-        nn.GRU: "gru",
-        nn.RNN: "rnn",
-        nn.LSTMCell: "lstm_cell",
-        nn.GRUCell: "gru_cell",
-        nn.RNNCell: "rnn_cell",
-        TensorQuantizer: "quantizer",
-    }
-)
+__all__ = [
+    "ACTIVATIONS", "MOVES_DATA", "kind", "module_kind", "module_of", "produces_tensor", "produces_values", "shape_of",
+]  # fmt: skip
 
-FUNCTION_KINDS: Mapping[Callable[..., Any], str] = MappingProxyType(
-    {
-        operator.add: "add",
-        operator.sub: "sub",
-        operator.mul: "mul",
-        operator.truediv: "div",
-        torch.matmul: "matmul",
-        torch.cat: "cat",
-        torch.mean: "mean",
-        operator.getitem: "slice",
-        getattr: "getattr",
-        **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze), "reshape"),
-        **dict.fromkeys((torch.permute, torch.transpose, torch.swapaxes, torch.movedim, torch.t), "transpose"),
-        **dict.fromkeys((torch.chunk, torch.split, torch.unbind, torch.narrow), "slice"),
-        **dict.fromkeys((torch.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle), "reshape"),
-        F.pad: "pad",
-        F.interpolate: "resize",
-        F.scaled_dot_product_attention: "attention",
-        F.layer_norm: "layer_norm",
-        F.embedding: "embedding",
-    }
-)
-
-METHOD_KINDS: Mapping[str, str] = MappingProxyType(
-    {
-        **dict.fromkeys(
-            ("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "clone", "expand"), "reshape"
-        ),
-        **dict.fromkeys(("detach", "expand_as", "view_as", "reshape_as", "unflatten", "roll"), "reshape"),
-        **dict.fromkeys(("permute", "transpose", "swapaxes", "movedim", "t"), "transpose"),
-        **dict.fromkeys(("chunk", "split", "unbind", "narrow"), "slice"),
-        **dict.fromkeys(("size", "dim", "numel", "stride"), "shape"),
-        "mean": "mean",
-    }
-)
-
-# Operations that copy values to other places and compute none: a quantizer may move across them.
-MOVES_DATA = frozenset({"reshape", "transpose", "slice"})
-ACTIVATIONS = frozenset({
-    "relu", "relu6", "clip", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "leaky_relu", "prelu",
-    "elu", "mish",
-})  # fmt: skip
 # They produce tuples of tensors; an operator.getitem behind them takes one out.
 _TUPLE_MAKERS: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"})
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -122,7 +27,7 @@ def kind(node: Node) -> str:
     if node.op == "call_module":
         return module_kind(module_of(node))
     if node.op == "call_function":
-        return FUNCTION_KINDS.get(node.target, "other")  # type: ignore[arg-type]
+        return own_kind(node.target) or "other"
     if node.op == "call_method":
         return METHOD_KINDS.get(str(node.target), "other")
     return node.op
@@ -132,7 +37,9 @@ def module_kind(module: nn.Module) -> str:
     """Return the kind of the first class in the module's ancestry that has one, or "other"."""
     if isinstance(module, _ADAPTIVE):
         return "global_avg_pool" if _is_one(module.output_size) else "adaptive_avg_pool"
-    return next((MODULE_KINDS[base] for base in type(module).__mro__ if base in MODULE_KINDS), "other")
+    if isinstance(module, TensorQuantizer):
+        return "quantizer"
+    return class_kind(type(module)) or "other"
 
 
 def module_of(node: Node) -> nn.Module:

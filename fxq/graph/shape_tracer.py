@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fxq.graph.known_results import KnownResults
 from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
 from fxq.graph.trace_transformer import STACKS, plain_forward
+from fxq.kinds import is_registered
 
 # What a fake tensor cannot tell: the shape of nonzero(x), the number in x.item(), an operator without a shape rule.
 _NOT_KNOWABLE = (
@@ -81,7 +82,7 @@ class ShapeTracer(Tracer):
         if type(m) in STACKS:
             return False
         package = type(m).__module__.partition(".")[0]
-        return package == "fxq" or super().is_leaf_module(m, module_qualified_name)
+        return package == "fxq" or is_registered(type(m)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
