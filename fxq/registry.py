@@ -1,6 +1,7 @@
 """Names of passes, and the lowerings of modules: decorators, and the entry points of installed packages.
 
-Beside ``fxq.kinds`` this is the only module with state. Built-in passes come through the same entry-point group as everybody's.
+Beside ``fxq.kinds`` this is the only module with state. Built-in passes come through the same entry-point group as
+everybody's.
 """
 
 import dataclasses

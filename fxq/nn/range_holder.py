@@ -37,6 +37,9 @@ class RangeHolder(nn.Module):
                 self.register_buffer(name, None)
         if descriptor.amax is not None:
             self.amax = torch.tensor(descriptor.amax) * (descriptor.scale_amax or 1.0)
+        if descriptor.range is not None:
+            low, high = descriptor.range
+            self.range = low * (descriptor.scale_amax or 1.0), high * (descriptor.scale_amax or 1.0)
 
     @property
     def descriptor(self) -> QuantDescriptor:

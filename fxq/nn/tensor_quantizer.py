@@ -259,4 +259,4 @@ class TensorQuantizer(RangeHolder):
 
 
 def _needs_no_calibrator(descriptor: QuantDescriptor) -> bool:
-    return descriptor.is_dynamic or (descriptor.amax is not None and not descriptor.learn_amax)
+    return descriptor.is_dynamic or (descriptor.is_fixed and not descriptor.learn_amax)

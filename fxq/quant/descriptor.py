@@ -38,13 +38,14 @@ class QuantDescriptor:
         symmetric: zero point 0 and range [-amax, amax]; False for an affine range [low, high].
         calibrator: what observes the tensor, one of ``calibrator_names()``; "dynamic" observes nothing and stores no
             range, so that each input is quantized with its own.
-        amax: a fixed range, a number or one per channel; then nothing is calibrated.
+        amax: a fixed symmetric range, a number or one per channel; then nothing is calibrated.
         learn_amax: the range is a parameter (LSQ), initialised from amax or calibration.
         fake_quant: return quantized-and-dequantized values; False returns the integer codes.
         scale_amax: factor on the range, whether fixed here, measured or calibrated, but not on one assigned later.
         name: for people.
         block_size: weights of shape (out, in) only, with axis=0: every ``block_size`` inputs of a row have a range of
             their own, and amax has shape (out, ceil(in / block_size)). A multiple of 16.
+        range: a fixed affine range (low, high) for the whole tensor; then nothing is calibrated.
 
     Raises:
         DescriptorError: a value is out of range or two values contradict each other.
@@ -62,11 +63,13 @@ class QuantDescriptor:
     scale_amax: float | None = None
     name: str | None = None
     block_size: int | None = None
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_bits", _as_num_bits(self.num_bits))
         object.__setattr__(self, "axis", _as_axis(self.axis))
         object.__setattr__(self, "amax", _as_amax(self.amax))
+        object.__setattr__(self, "range", _as_range(self.range))
         if self.calibrator not in CALIBRATORS and not is_fit(self.calibrator):
             raise DescriptorError(
                 f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(calibrator_names())}"
@@ -76,7 +79,11 @@ class QuantDescriptor:
         if self.scale_amax is not None and not (math.isfinite(self.scale_amax) and self.scale_amax > 0):
             raise DescriptorError(f"scale_amax must be a positive number, got {self.scale_amax}")
         if not self.symmetric and self.amax is not None:
-            raise DescriptorError("amax describes a symmetric range; an affine descriptor is calibrated instead")
+            raise DescriptorError("amax describes a symmetric range; give an affine descriptor range=(low, high)")
+        if self.symmetric and self.range is not None:
+            raise DescriptorError("range is affine: add symmetric=False, or give amax instead")
+        if self.range is not None and self.axis is not None:
+            raise DescriptorError(f"a fixed range is one for the whole tensor; drop range or axis={self.axis}")
         if not self.symmetric and self.learn_amax:
             raise DescriptorError("learn_amax learns a symmetric range; use symmetric=True or calibrate instead")
         if isinstance(self.amax, tuple) and len(self.axes) != 1:
@@ -88,8 +95,8 @@ class QuantDescriptor:
             self._check_float8()
         if self.block_size is not None:
             self._check_blocks(self.block_size)
-        if self.is_dynamic and (self.amax is not None or self.learn_amax):
-            given = "amax" if self.amax is not None else "learn_amax"
+        if self.is_dynamic and (self.is_fixed or self.learn_amax):
+            given = "learn_amax" if self.learn_amax else "range" if self.amax is None else "amax"
             raise DescriptorError(f'calibrator="dynamic" stores no range: drop {given}, or choose another calibrator')
 
     def _check_float8(self) -> None:
@@ -146,6 +153,11 @@ class QuantDescriptor:
     def is_dynamic(self) -> bool:
         """Is each input quantized with its own range, and none stored?"""
         return self.calibrator == "dynamic"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Is the range given here, so that nothing is calibrated?"""
+        return self.amax is not None or self.range is not None
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -252,6 +264,18 @@ def _as_amax(amax: Any) -> float | tuple[float, ...] | None:
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise DescriptorError(f"amax must be finite and not negative, got {amax!r}")
     return tuple(float(value) for value in values) if isinstance(amax, list | tuple) else float(amax)
+
+
+def _as_range(bounds: Any) -> tuple[float, float] | None:
+    if bounds is None:
+        return None
+    is_pair = isinstance(bounds, list | tuple) and len(bounds) == 2
+    if not is_pair or not all(type(bound) in (int, float) and math.isfinite(bound) for bound in bounds):
+        raise DescriptorError(f"range is a pair of finite numbers (low, high), got {bounds!r}")
+    low, high = (float(bound) for bound in bounds)
+    if not low < high:
+        raise DescriptorError(f"range is empty: low {low:g} is not below high {high:g}")
+    return low, high
 
 
 QUANT_DESC_8BIT_PER_TENSOR = QuantDescriptor(num_bits=8)

@@ -30,6 +30,15 @@ def test_a_fixed_range_is_never_calibrated() -> None:
     assert quantizer.calibrator is None
 
 
+def test_a_fixed_affine_range_is_never_calibrated_and_has_its_step_and_zero_point() -> None:
+    descriptor = QuantDescriptor(unsigned=True, symmetric=False, range=(-1.0, 127 / 128))
+    quantizer = calibrated(descriptor, data(4))
+    assert quantizer.calibrator is None
+    assert (float(quantizer.step_size), int(quantizer.zero_point)) == (1 / 128, 128)
+    scaled = TensorQuantizer(descriptor.replace(scale_amax=2.0))
+    assert (float(scaled.step_size), int(scaled.zero_point)) == (1 / 64, 128)
+
+
 def test_scale_amax_multiplies_a_fixed_range_once() -> None:
     quantizer = TensorQuantizer(QuantDescriptor(amax=0.5, scale_amax=0.9))
     x = data(8)
