@@ -52,9 +52,17 @@ from fxq.quant import (
 )
 from fxq.quant.registry import register_fit
 from fxq.recipe import PassSpec, Recipe, recipe
-from fxq.registry import find_lowering, lowers, register_pass, registered_passes
+from fxq.registry import (
+    find_lowering,
+    get_target,
+    lowers,
+    register_pass,
+    register_target,
+    registered_passes,
+    registered_targets,
+)
 from fxq.stage import Stage
-from fxq.targets import Target, get_target
+from fxq.targets import Derived, FileRules, Fixed, Formats, OpRule, Same, Target
 from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
 
 __all__ = [
@@ -73,13 +81,18 @@ __all__ = [
     "ROUNDING",
     "CalibrationError",
     "CompatError",
+    "Derived",
     "DescriptorError",
     "DescriptorTypeError",
     "ExportError",
+    "FileRules",
+    "Fixed",
+    "Formats",
     "FxqError",
     "GraphError",
     "InputError",
     "ModelError",
+    "OpRule",
     "Pass",
     "PassError",
     "PassSpec",
@@ -94,6 +107,7 @@ __all__ = [
     "Rule",
     "RuntimeRefusedError",
     "RuntimeUnavailableError",
+    "Same",
     "Stage",
     "StageError",
     "Target",
@@ -125,7 +139,9 @@ __all__ = [
     "register_fit",
     "register_kind",
     "register_pass",
+    "register_target",
     "registered_passes",
+    "registered_targets",
     "runtimes",
     "tensor_quant",
 ]

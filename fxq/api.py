@@ -143,20 +143,11 @@ def export_onnx(
     if inputs is None:
         raise InputError("export_onnx runs the model once: give it example_inputs, or give them to prepare()")
     # Importing the ONNX libraries takes as long as importing torch; only exporting needs them.
-    from fxq.export import ExportOptions, ExportRules  # noqa: PLC0415
+    from fxq.export import ExportOptions  # noqa: PLC0415
     from fxq.export import export_onnx as write_onnx  # noqa: PLC0415
 
-    target = state.settings.target
-    rules = ExportRules(
-        zero_point_must_be_zero=target.symmetric_only,
-        quantized_outputs_allowed=target.quantize_graph_outputs,
-        fast_weight_only=target.activation is None or target.is_dynamic,
-        weight_axes=(("Conv", 0), ("ConvTranspose", target.conv_transpose_axis), ("Gemm", 0), ("MatMul", 0)),
-        minimum_opset=target.opset,
-        dynamic_batch=target.dynamic_batch,
-    )
     metadata = {"fxq.version": version("fxq"), "fxq.recipe": state.recipe.to_text()}
-    options = ExportOptions(dynamic_batch, check, rules, metadata)
+    options = ExportOptions(dynamic_batch, check, state.settings.target.file, metadata)
     return write_onnx(converted, path, inputs, options)
 
 

@@ -1,8 +1,8 @@
 """Kinds: what an operation computes, as one word. The vocabulary that targets, passes and reports share.
 
 The tables know the canonical spelling of an operation (``functional_to_module`` brings the others there first), and
-the many names of operations that only move data. :func:`register_kind` adds words; beside ``fxq.registry`` this is the
-only module with state, since targets, which lie below the registry, speak these words.
+the many names of operations that only move data. :func:`register_kind` adds words: what is registered is
+kept here, and not in ``fxq.registry``, since targets, which lie below the registry, speak these words.
 """
 
 import difflib
@@ -115,6 +115,13 @@ _OTHER_WORDS = frozenset({
     "adaptive_avg_pool", "global_avg_pool", "quantizer", "placeholder", "get_attr", "output", "other",
 })  # fmt: skip
 
+# Layers that store what they compute with; "matmul" stands for a product with a stored matrix.
+WEIGHTED_KINDS = frozenset({
+    "conv", "conv_transpose", "linear", "matmul", "embedding", "multihead_attention",
+    "lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell",
+})  # fmt: skip
+BUILT_IN_KINDS = _OTHER_WORDS.union(MODULE_KINDS.values(), FUNCTION_KINDS.values(), METHOD_KINDS.values())
+
 _registered: dict[Any, str] = {}
 
 
@@ -162,8 +169,7 @@ def is_registered(module_type: type[nn.Module]) -> bool:
 
 def known_kinds() -> frozenset[str]:
     """Return all words."""
-    tables = (MODULE_KINDS, FUNCTION_KINDS, METHOD_KINDS, _registered)
-    return _OTHER_WORDS.union(*(table.values() for table in tables))
+    return BUILT_IN_KINDS.union(_registered.values())
 
 
 def check_kind(word: Any, where: str) -> None:

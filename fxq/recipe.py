@@ -18,10 +18,10 @@ from fxq.passbase import Pass
 from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, calibrator_names
 from fxq.quant.qconfig import QConfig, Rule
 from fxq.quant.registry import is_fit
-from fxq.registry import create_pass
+from fxq.registry import create_pass, get_target, is_registered, registered_targets
 from fxq.rule_text import config_from_dict, rule_from_dict, rule_to_dict
 from fxq.stage import Stage
-from fxq.targets import TARGETS, Target, get_target
+from fxq.targets import TARGETS, Target
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ DEFAULT_PASSES = tuple(
     PassSpec(name)
     for name in (
         "remove_inplace", "functional_to_module", "remove_dropout", "fold_batchnorm",
-        "plan_ops", "plan_residual_adds", "share_scales",
+        "plan_ops", "plan_residual_adds", "solve_scales",
         "insert_quantizers", "attach_observers",
         "freeze_ranges",
         "lower_to_qdq",
@@ -54,7 +54,7 @@ class Recipe:
 
     Args:
         name: for people and for the metadata of exported files; "" for the target's name.
-        target: name of a built-in target, or a Target.
+        target: a name that is built in or registered, a .toml file with a target, or a Target.
         default: descriptors where no rule matches; what it leaves open comes from the target.
         rules: ordered Rules, or (match, config) pairs; the last match wins, None leaves the module in float.
         calibrator: what observes activations, and so how ranges are fitted: "max" (fastest), "minmax",
@@ -73,11 +73,13 @@ class Recipe:
     leaf_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.target, str) and self.target.endswith(".toml"):
+            object.__setattr__(self, "target", Target.from_file(self.target))
         if isinstance(self.target, str):
             get_target(self.target)
-            object.__setattr__(self, "name", self.name or self.target)
         elif not isinstance(self.target, Target):
-            raise RecipeError(f"target must be a name or a fxq.Target, got {self.target!r}")
+            raise RecipeError(f"target must be a name, a .toml file or a fxq.Target, got {self.target!r}")
+        object.__setattr__(self, "name", self.name or self.resolved_target.name)
         # "dynamic" observes nothing: it is part of a descriptor, as in the recipe of that name.
         if self.calibrator == "dynamic" or not (self.calibrator in CALIBRATORS or is_fit(self.calibrator)):
             names = [name for name in calibrator_names() if name != "dynamic"]
@@ -147,11 +149,13 @@ class Recipe:
         return {stage: [step for step in passes if step.stage is stage] for stage in Stage}
 
     def to_toml(self) -> str:
-        """Return the recipe as text; a predicate or a target of one's own has none and is a RecipeError."""
-        if isinstance(self.target, Target) and TARGETS.get(self.target.name) != self.target:
-            raise RecipeError(f"target {self.target.name!r} is not built in and cannot be written as text")
-        target = self.target.name if isinstance(self.target, Target) else self.target
-        fields: dict[str, Any] = {"name": self.name, "target": target, "calibrator": self.calibrator}
+        """Return the recipe as text; a predicate has none and is a RecipeError.
+
+        A target without a registered name is written out in full.
+        """
+        target = self.resolved_target
+        written = target.name if is_registered(target) else target.to_dict()
+        fields: dict[str, Any] = {"name": self.name, "target": written, "calibrator": self.calibrator}
         if self.leaf_modules:
             fields["leaf_modules"] = list(self.leaf_modules)
         if self.default != QConfig():
@@ -170,8 +174,13 @@ class Recipe:
             return repr(self)
 
     @classmethod
-    def from_toml(cls, text: str) -> Self:
-        """Build a recipe from text; anything it does not know is a RecipeError."""
+    def from_toml(cls, text: str, folder: Path = Path()) -> Self:
+        """Build a recipe from text; anything it does not know is a RecipeError.
+
+        Args:
+            text: TOML.
+            folder: where a target's .toml file that the text names is looked for.
+        """
         try:
             fields = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -181,8 +190,12 @@ class Recipe:
         if unknown:
             raise RecipeError(f"unknown entry {unknown[0]!r} in the recipe; there are {', '.join(sorted(known))}")
         if "target" not in fields:
-            raise RecipeError(f"the recipe names no target; there are {', '.join(TARGETS)}")
-        values = {"name": fields["target"], **fields}
+            raise RecipeError(f"the recipe names no target; there are {', '.join(registered_targets())}")
+        values = dict(fields)
+        if isinstance(fields["target"], dict):
+            values["target"] = Target.from_dict(fields["target"])
+        elif str(fields["target"]).endswith(".toml"):
+            values["target"] = Target.from_file(folder / str(fields["target"]))
         if "default" in fields:
             values["default"] = config_from_dict(fields["default"])
         if "rules" in fields:
@@ -199,7 +212,7 @@ class Recipe:
 
 
 def recipe(name: str | Path | Recipe) -> Recipe:
-    """Return a built-in recipe by name, one of RECIPES, or read one from a TOML file.
+    """Return a recipe by name, one of RECIPES or a registered target's, or read one from a TOML file.
 
     Raises:
         RecipeError: there is no such recipe and no such file.
@@ -212,15 +225,23 @@ def recipe(name: str | Path | Recipe) -> Recipe:
         return RECIPES[str(name)]
     path = Path(name)
     if path.suffix == ".toml":
-        try:
-            return Recipe.from_toml(path.read_text())
-        except OSError as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-        except FxqError as error:
-            raise RecipeError(f"{path}: {error}") from error
-    close = difflib.get_close_matches(str(name), RECIPES, n=1)
+        return _read_recipe(path)
+    names = dict.fromkeys((*RECIPES, *registered_targets()))
+    if name in names:
+        return Recipe(target=str(name))
+    close = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {close[0]!r}? There" if close else "there"
-    raise RecipeError(f"unknown recipe {str(name)!r}; {hint} are {', '.join(RECIPES)}, or name a .toml file")
+    raise RecipeError(f"unknown recipe {str(name)!r}; {hint} are {', '.join(names)}, or name a .toml file")
+
+
+def _read_recipe(path: Path) -> Recipe:
+    """Return the recipe of a TOML file; a target's file that it names lies beside it."""
+    try:
+        return Recipe.from_toml(path.read_text(), path.parent)
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except FxqError as error:
+        raise RecipeError(f"{path}: {error}") from error
 
 
 def _runs_before(found: Pass, new: Pass) -> bool:

@@ -1,14 +1,15 @@
-"""Names of passes, and the lowerings of modules: decorators, and the entry points of installed packages.
+"""Names of passes and targets, and the lowerings of modules: decorators, and the entry points of installed packages.
 
-Beside ``fxq.kinds`` this is the only module with state. Built-in passes come through the same entry-point group as
-everybody's.
+This module, ``fxq.kinds`` and ``fxq.quant.registry`` are the only ones with state. Built-in passes come through the
+same entry-point group as everybody's.
 """
 
 import dataclasses
 import difflib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol, TypeVar
@@ -16,13 +17,15 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 from torch.fx import Node
 
-from fxq.errors import PluginError, RecipeError
+from fxq.errors import FxqError, PluginError, RecipeError, TargetError
 from fxq.nn.mapping import QUANTIZED
 from fxq.passbase import Pass
 from fxq.stage import Stage
+from fxq.targets import TARGETS as BUILT_IN_TARGETS
+from fxq.targets import Target
 from fxq.tolerance import is_tolerance
 
-GROUP = "fxq.passes"
+PASSES, TARGETS = "fxq.passes", "fxq.targets"  # groups of entry points
 PassType = TypeVar("PassType", bound=type[Pass])
 LoweringType = TypeVar("LoweringType", bound=type["ModuleLowering"])
 
@@ -52,10 +55,26 @@ class ModuleLowering(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class TargetRegistration:
+    """A registered target, the module that registered it, and the package it came with ("" for a script)."""
+
+    target: Target
+    module: str
+    package: str = ""
+
+    def __str__(self) -> str:
+        return f"package {self.package!r} ({self.module})" if self.package else f"module {self.module!r}"
+
+
 _registered: dict[str, Registration] = {}
 _lowerings: dict[type[nn.Module], ModuleLowering] = {}
+_targets: dict[str, TargetRegistration] = {
+    name: TargetRegistration(target, "fxq.targets.builtin", "fxq") for name, target in BUILT_IN_TARGETS.items()
+}
+_TABLES: tuple[dict[Any, Any], ...] = (_registered, _lowerings, _targets)
 _loaded: set[str] = set()
-_loading: list[str] = []
+_loading: list[importlib.metadata.EntryPoint] = []
 
 
 def register_pass(name: str) -> Callable[[PassType], PassType]:
@@ -78,7 +97,7 @@ def register_pass(name: str) -> Callable[[PassType], PassType]:
                 "register one of them under another name"
             )
         pass_type.name = name
-        _registered[name] = Registration(pass_type, _loading[-1] if _loading else "")
+        _registered[name] = Registration(pass_type, _loading[-1].name if _loading else "")
         return pass_type
 
     return register
@@ -165,17 +184,74 @@ def pass_options(pass_type: type[Pass]) -> dict[str, Any]:
     return {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
 
 
+def register_target(target: Target) -> Target:
+    """Register a target under its name, for recipes, the command line and ``fxq.get_target``; return it.
+
+    Raises:
+        PluginError: it is no Target, or another one has the name.
+    """
+    return _register_target(target, sys._getframe(1).f_globals.get("__name__", "__main__"))
+
+
+def registered_targets() -> Mapping[str, TargetRegistration]:
+    """Return all targets by name, those of installed packages included."""
+    load_plugins()
+    return MappingProxyType(dict(_targets))
+
+
+def get_target(name: str) -> Target:
+    """Return a target by name: built in, registered by a script, or of an installed package.
+
+    Raises:
+        TargetError: there is no such target.
+        PluginError: a plugin does not load.
+    """
+    if name not in _targets:  # fxq itself asks for the built-in ones, while it is imported
+        load_plugins()
+    if name not in _targets:
+        close = difflib.get_close_matches(str(name), _targets, n=1)
+        hint = f"did you mean {close[0]!r}? There" if close else "there"
+        raise TargetError(f"unknown target {name!r}; {hint} are {', '.join(_targets)}")
+    return _targets[name].target
+
+
+def is_registered(target: Target) -> bool:
+    """Return whether a target's name stands for it."""
+    found = _targets.get(target.name)
+    return found is not None and found.target == target
+
+
 def load_plugins() -> None:
-    """Import the entry points of group ``fxq.passes`` that were not imported yet.
+    """Import the entry points of groups ``fxq.passes`` and ``fxq.targets`` that were not imported yet.
 
     Raises:
         PluginError: one does not import, or registers nothing.
     """
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=_loading_order):
-        key = f"{entry.name} = {entry.value}"
-        if key not in _loaded:
-            _load(entry)
-            _loaded.add(key)
+    if _loading:
+        return  # a plugin that asks for names while it is imported sees those that are there
+    for group, load in ((PASSES, _load_passes), (TARGETS, _load_targets)):
+        for entry in sorted(importlib.metadata.entry_points(group=group), key=_loading_order):
+            key = f"{group}: {entry.name} = {entry.value}"
+            if key not in _loaded:
+                load(entry)
+                _loaded.add(key)
+
+
+def _register_target(target: Any, module: str) -> Target:
+    if not isinstance(target, Target):
+        raise PluginError(f"{module} registers {target!r} as a target; it must be a fxq.Target")
+    found = TargetRegistration(target, module, _package(_loading[-1]) if _loading else "")
+    taken = _targets.setdefault(target.name, found)
+    if taken.target != target:
+        raise PluginError(
+            f"the target name {target.name!r} is taken by {taken}, and {found} wants it too, for another target; "
+            "rename one of them (Recipe(target=...) takes a target without a registered name)"
+        )
+    return target
+
+
+def _package(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "unknown"
 
 
 def _loading_order(entry: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
@@ -184,39 +260,61 @@ def _loading_order(entry: importlib.metadata.EntryPoint) -> tuple[bool, str, str
     return package != "fxq", package, entry.name
 
 
-def _snapshot() -> tuple[dict[str, Registration], dict[type[nn.Module], ModuleLowering]]:
-    return dict(_registered), dict(_lowerings)
+def _load_passes(entry: importlib.metadata.EntryPoint) -> None:
+    lowerings = dict(_lowerings)
+    loaded = _load(entry)
+    if lowerings == _lowerings and not any(_belongs(found, entry.name, entry.module) for found in _registered.values()):
+        raise PluginError(
+            f"{_described(entry)} registers no pass and no lowering; the file imported is {_file(loaded)}. Decorate its "
+            "passes with @fxq.register_pass, and check that no other module of the same name shadows it"
+        )
 
 
-def _restore(before: tuple[dict[str, Registration], dict[type[nn.Module], ModuleLowering]]) -> None:
-    """Forget what was registered since ``before``, such as by a plugin that failed."""
-    for registered, known in zip((_registered, _lowerings), before, strict=True):
-        registered.clear()  # type: ignore[attr-defined]
-        registered.update(known)  # type: ignore[attr-defined]
+def _load_targets(entry: importlib.metadata.EntryPoint) -> None:
+    loaded = _load(entry)
+    if isinstance(loaded, ModuleType):
+        found = (item for item in _targets.values() if f"{item.module}.".startswith(f"{entry.module}."))
+        if not any(found):
+            raise PluginError(
+                f"{_described(entry)} registers no target; the file imported is {_file(loaded)}. Call "
+                "fxq.register_target(target) in it, or let the entry point name the target (module:TARGET)"
+            )
 
 
-def _load(entry: importlib.metadata.EntryPoint) -> None:
-    where = f"plugin {entry.name!r} ({entry.value}, of package {entry.dist.name if entry.dist else 'unknown'})"
-    before = _snapshot()
-    _loading.append(entry.name)
+def _load(entry: importlib.metadata.EntryPoint) -> Any:
+    """Return what an entry point names; a target is registered. What it registered before it failed is forgotten."""
+    before = [dict(table) for table in _TABLES]
+    _loading.append(entry)
     try:
         loaded = entry.load()
-    except PluginError as error:
+        if entry.group == TARGETS and not isinstance(loaded, ModuleType):
+            _register_target(loaded, entry.module)
+    except FxqError as error:
         _restore(before)
-        raise PluginError(f"{where} does not load: {error}") from error
+        raise PluginError(f"{_described(entry)} does not load: {error}") from error
     except Exception as error:  # a plugin may fail in any way; the user must learn which one it was
         _restore(before)
         raise PluginError(
-            f"{where} does not import: {type(error).__name__}: {error}; fix or uninstall the package"
+            f"{_described(entry)} does not import: {type(error).__name__}: {error}; fix or uninstall the package"
         ) from error
     finally:
         _loading.pop()
-    if before[1] == _lowerings and not any(_belongs(found, entry.name, entry.module) for found in _registered.values()):
-        file = getattr(loaded if isinstance(loaded, ModuleType) else inspect.getmodule(loaded), "__file__", "unknown")
-        raise PluginError(
-            f"{where} registers no pass and no lowering; the file imported is {file}. Decorate its passes with "
-            "@fxq.register_pass, and check that no other module of the same name shadows it"
-        )
+    return loaded
+
+
+def _restore(before: Sequence[Mapping[Any, Any]]) -> None:
+    """Forget what was registered since ``before``, such as by a plugin that failed."""
+    for table, known in zip(_TABLES, before, strict=True):
+        table.clear()
+        table.update(known)
+
+
+def _described(entry: importlib.metadata.EntryPoint) -> str:
+    return f"plugin {entry.name!r} ({entry.value}, of package {_package(entry)})"
+
+
+def _file(loaded: Any) -> str:
+    return str(getattr(loaded if isinstance(loaded, ModuleType) else inspect.getmodule(loaded), "__file__", "unknown"))
 
 
 def _belongs(found: Registration, entry_name: str, module: str) -> bool:

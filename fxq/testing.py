@@ -17,7 +17,8 @@ from fxq.passbase import Pass
 from fxq.pipeline import run_passes
 from fxq.quant.qconfig import QConfig, Rule
 from fxq.record import Record
-from fxq.targets import get_target
+from fxq.registry import get_target
+from fxq.targets import Target
 
 
 def assert_rewrites(  # noqa: PLR0913 - everything behind the star is a name in the test
@@ -27,7 +28,7 @@ def assert_rewrites(  # noqa: PLR0913 - everything behind the star is a name in 
     inputs: Tensor | tuple[Any, ...],
     after: str,
     before: str | None = None,
-    target: str = "tensorrt",
+    target: str | Target = "tensorrt",
     rules: Sequence[tuple[Any, QConfig | None]] = (),
     qat: bool = False,
 ) -> Record:
@@ -42,7 +43,7 @@ def assert_rewrites(  # noqa: PLR0913 - everything behind the star is a name in 
         inputs: a tensor or a tuple of positional inputs.
         after: ``graph_text`` of the result; indentation and blank lines around it do not count.
         before: the same for the traced model.
-        target: name of the target.
+        target: a name, or a Target.
         rules: (match, config) pairs, as in a recipe.
         qat: as in ``prepare``.
 
@@ -56,7 +57,10 @@ def assert_rewrites(  # noqa: PLR0913 - everything behind the star is a name in 
     positional = inputs if isinstance(inputs, tuple) else (inputs,)
     gm = trace(copy.deepcopy(model).eval(), positional)
     settings = Settings(
-        get_target(target), rules=tuple(Rule(*rule) for rule in rules), qat=qat, example_inputs=positional
+        target if isinstance(target, Target) else get_target(target),
+        rules=tuple(Rule(*rule) for rule in rules),
+        qat=qat,
+        example_inputs=positional,
     )
     if before is not None:
         _assert_text("before", before, gm)

@@ -9,12 +9,12 @@ from rich.table import Table
 
 from fxq.cli.console import print_plain, print_result
 from fxq.passbase import pass_summary
-from fxq.registry import GROUP, Registration, pass_options, registered_passes
+from fxq.registry import PASSES, Registration, pass_options, registered_passes
 
 
 def run_passes_listing(as_json: bool) -> None:
     """Print all registered passes in the order of their stages."""
-    packages = {entry.module.partition(".")[0]: entry.dist.name for entry in entry_points(group=GROUP) if entry.dist}
+    packages = {entry.module.partition(".")[0]: entry.dist.name for entry in entry_points(group=PASSES) if entry.dist}
     found = sorted(registered_passes().items(), key=lambda item: (item[1].pass_type.stage, item[0]))
     passes = [_describe(name, registration, packages) for name, registration in found]
     if as_json:

@@ -2,6 +2,6 @@
 
 from fxq.compare.parity import OutputParity
 from fxq.export.exporter import export_onnx
-from fxq.export.options import ExportOptions, ExportReport, ExportRules
+from fxq.export.options import ExportOptions, ExportReport
 
-__all__ = ["ExportOptions", "ExportReport", "ExportRules", "OutputParity", "export_onnx"]
+__all__ = ["ExportOptions", "ExportReport", "OutputParity", "export_onnx"]

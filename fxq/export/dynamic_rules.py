@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fxq.errors import ExportError
-from fxq.export.options import ExportRules
+from fxq.targets import FileRules
 
 
-def check_matmul_integer(node: ir.Node, rules: ExportRules) -> None:
+def check_matmul_integer(node: ir.Node, rules: FileRules) -> None:
     """Check where an integer product takes its codes from.
 
     Raises:

@@ -1,38 +1,13 @@
-"""What a caller may choose about an export, what a target demands of the file, and what an export reports back."""
+"""What a caller may choose about an export, and what an export reports back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fxq.compare.parity import OutputParity
+from fxq.targets import FileRules
 
-
-@dataclass(frozen=True)
-class ExportRules:
-    """What a runtime demands of a QDQ file; a target holds one. The defaults demand only what ONNX does.
-
-    Args:
-        zero_point_must_be_zero: symmetric quantization only (TensorRT).
-        quantized_outputs_allowed: a graph output may come from a quantizer.
-        fast_weight_only: write the weight of an operator that computes in float as ONNX Runtime runs it fastest, not
-            as DequantizeLinear of the tensor as PyTorch stores it; see stored_weights.py.
-        activation_dtypes: code dtypes of QuantizeLinear, as ONNX writes them in lower case.
-        weight_dtypes: code dtypes of stored tensors; int32, the dtype of a bias, is always allowed.
-        weight_axes: for each operator, the axis of its per-channel weight. A linear weight is counted as PyTorch
-            stores it, (out, in): Gemm with transB = 1, or MatMul behind a Transpose; stored as (in, out), the other
-            axis is meant.
-        minimum_opset: the lowest opset to write, where the runtime wants more than the dtypes do.
-        dynamic_batch: write dimension 0 of the inputs as dynamic unless the caller says otherwise.
-    """
-
-    zero_point_must_be_zero: bool = False
-    quantized_outputs_allowed: bool = True
-    fast_weight_only: bool = False
-    activation_dtypes: tuple[str, ...] = ("int8", "uint8", "int16", "uint16", "float8e4m3fn")
-    weight_dtypes: tuple[str, ...] = ("int4", "int8", "uint8", "int16", "uint16", "float8e4m3fn")
-    weight_axes: tuple[tuple[str, int], ...] = (("Conv", 0), ("ConvTranspose", 1), ("Gemm", 0), ("MatMul", 0))
-    minimum_opset: int = 18
-    dynamic_batch: bool = True
+_ANY_FILE = FileRules()
 
 
 @dataclass(frozen=True)
@@ -49,7 +24,7 @@ class ExportOptions:
 
     dynamic_batch: bool | None = None
     check: bool = True
-    rules: ExportRules = ExportRules()
+    rules: FileRules = _ANY_FILE
     metadata: Mapping[str, str] = field(default_factory=dict)
     external_data_threshold: int = 1_900_000_000
 

@@ -2,7 +2,7 @@
 
 Every scale and zero point is a stored constant, scales are positive; a QuantizeLinear is read by DequantizeLinear
 only, and a DequantizeLinear reads a QuantizeLinear with the same scale, or a stored tensor; per-channel weights have
-their axis where the target reads it; blocks have a scale each. What a target adds is in ExportRules.
+their axis where the target reads it; blocks have a scale each. What a target adds is in FileRules.
 
 Source: ONNX QuantizeLinear and DequantizeLinear; TensorRT, "Working with quantized types", explicit quantization.
 """
@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from fxq.export.dynamic_rules import broken, check_dynamic_lstm, check_matmul_integer, dtype_name
-from fxq.export.options import ExportRules
 from fxq.quant import LOWERED_OPS
+from fxq.targets import FileRules
 
 
-def check_qdq(model: ir.Model, rules: ExportRules) -> None:
+def check_qdq(model: ir.Model, rules: FileRules) -> None:
     """Check every quantizer of ``model``.
 
     Raises:
@@ -25,10 +25,10 @@ def check_qdq(model: ir.Model, rules: ExportRules) -> None:
     """
     for node in model.graph:
         if node.op_type == "QuantizeLinear":
-            _check_params(node, rules.zero_point_must_be_zero)
+            _check_params(node, rules.affine_activations)
             _check_quantize(node, rules)
         elif node.op_type == "DequantizeLinear":
-            _check_params(node, rules.zero_point_must_be_zero)
+            _check_params(node, rules.affine_weights if _is_stored(node) else rules.affine_activations)
             _check_dequantize(node, rules)
         elif node.op_type == "MatMulInteger":
             check_matmul_integer(node, rules)
@@ -49,7 +49,7 @@ def _written_by(kind: str) -> set[str]:
     return {name for row in LOWERED_OPS.values() if row.kind == kind for name in row.writes}
 
 
-def _check_params(node: ir.Node, must_be_zero: bool) -> None:
+def _check_params(node: ir.Node, may_be_affine: bool) -> None:
     scale = _constant(node, 1, "scale")
     if not np.all(np.isfinite(scale)) or not np.all(scale > 0):
         raise broken(node, "has a scale that is not positive and finite; calibrate again, on data that is not constant")
@@ -64,7 +64,7 @@ def _check_params(node: ir.Node, must_be_zero: bool) -> None:
     zero_point = _constant(node, 2, "zero point")
     if scale.shape != zero_point.shape:
         raise broken(node, f"has scales of shape {scale.shape} and zero points of shape {zero_point.shape}")
-    if must_be_zero and np.any(zero_point != 0):
+    if not may_be_affine and np.any(zero_point != 0):
         raise broken(node, "has a zero point that is not 0; the target runs symmetric quantization only")
 
 
@@ -76,7 +76,7 @@ def _check_blocks(node: ir.Node, scale: np.ndarray) -> None:
         raise broken(node, f"has scales of shape {scale.shape}; blocks of {size} along axis {axis} need {expected}")
 
 
-def _check_quantize(node: ir.Node, rules: ExportRules) -> None:
+def _check_quantize(node: ir.Node, rules: FileRules) -> None:
     output = node.outputs[0]
     dtype = dtype_name(node.inputs[2])
     if dtype not in rules.activation_dtypes:
@@ -88,11 +88,11 @@ def _check_quantize(node: ir.Node, rules: ExportRules) -> None:
             raise broken(node, f"is read by {reader.name!r}, a {reader.op_type}; only DequantizeLinear may read codes")
 
 
-def _check_dequantize(node: ir.Node, rules: ExportRules) -> None:
+def _check_dequantize(node: ir.Node, rules: FileRules) -> None:
     source = node.inputs[0]
-    if source is None or not (source.is_initializer() or _made_by(source, "QuantizeLinear")):
+    if source is None or not (_is_stored(node) or _made_by(source, "QuantizeLinear")):
         raise broken(node, "reads neither a QuantizeLinear nor a stored tensor")
-    if source.is_initializer():
+    if _is_stored(node):
         _check_stored(node, source, rules)
         return
     quantize = source.producer()
@@ -103,7 +103,12 @@ def _check_dequantize(node: ir.Node, rules: ExportRules) -> None:
         raise broken(node, "is a quantized graph output; the target wants outputs in float")
 
 
-def _check_stored(node: ir.Node, source: ir.Value, rules: ExportRules) -> None:
+def _is_stored(node: ir.Node) -> bool:
+    source = node.inputs[0]
+    return source is not None and source.is_initializer()
+
+
+def _check_stored(node: ir.Node, source: ir.Value, rules: FileRules) -> None:
     dtype = dtype_name(source)
     if dtype == "int32":
         if np.any(_constant(node, 2, "zero point") != 0):

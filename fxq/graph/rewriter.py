@@ -53,9 +53,9 @@ class Rewriter:
         """Return the nodes for which ``question`` holds, in graph order; a snapshot, so edits are safe."""
         return [node for node in self.gm.graph.nodes if question is None or question(node)]
 
-    def config(self, node: Node) -> QConfig | None:
-        """Return the descriptors for ``node``, None if a rule leaves it in float."""
-        return self.settings.config(node)
+    def config(self, node: Node, slot: str = "inputs") -> QConfig | None:
+        """Return the descriptors for ``node``, None if a rule leaves it in float; ``slot`` as in Settings.config."""
+        return self.settings.config(node, slot)
 
     def skip(self, node: Node, reason: str) -> None:
         """Note that the pass leaves ``node`` as it is, and why."""

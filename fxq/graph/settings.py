@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
-from fxq.graph.kinds import module_of
+from fxq.graph.kinds import kind, module_of
 from fxq.graph.match import module_path, owner_path
 from fxq.quant.qconfig import QConfig, Rule
 from fxq.targets.target import Target
@@ -53,14 +53,18 @@ class Settings:
             return True
         return rule.config.activation is not None or (has_weight and rule.config.weight is not None)
 
-    def config(self, node: Node) -> QConfig | None:
-        """Return the full descriptors for ``node``, None if it stays in float."""
+    def config(self, node: Node, slot: str = "inputs") -> QConfig | None:
+        """Return the full descriptors for ``node``, None if it stays in float.
+
+        The activation's is that of ``slot``, "inputs" or "output", where only the target has a say.
+        """
         rule = self.rule_for(node)
         chosen = self.default if rule is None else rule.config
         if chosen is None:
             return None
-        activation = chosen.activation or self.default.activation or self.target.activation
-        return QConfig(activation, chosen.weight or self.default.weight or self.target.weight)
+        found = kind(node)
+        activation = chosen.activation or self.default.activation or self.target.descriptor(found, slot)
+        return QConfig(activation, chosen.weight or self.default.weight or self.target.descriptor(found, "weight"))
 
 
 def _names(node: Node) -> tuple[str, str, nn.Module | None]:
@@ -75,7 +79,7 @@ def _around(node: Node) -> list[tuple[str, type[nn.Module]]]:
 
     The prefixes cover containers (Sequential, ModuleList) that tracing runs through without entering their forward.
     """
-    found = [(str(path), kind) for path, kind in node.meta.get("nn_module_stack", {}).values() if path]
+    found = [(str(path), type_) for path, type_ in node.meta.get("nn_module_stack", {}).values() if path]
     known = {path for path, _ in found}
     parts = module_path(node).split(".")
     prefixes = [".".join(parts[:count]) for count in range(1, len(parts))]

@@ -11,109 +11,115 @@ measured on the runtimes themselves by ``tests/e2e`` and ``benchmarks``.
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from fxq.errors import TargetError
 from fxq.quant.descriptor import QuantDescriptor
+from fxq.targets.constraints import Derived, Same
+from fxq.targets.file_rules import FileRules
+from fxq.targets.formats import Formats
+from fxq.targets.op_rule import OpRule
 from fxq.targets.target import Target
 
-_WEIGHTED = frozenset({"conv", "conv_transpose", "linear", "matmul"})
-# The residual stream of a transformer runs through these: in 8 bits it would lose what the small tokens say.
-_NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "instance_norm"})
-_MOVES_DATA = frozenset({"max_pool", "reshape", "transpose", "slice"})
-_ATTENTION = frozenset({"multihead_attention"})
-_LAYERS = frozenset({"conv", "conv_transpose", "linear"}) | _ATTENTION
+_LAYERS = frozenset({"conv", "conv_transpose", "linear", "multihead_attention"})
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_cell"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn"}) | _CELLS
+# The residual stream of a transformer runs through these: in 8 bits it would lose what the small tokens say.
+_NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "instance_norm"})
+_KEEPS_SCALE = Same(("max_pool", "reshape", "transpose", "slice"))
+_UINT8 = QuantDescriptor(unsigned=True, symmetric=False)
+_WITH_INTEGER_KERNELS = frozenset(
+    {"add", "mul", "cat", "avg_pool", "global_avg_pool", "leaky_relu", "sigmoid", "resize"}
+)
 
 TENSORRT = Target(
     name="tensorrt",
-    activation=QuantDescriptor(),
-    weight=QuantDescriptor(axis=0),
-    activation_bits=frozenset({8}),
-    weight_bits=frozenset({4, 8}),
-    float8=True,
-    quantize_inputs=_WEIGHTED | _ATTENTION,
-    swapped_kinds=_LAYERS,
+    ops=(
+        OpRule(_LAYERS, inputs=True, weight=True),
+        OpRule("matmul", inputs=True),
+        OpRule("add", inputs=True, when="absorbed_by_conv"),
+        OpRule("cat", inputs=True, when="all_readers_quantized"),
+        OpRule("layer_norm", inputs=True, when="after_conv"),
+    ),
+    constraints=(Same("cat"), _KEEPS_SCALE),
+    file=FileRules(
+        affine_activations=False,
+        affine_weights=False,
+        quantized_outputs_allowed=False,
+        activation_dtypes=("int8", "float8e4m3fn"),
+        weight_dtypes=("int4", "int8", "float8e4m3fn"),
+    ),
+    formats=Formats(weight_bits=frozenset({4, 8}), float8=True),
     fused_activations=frozenset({"relu", "relu6", "clip", "silu", "hardswish", "hardsigmoid", "sigmoid", "leaky_relu"}),
-    quantize_if_surrounded=frozenset({"cat"}),
-    quantize_after_conv=frozenset({"layer_norm"}),
-    residual_adds=True,
-    share_scale=frozenset({"cat"}),
-    keep_scale=_MOVES_DATA,
 )
 
 ONNXRUNTIME = Target(
     name="onnxruntime",
-    activation=QuantDescriptor(unsigned=True, symmetric=False),
-    weight=QuantDescriptor(axis=0),
-    activation_bits=frozenset({8}),
-    weight_bits=frozenset({2, 3, 4, 5, 6, 7, 8}),
-    symmetric_only=False,
-    quantize_inputs=_WEIGHTED
-    | _ATTENTION
-    | {"add", "mul", "cat", "avg_pool", "global_avg_pool", "leaky_relu", "sigmoid", "resize"},
-    swapped_kinds=_LAYERS,
-    quantize_outputs=_WEIGHTED
-    | {"add", "mul", "cat", "avg_pool", "global_avg_pool", "leaky_relu", "sigmoid", "softmax", "resize"},
+    ops=(
+        OpRule(_LAYERS - {"multihead_attention"}, inputs=True, weight=True, output=True),
+        OpRule("multihead_attention", inputs=True, weight=True),
+        OpRule("matmul", inputs=True, output=True),
+        OpRule(_WITH_INTEGER_KERNELS, inputs=True, output=True),
+        OpRule("softmax", output=True),
+    ),
+    constraints=(_KEEPS_SCALE, Derived(("conv", "conv_transpose", "linear"))),
+    file=FileRules(affine_weights=False),
+    activation=_UINT8,
+    formats=Formats(weight_bits=frozenset({2, 3, 4, 5, 6, 7, 8})),
     fused_activations=frozenset({"relu", "relu6", "clip"}),
     float_readers=_NORMALIZATIONS,
-    keep_scale=_MOVES_DATA,
-    quantize_graph_outputs=True,
-    integer_bias=True,
 )
 
 OPENVINO = Target(
     name="openvino",
-    activation=QuantDescriptor(unsigned=True, symmetric=False),
-    weight=QuantDescriptor(axis=0),
-    activation_bits=frozenset({8}),
-    weight_bits=frozenset({4, 8}),
-    symmetric_only=False,
-    quantize_inputs=_WEIGHTED | _ATTENTION | {"add"},
-    swapped_kinds=_LAYERS,
+    ops=(OpRule(_LAYERS, inputs=True, weight=True), OpRule(("add", "matmul"), inputs=True)),
+    constraints=(_KEEPS_SCALE,),
+    file=FileRules(affine_weights=False, quantized_outputs_allowed=False),
+    activation=_UINT8,
+    formats=Formats(weight_bits=frozenset({4, 8})),
     fused_activations=frozenset({"relu", "relu6", "clip", "silu", "hardswish"}),
     float_readers=_NORMALIZATIONS,
-    keep_scale=_MOVES_DATA,
 )
 
 DYNAMIC = Target(
     name="dynamic",
-    activation=QuantDescriptor(unsigned=True, symmetric=False, calibrator="dynamic"),
-    weight=QuantDescriptor(axis=0),
-    activation_bits=frozenset({8}),
-    weight_bits=frozenset({8}),
-    symmetric_only=False,
-    quantize_inputs=_ATTENTION | _CELLS | {"linear", "lstm"},
-    swapped_kinds=_ATTENTION | _RECURRENT | {"linear", "matmul", "embedding"},
-    on_request=frozenset({"matmul"}),
-    reasons=(
-        ("conv", "ONNX Runtime's integer convolution is slower than its float one"),
-        ("conv_transpose", "ONNX Runtime has no integer transposed convolution"),
-        ("matmul", "ONNX Runtime multiplies two activations faster in float; a rule that names it makes it integers"),
-        ("gru", "ONNX Runtime has no integer GRU: the weights are stored as integers and computed with in float"),
-        ("rnn", "ONNX Runtime has no integer RNN: the weights are stored as integers and computed with in float"),
+    ops=(
+        OpRule(_CELLS | {"linear", "lstm", "multihead_attention"}, inputs=True, weight=True),
+        OpRule(("embedding", "matmul"), weight=True),
+        OpRule(
+            "matmul",
+            inputs=True,
+            when="on_request",
+            why="ONNX Runtime multiplies two activations faster in float; a rule that names it makes it integers",
+        ),
+        OpRule(
+            "gru",
+            weight=True,
+            why="ONNX Runtime has no integer GRU: the weights are stored as integers and computed with in float",
+        ),
+        OpRule(
+            "rnn",
+            weight=True,
+            why="ONNX Runtime has no integer RNN: the weights are stored as integers and computed with in float",
+        ),
+        OpRule("conv", why="ONNX Runtime's integer convolution is slower than its float one"),
+        OpRule("conv_transpose", why="ONNX Runtime has no integer transposed convolution"),
     ),
+    file=FileRules(affine_weights=False, quantized_outputs_allowed=False, fast_weight_only=True),
+    activation=_UINT8.replace(calibrator="dynamic"),
 )
 
 WEIGHT_ONLY = Target(
     name="weight_only",
+    ops=(OpRule(_LAYERS | _RECURRENT | {"matmul", "embedding"}, weight=True),),
+    file=FileRules(affine_weights=False, quantized_outputs_allowed=False, fast_weight_only=True),
     activation=None,
-    weight=QuantDescriptor(axis=0),
-    activation_bits=frozenset(),
-    weight_bits=frozenset({4, 8}),
-    quantize_inputs=frozenset(),
-    swapped_kinds=_ATTENTION | _RECURRENT | _WEIGHTED | {"embedding"},
-    packed_bits=frozenset({4}),
-    block_sizes=frozenset({32, 64, 128}),
-    block_kinds=_ATTENTION | {"linear"},
+    formats=Formats(
+        activation_bits=frozenset(),
+        weight_bits=frozenset({4, 8}),
+        packed_bits=frozenset({4}),
+        block_sizes=frozenset({32, 64, 128}),
+        block_kinds=frozenset({"linear", "multihead_attention"}),
+    ),
 )
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {item.name: item for item in (ONNXRUNTIME, OPENVINO, TENSORRT, DYNAMIC, WEIGHT_ONLY)}
 )
-
-
-def get_target(name: str) -> Target:
-    """Return a built-in target by name; one that does not exist is a TargetError that lists them."""
-    if name not in TARGETS:
-        raise TargetError(f"unknown target {name!r}; there are {', '.join(TARGETS)}")
-    return TARGETS[name]

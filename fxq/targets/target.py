@@ -1,79 +1,128 @@
-"""Target: what a runtime fuses and expects, as data. Passes read it; none asks for a runtime by name."""
+"""Target: what a runtime fuses and expects, as rows of data. Passes ask it; none asks for a runtime by name."""
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import tomli_w
 
 from fxq.errors import TargetError
 from fxq.quant.descriptor import QuantDescriptor
+from fxq.targets.check_descriptor import check_activation, check_activation_axis, check_weight
+from fxq.targets.check_target import check_target
+from fxq.targets.constraints import Constraint, Derived, Fixed, Same
+from fxq.targets.file_rules import FileRules
+from fxq.targets.formats import Formats
+from fxq.targets.op_rule import OpRule
+from fxq.targets.target_text import arguments_from_dict, fields_from_toml, target_to_dict
+
+# The ONNX operators that have weights of their own, whose axis FileRules names.
+_WEIGHT_OPERATORS = MappingProxyType({"conv": "Conv", "conv_transpose": "ConvTranspose"})
+_INT8, _INT8_PER_CHANNEL = QuantDescriptor(), QuantDescriptor(axis=0)
+_ANY_FILE, _EIGHT_BITS = FileRules(), Formats()
 
 
 @dataclass(frozen=True)
 class Target:
-    """Placement and format rules of one runtime. Kinds are the words of :mod:`fxq.graph.kinds`.
+    """Placement, number formats and file rules of one runtime. Kinds are the words of :mod:`fxq.kinds`.
+
+    ``Target("mine", (OpRule(("conv", "linear"), inputs=True, weight=True),))`` is a target of int8 symmetric
+    activations and weights, the latter per output channel.
 
     Args:
         name: what a recipe calls it.
+        ops: what is quantized of which operations; a kind without a row stays in float.
+        constraints: what is demanded of the ranges of several tensors.
+        file: what the exported file must look like.
         activation: default descriptor; one with calibrator="dynamic" stands for a runtime that measures each tensor as
             it comes. None: activations stay in float, only weights are integers.
         weight: default descriptor.
-        activation_bits, weight_bits: widths that the runtime can express.
-        quantize_inputs: kinds all of whose tensor inputs are quantized.
-        swapped_kinds: kinds whose weights are quantized. One that is not in ``quantize_inputs`` is computed in float
-            from integer weights. "matmul" stands for a product with a stored matrix, which is a linear layer.
-        on_request: kinds whose inputs are quantized only where a rule asks for it: by default it would cost speed or
-            accuracy.
-        symmetric_only: zero points must be 0.
-        float8: float8 e4m3 is a format like any integer one.
-        packed_bits: widths of weights that are written without padding to 8 bits.
-        block_sizes: how many inputs of a weight may share a range, for weights of ``packed_bits``.
-        block_kinds: kinds whose weights may have blocks.
-        conv_transpose_axis: dimension of a transposed convolution's weight that keeps its own range (0 elsewhere).
-        quantize_outputs: kinds whose output is quantized, behind the activations that fuse.
+        formats: the numbers that the runtime computes with.
         fused_activations: kinds that run in the epilogue of the operation before them.
-        quantize_if_surrounded: kinds quantized only if every reader takes quantized input.
-        quantize_after_conv: kinds that get a quantizer on an input that a convolution computes.
         float_readers: kinds that read in float at full precision: an elementwise operation or concatenation that one of
             them reads, directly or through others of its kind, stays in float with them.
-        residual_adds: an add absorbed by a convolution needs its other input quantized.
-        share_scale: kinds whose tensor inputs share one range.
-        keep_scale: kinds that only move data, whose output keeps the range of their input.
-        quantize_graph_outputs: a quantizer on a tensor that the model returns is fine.
-        integer_bias: biases are written as int32 in steps of input step x weight step.
-        opset: lowest ONNX opset to write.
-        dynamic_batch: exported files leave the batch size open unless the caller says otherwise.
-        reasons: (kind, why it is computed in float), for people who ask ``explain``.
+
+    Raises:
+        TargetError: a value means nothing, or two contradict each other; names the target and the field.
     """
 
     name: str
-    activation: QuantDescriptor | None
-    weight: QuantDescriptor
-    activation_bits: frozenset[int]
-    weight_bits: frozenset[int]
-    quantize_inputs: frozenset[str]
-    swapped_kinds: frozenset[str] = frozenset({"conv", "conv_transpose", "linear"})
-    on_request: frozenset[str] = frozenset()
-    symmetric_only: bool = True
-    float8: bool = False
-    packed_bits: frozenset[int] = frozenset()
-    block_sizes: frozenset[int] = frozenset()
-    block_kinds: frozenset[str] = frozenset({"linear"})
-    conv_transpose_axis: int = 1
-    quantize_outputs: frozenset[str] = frozenset()
+    ops: tuple[OpRule, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+    file: FileRules = _ANY_FILE
+    activation: QuantDescriptor | None = _INT8
+    weight: QuantDescriptor = _INT8_PER_CHANNEL
+    formats: Formats = _EIGHT_BITS
     fused_activations: frozenset[str] = frozenset()
-    quantize_if_surrounded: frozenset[str] = frozenset()
-    quantize_after_conv: frozenset[str] = frozenset()
     float_readers: frozenset[str] = frozenset()
-    residual_adds: bool = False
-    share_scale: frozenset[str] = frozenset()
-    keep_scale: frozenset[str] = frozenset()
-    quantize_graph_outputs: bool = False
-    integer_bias: bool = False
-    opset: int = 18
-    dynamic_batch: bool = True
-    reasons: tuple[tuple[str, str], ...] = ()
 
-    def quantizes_inputs(self, kind: str) -> bool:
-        """Return whether inputs of ``kind`` are quantized, by default or where a rule asks for it."""
-        return kind in self.quantize_inputs or kind in self.on_request
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("ops", tuple), ("constraints", tuple), ("fused_activations", frozenset), ("float_readers", frozenset),
+        ):  # fmt: skip
+            given = getattr(self, name)
+            if isinstance(given, Iterable) and not isinstance(given, str):
+                object.__setattr__(self, name, kind(given))
+        check_target(self)
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[OpRule, ...]]:
+        rows: dict[str, tuple[OpRule, ...]] = {}
+        for row in self.ops:
+            for kind in row.kinds:
+                rows[kind] = (*rows.get(kind, ()), row)
+        return rows
+
+    def rules_for(self, kind: str) -> tuple[OpRule, ...]:
+        """Return the rows for a kind, in order."""
+        return self._rows.get(kind, ())
+
+    def quantizes_inputs(self, kind: str, when: str | None = None) -> bool:
+        """Return whether inputs of ``kind`` are quantized always (None), or under the condition ``when``."""
+        return any(row.inputs is not False and row.when == when for row in self.rules_for(kind))
+
+    def has_integer_form(self, kind: str) -> bool:
+        """Return whether inputs of ``kind`` are quantized by default, or where a rule asks for it."""
+        return self.quantizes_inputs(kind) or self.quantizes_inputs(kind, "on_request")
+
+    def stores_integers(self, kind: str) -> bool:
+        """Return whether weights of ``kind`` are quantized."""
+        return any(row.weight is not False for row in self.rules_for(kind))
+
+    def quantizes_output(self, kind: str) -> bool:
+        """Return whether the output of ``kind`` is quantized."""
+        return any(row.output is not False for row in self.rules_for(kind))
+
+    def descriptor(self, kind: str, slot: str) -> QuantDescriptor | None:
+        """Return the descriptor of a slot ("inputs", "weight", "output") of ``kind``: its row's own, or the default."""
+        own = [given for row in self.rules_for(kind) if isinstance(given := getattr(row, slot), QuantDescriptor)]
+        return own[0] if own else self.weight if slot == "weight" else self.activation
+
+    def same(self, kind: str) -> tuple[str, ...]:
+        """Return the slots of ``kind`` whose tensors share one range, () if none do."""
+        found = [item.slots for item in self.constraints if isinstance(item, Same) and kind in item.kinds]
+        return found[0] if found else ()
+
+    def fixed(self, kind: str) -> Fixed | None:
+        """Return the range that outputs of ``kind`` always have, None if it follows from the data."""
+        found = (item for item in self.constraints if isinstance(item, Fixed) and kind in item.kinds)
+        return next(found, None)
+
+    def derives_bias(self, kind: str) -> bool:
+        """Return whether the bias of ``kind`` is int32 in steps of input step x weight step."""
+        return any(isinstance(item, Derived) and kind in item.kinds for item in self.constraints)
+
+    def weight_axis(self, kind: str) -> int:
+        """Return the dimension of a weight of ``kind`` that keeps its own range."""
+        return dict(self.file.weight_axes).get(_WEIGHT_OPERATORS.get(kind, ""), 0)
+
+    def reason(self, kind: str) -> str | None:
+        """Return why this runtime computes ``kind`` in float, None where nothing special is known."""
+        return next((row.why for row in self.rules_for(kind) if row.why), None)
 
     @property
     def is_dynamic(self) -> bool:
@@ -85,95 +134,42 @@ class Target:
         """Are there ranges of activations to be calibrated?"""
         return self.activation is not None and not self.is_dynamic
 
-    def reason(self, kind: str) -> str | None:
-        """Return why this runtime computes ``kind`` in float, None where nothing special is known."""
-        return dict(self.reasons).get(kind)
-
     def check_activation(self, descriptor: QuantDescriptor, where: str) -> None:
         """Raise a TargetError if activations at ``where`` (a path and what asked for it) cannot have ``descriptor``."""
-        if self.activation is None:
-            raise TargetError(
-                f"{where}: target {self.name!r} leaves activations in float; drop the activation descriptor, or take "
-                "a target that has integer activations"
-            )
-        self._check_format(descriptor, where, "activations", self.activation_bits)
-        self.check_activation_axis(descriptor, where)
-        if descriptor.is_dynamic and not self.is_dynamic:
-            raise TargetError(
-                f"{where}: target {self.name!r} needs ranges that are known before it runs; use another calibrator "
-                'than "dynamic", or the recipe "dynamic"'
-            )
-        if self.is_dynamic and not descriptor.is_dynamic:
-            raise TargetError(
-                f"{where}: target {self.name!r} measures each activation as it runs; use "
-                f'calibrator="dynamic", got {descriptor.calibrator!r}'
-            )
-        if self.symmetric_only and (descriptor.unsigned or not descriptor.symmetric):
-            raise TargetError(
-                f"{where}: target {self.name!r} takes signed symmetric activations only (zero point 0, int8); "
-                "use unsigned=False and symmetric=True"
-            )
-        if self.is_dynamic and (descriptor.symmetric or not descriptor.unsigned):
-            # ONNX DynamicQuantizeLinear has no other form.
-            raise TargetError(
-                f"{where}: target {self.name!r} takes unsigned affine activations only; use unsigned=True and "
-                "symmetric=False"
-            )
+        check_activation(self, descriptor, where)
 
     def check_activation_axis(self, descriptor: QuantDescriptor, where: str) -> None:
         """Raise a TargetError if ``descriptor`` has several ranges for one activation, which no runtime takes."""
-        if descriptor.axis is not None:
-            raise TargetError(
-                f"{where}: target {self.name!r} quantizes activations per tensor; use axis=None, got {descriptor.axis}"
-            )
+        check_activation_axis(self, descriptor, where)
 
     def check_weight(self, descriptor: QuantDescriptor, where: str, kind: str = "linear") -> None:
         """Raise a TargetError if weights of an operation of ``kind`` at ``where`` cannot have ``descriptor``."""
-        self._check_format(descriptor, where, "weights", self.weight_bits)
-        if descriptor.unsigned or not descriptor.symmetric:
-            raise TargetError(
-                f"{where}: target {self.name!r} takes signed symmetric weights only; "
-                "use unsigned=False and symmetric=True"
-            )
-        if descriptor.is_dynamic:
-            raise TargetError(f'{where}: a weight is known and has nothing dynamic; drop calibrator="dynamic"')
-        if descriptor.block_size is not None:
-            self._check_blocks(descriptor, where, kind)
+        check_weight(self, descriptor, where, kind)
 
-    def _check_format(self, descriptor: QuantDescriptor, where: str, what: str, widths: frozenset[int]) -> None:
-        if isinstance(descriptor.num_bits, tuple):
-            if not self.float8:
-                raise TargetError(
-                    f"{where}: target {self.name!r} has no float8 {what}; use num_bits={_listing(widths)}"
-                )
-        elif descriptor.num_bits not in widths:
-            raise TargetError(
-                f"{where}: target {self.name!r} has no {descriptor.num_bits}-bit {what}; "
-                f"use num_bits={_listing(widths)} or leave the module in float (a rule with None)"
-            )
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, without what has its default."""
+        return target_to_dict(self)
 
-    def _check_blocks(self, descriptor: QuantDescriptor, where: str, kind: str) -> None:
-        if not self.block_sizes:
-            raise TargetError(
-                f"{where}: target {self.name!r} has no weights in blocks; use axis=0 without block_size, or the recipe "
-                '"weight_only"'
-            )
-        if kind not in self.block_kinds:
-            raise TargetError(
-                f"{where}: only {_listing(self.block_kinds)} weights have blocks, and this is a {kind}; give it a rule "
-                "whose descriptor has no block_size"
-            )
-        if descriptor.block_size not in self.block_sizes:
-            raise TargetError(
-                f"{where}: target {self.name!r} has no blocks of {descriptor.block_size}; use "
-                f"block_size={_listing(self.block_sizes)}"
-            )
-        if descriptor.num_bits not in self.packed_bits:
-            raise TargetError(
-                f"{where}: target {self.name!r} has no blocks of {descriptor.num_bits}-bit weights; use "
-                f"num_bits={_listing(self.packed_bits)}, or drop block_size"
-            )
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Build a target from plain data; anything it does not know is a TargetError."""
+        return cls(**arguments_from_dict(fields, [field.name for field in dataclasses.fields(cls)]))
 
+    def to_toml(self) -> str:
+        """Return the target as text."""
+        return tomli_w.dumps(self.to_dict())
 
-def _listing(items: frozenset[int] | frozenset[str]) -> str:
-    return " or ".join(str(item) for item in sorted(items))
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Build a target from text; anything it does not know is a TargetError."""
+        return cls.from_dict(fields_from_toml(text))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a target from a TOML file; one that cannot be read, or means nothing, is a TargetError."""
+        try:
+            return cls.from_toml(Path(path).read_text())
+        except OSError as error:
+            raise TargetError(f"cannot read the target {path}: {error.strerror}") from error
+        except TargetError as error:
+            raise TargetError(f"{path}: {error}") from error

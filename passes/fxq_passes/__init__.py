@@ -10,7 +10,7 @@ from fxq_passes.plan_ops import PlanOps
 from fxq_passes.plan_residual_adds import PlanResidualAdds
 from fxq_passes.remove_dropout import RemoveDropout
 from fxq_passes.remove_inplace import RemoveInplace
-from fxq_passes.share_scales import ShareScales
+from fxq_passes.solve_scales import SolveScales
 
 __all__ = [
     "AttachObservers",
@@ -23,5 +23,5 @@ __all__ = [
     "PlanResidualAdds",
     "RemoveDropout",
     "RemoveInplace",
-    "ShareScales",
+    "SolveScales",
 ]

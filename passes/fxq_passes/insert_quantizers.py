@@ -59,7 +59,7 @@ def _planned_readings(rw: Rewriter, producer: Node) -> Iterator[tuple[Edge, Plan
 
 def _reads_values(rw: Rewriter, edge: Edge) -> bool:
     if edge.consumer.op == "output":
-        return rw.target.quantize_graph_outputs
+        return rw.target.file.quantized_outputs_allowed
     return kind(edge.consumer) not in ("shape", "getattr") or produces_tensor(edge.consumer)
 
 

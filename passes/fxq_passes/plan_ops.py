@@ -29,6 +29,7 @@ from fxq_passes.planning.plan_questions import (
     is_read_quantized,
     is_stored_product,
     kept_in_float,
+    output_descriptor,
     takes_quantized_input,
     weight_descriptor,
 )
@@ -71,7 +72,7 @@ class PlanOps(Pass):
                         continue
                     layers.plan(node)
             _plan_node(rw, node, in_float.get(node))
-        for node in reversed(rw.nodes(lambda node: kind(node) in rw.target.quantize_if_surrounded)):
+        for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kind(node), "all_readers_quantized"))):
             _plan_surrounded(rw, node)
 
 
@@ -80,8 +81,8 @@ def _plan_node(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
     target, is_product = rw.target, is_stored_product(rw, node)
     found = "linear" if is_product else kind(node)
     takes_input = takes_quantized_input(rw, node, found)
-    is_own = takes_input or is_product or found in target.quantize_outputs
-    is_after_conv = found in target.quantize_after_conv and comes_from_conv(node)
+    is_own = takes_input or is_product or target.quantizes_output(found)
+    is_after_conv = target.quantizes_inputs(found, "after_conv") and comes_from_conv(node)
     if not (is_own or is_after_conv):
         return
     reason = why_in_float or _why_not(rw, node)
@@ -95,7 +96,7 @@ def _plan_node(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
     if takes_input:
         edges = tensor_edges(node)[:1] if is_product else tensor_edges(node)
         _plan(rw, edges, f"{target.name} runs {found} on quantized inputs")
-    if found in target.quantize_outputs:
+    if target.quantizes_output(found):
         _plan_output(rw, node)
 
 
@@ -160,12 +161,12 @@ def _plan_output(rw: Rewriter, node: Node) -> None:
     while reader is not None and kind(reader) in rw.target.fused_activations:
         last, reader = reader, only_reader(reader)
     is_returned = any(edge.consumer.op == "output" for edge in output_edges(last))
-    if is_returned and not rw.target.quantize_graph_outputs:
+    if is_returned and not rw.target.file.quantized_outputs_allowed:
         rw.skip(node, "the model returns it")
         return
     why = f"{rw.target.name} runs {kind(node)} with a quantized output"
     behind = "" if last is node else f", quantized behind {last.name!r}, which the quantizer's clamp absorbs"
-    rw.plan_output(last, activation_descriptor(rw, node), why + behind)
+    rw.plan_output(last, output_descriptor(rw, node, last), why + behind)
 
 
 def _plan_surrounded(rw: Rewriter, node: Node) -> None:

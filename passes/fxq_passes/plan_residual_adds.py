@@ -45,7 +45,7 @@ class PlanResidualAdds(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Find the convolution's side of each add; plan the other side."""
-        if not rw.target.residual_adds:
+        if not rw.target.quantizes_inputs("add", "absorbed_by_conv"):
             return
         for add in rw.nodes(is_add):
             reason = _why_not(rw, add)

@@ -11,13 +11,12 @@ import torch
 from lowered_models import lower, lowered_residual
 
 from fxq.errors import ExportError
-from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export import ExportOptions, export_onnx
 from fxq.export.parity import MAX_MEAN_LSB, Reference, check_parity
 from fxq.export.qdq_rules import check_qdq
+from fxq.targets import TENSORRT, FileRules
 
-STRICT = ExportRules(
-    zero_point_must_be_zero=True, quantized_outputs_allowed=False, activation_dtypes=("int8",), weight_dtypes=("int8",)
-)
+STRICT = TENSORRT.file
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +118,7 @@ def test_rules_that_the_target_does_not_have_are_not_applied(good_file: Path) ->
     model = ir.load(good_file)
     store(model, "stem.0_input_quantizer.zero_point", np.array(3, np.int8))
     quantize_output(model)
-    check_qdq(model, ExportRules())
+    check_qdq(model, FileRules())
 
 
 def test_parity_finds_one_wrong_scale_among_all(good_file: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from hand_built import Builder, codes_of, kernels, run, stored
 from torch import Tensor, fx
 
 from fxq.errors import ExportError
-from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export import ExportOptions, export_onnx
 from fxq.export.qdq_rules import check_qdq
 from fxq.quant import DYNAMIC_LINEAR, DYNAMIC_MATMUL
+from fxq.targets import FileRules
 
 IN, OUT = 16, 8
 SHAPES = {"rank 2": (4, IN), "rank 3": (2, 5, IN), "rank 4": (2, 3, 4, IN)}
@@ -199,14 +200,14 @@ def break_columns(model: ir.Model) -> None:
 def test_a_damaged_product_is_refused_by_name(tmp_path: Path, damage: object, message: str) -> None:
     path = export_onnx(linear(), tmp_path / "model.onnx", inputs_of((2, IN)), ExportOptions(check=False)).path
     model = ir.load(path)
-    check_qdq(model, ExportRules())
+    check_qdq(model, FileRules())
     damage(model)
     with pytest.raises(ExportError, match=message) as caught:
-        check_qdq(model, ExportRules())
+        check_qdq(model, FileRules())
     assert "'fc/MatMulInteger'" in str(caught.value)
 
 
 def test_a_target_may_refuse_the_weights_dtype(tmp_path: Path) -> None:
-    options = ExportOptions(rules=ExportRules(weight_dtypes=("uint8",)))
+    options = ExportOptions(rules=FileRules(weight_dtypes=("uint8",)))
     with pytest.raises(ExportError, match="stores int8 codes; the target takes uint8"):
         export_onnx(linear(), tmp_path / "model.onnx", inputs_of((2, IN)), options)

@@ -10,9 +10,10 @@ from lowered_models import Residual, lower, lowered_residual
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
-from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export import ExportOptions, export_onnx
 from fxq.quant import DEQUANTIZE, QUANTIZE
 from fxq.runtimes import get_runtime
+from fxq.targets import FileRules
 
 STATIC = ExportOptions(dynamic_batch=False)
 
@@ -118,7 +119,7 @@ def test_a_static_file_has_numbers_for_shapes(tmp_path: Path) -> None:
 
 def test_the_rules_decide_on_the_batch_when_the_caller_does_not(tmp_path: Path) -> None:
     gm, x = lowered_residual()
-    report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(rules=ExportRules(dynamic_batch=False)))
+    report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(rules=FileRules(dynamic_batch=False)))
     assert not report.dynamic_batch
 
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from hand_built import Builder, kernels, run, stored
 from torch import Tensor, fx
 
-from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export import ExportOptions, export_onnx
 from fxq.quant import DEQUANTIZE, QUANTIZE
 from fxq.runtimes import get_runtime
 from fxq.runtimes.tensorrt_rtx import weighted_ops
+from fxq.targets import FileRules
 
 E4M3 = torch.float8_e4m3fn
 
@@ -55,7 +56,7 @@ def test_a_float8_weight_alone_is_float_when_the_file_is_loaded(tmp_path: Path) 
     read = build.read("fc.weight", codes), build.read("fc.weight_scale", torch.linspace(0.01, 0.02, 8))
     weight = build.call(DEQUANTIZE, *read, build.read("fc.weight_zero", torch.zeros(8, dtype=E4M3)), 0, torch.float32)
     gm, x = build.finish(build.call(F.linear, build.input(), weight, None)), torch.ones(4, 3, 16)
-    report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(rules=ExportRules(fast_weight_only=True)))
+    report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(rules=FileRules(fast_weight_only=True)))
     assert report.opset == 19
     # There is no MatMulNBits of float8.
     assert kernels(report.path) == {"MatMul": 1}

@@ -12,11 +12,12 @@ from hand_built import Builder, kernels, run, stored
 from torch import Tensor, fx
 
 from fxq.errors import ExportError
-from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export import ExportOptions, export_onnx
 from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, QUANTIZE
+from fxq.targets import FileRules
 
 OUT, IN = 24, 64
-FAST = ExportOptions(rules=ExportRules(fast_weight_only=True))
+FAST = ExportOptions(rules=FileRules(fast_weight_only=True))
 BLOCKS = {"per channel": None, "blocks of 16": 16, "blocks of 32": 32, "a short last block": 48}
 
 

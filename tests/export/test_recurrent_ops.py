@@ -10,8 +10,9 @@ import torch
 from hand_built import Builder, codes_of, kernels, run, stored
 from torch import Tensor, fx, nn
 
-from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export import ExportOptions, export_onnx
 from fxq.quant import DEQUANTIZE, DYNAMIC_LSTM_LAYER, GRU_LAYER, LSTM_LAYER, RNN_LAYER
+from fxq.targets import FileRules
 
 TIME, BATCH, IN, HIDDEN = 6, 3, 7, 5
 # Where the gates of torch's weights go in ONNX: input, forget, cell, output -> input, output, forget, cell, and
@@ -188,7 +189,7 @@ def test_stored_integers_of_a_float_layer_are_dequantized_when_the_file_is_loade
         weights.append(build.call(DEQUANTIZE, *read, zero, 1, torch.float32))
     outputs = build.call(GRU_LAYER, x, *weights, build.read("gru.bias", parameters_of(layer)[2]), h0)
     gm, inputs = build.finish(build.call(operator.getitem, outputs, 0)), inputs_of(1, 1)
-    options = ExportOptions(dynamic_batch=False, rules=ExportRules(fast_weight_only=fast))
+    options = ExportOptions(dynamic_batch=False, rules=FileRules(fast_weight_only=fast))
     path = export_onnx(gm, tmp_path / "model.onnx", inputs, options).path
     assert kernels(path)["DequantizeLinear"] == (0 if fast else 2)
     assert stored(path)["gru.weight"].data_type == onnx.TensorProto.INT8

@@ -10,14 +10,13 @@ from lowered_models import lowered_residual
 from torch import Tensor, fx, nn
 
 from fxq.errors import InputError
-from fxq.export import ExportOptions, ExportRules, export_onnx
+from fxq.export import ExportOptions, export_onnx
 from fxq.quant import DEQUANTIZE, QUANTIZE
 from fxq.runtimes import count_kinds, get_runtime
 from fxq.runtimes.tensorrt_rtx import weighted_ops
+from fxq.targets import TENSORRT
 
-TENSORRT_RULES = ExportRules(
-    zero_point_must_be_zero=True, quantized_outputs_allowed=False, activation_dtypes=("int8",), weight_dtypes=("int8",)
-)
+TENSORRT_RULES = TENSORRT.file
 
 
 class Affine:

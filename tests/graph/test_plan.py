@@ -14,7 +14,7 @@ from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
 from fxq.pipeline import run_passes
 from fxq.record import Record
-from fxq_passes import AttachObservers, InsertQuantizers, ShareScales
+from fxq_passes import AttachObservers, InsertQuantizers, SolveScales
 
 INT8, PER_CHANNEL = QuantDescriptor(), QuantDescriptor(axis=0)
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -45,7 +45,7 @@ def run(model: nn.Module, *wanted: Wanted, carry_out: bool = True, target: str =
     """Return the graph of ``model`` with nothing but the plans ``wanted``, carried out or not, and the record."""
     gm, record = trace(model.eval(), (X,)), Record()
     settings = Settings(fxq.get_target(target), example_inputs=(X,))
-    steps = [Planning(*wanted), ShareScales(), *([InsertQuantizers(), AttachObservers()] if carry_out else [])]
+    steps = [Planning(*wanted), SolveScales(), *([InsertQuantizers(), AttachObservers()] if carry_out else [])]
     for step in steps:
         run_passes(gm, [step], settings, record, complete=False)
     return gm, record

@@ -67,7 +67,7 @@ class _LookUp:
     def write(self, weight: Tensor, found: QParams) -> Node:
         """Return the node of the dequantized rows, (..., columns)."""
         codes, place = integer_codes(weight, found), self.path
-        if bits_of(found) == 4 and 4 in self.lowering.rw.target.packed_bits:
+        if bits_of(found) == 4 and 4 in self.lowering.rw.target.formats.packed_bits:
             place += "_packed"  # what else may read this table packs it in another way
             values = self._unpacked(self._stored(place, _packed(codes)), codes.shape[1], weight.dtype)
         else:

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from fxq import GraphError, Rewriter, TensorQuantizer
+from fxq.graph import module_kind
 from fxq.nn import QParams, QuantLinear, WeightQuantized
 from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, DYNAMIC_LINEAR, QUANTIZE
 from fxq_passes.lowering.stored_weights import bits_of, integer_codes, is_linear_weight
@@ -46,7 +47,7 @@ class Lowering:
         """Store the codes of ``weight`` at ``path`` and insert, before ``node``, what makes floats of them."""
         codes = self.rw.read_tensor(node, path, integer_codes(weight, found))
         bits = bits_of(found)
-        if bits is not None and (found.block_size is not None or bits in self.rw.target.packed_bits):
+        if bits is not None and (found.block_size is not None or bits in self.rw.target.formats.packed_bits):
             axis = 0 if found.axis is None else found.axis
             step = found.step if found.step.dim() else found.step.repeat(weight.shape[axis])
             scale = self.rw.read_tensor(node, f"{path}_scale", step)
@@ -113,7 +114,11 @@ class Lowering:
         if not isinstance(layer.bias, Tensor):
             return None
         bias, path = layer.bias.detach(), str(node.target)
-        if not self.rw.target.integer_bias or weight_step is None or source.target is not DEQUANTIZE:
+        if (
+            not self.rw.target.derives_bias(module_kind(layer))
+            or weight_step is None
+            or source.target is not DEQUANTIZE
+        ):
             return self.rw.read_tensor(node, f"{path}.bias", bias)
         step = self.rw.tensor(source.args[1]) * weight_step  # (channels,) or ()
         if step.dim() and len(step) < len(bias):  # a grouped transposed convolution: (out / groups,)

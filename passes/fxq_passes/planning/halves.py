@@ -26,7 +26,7 @@ def drop_halves(rw: Rewriter) -> None:
 
 def _takes_both(rw: Rewriter, node: Node) -> bool:
     if is_weighted(node):
-        return rw.target.quantizes_inputs(kind(node)) and not isinstance(rw.module(node), Quantized)
+        return rw.target.has_integer_form(kind(node)) and not isinstance(rw.module(node), Quantized)
     is_product = any(plan.role == "weight" for plan in planned_inputs(node).values())
     return is_product and rw.target.quantizes_inputs("linear")
 

@@ -36,7 +36,7 @@ class LayerPlanner:
         """Return whether ``node`` calls a module whose inside the target, or a rule, wants quantized."""
         if node.op != "call_module":
             return False
-        if kind(node) in self.rw.target.swapped_kinds:
+        if self.rw.target.stores_integers(kind(node)):
             return True
         module = self.rw.module(node)
         return type(module) in QUANTIZED and self.rw.settings.is_requested(node, has_weight=_has_weight(module))
@@ -73,9 +73,9 @@ class LayerPlanner:
         if not _has_weight(module):
             rw.plan_inside(node, "input", activation_descriptor(rw, node), f"a rule asks for a quantized {kind(node)}")
             return
-        is_integer = rw.target.quantizes_inputs(kind(node))
+        is_integer = rw.target.has_integer_form(kind(node))
         why = "its weight" if is_integer else rw.target.reason(kind(node)) or "its weight; computed in float"
-        channels = rw.target.conv_transpose_axis if kind(node) == "conv_transpose" else 0
+        channels = rw.target.weight_axis(kind(node))
         for slot in quantized.weight_slots(module):
             first = self._first_with.setdefault(id(module.get_parameter(slot)), str(node.target))
             tied = "" if first == node.target else f", which is also that of {first!r}"
@@ -84,7 +84,7 @@ class LayerPlanner:
             self._plan_inside(node, module, quantized)
 
     def _plan_inside(self, node: Node, module: nn.Module, quantized: type[Quantized]) -> None:
-        in_float = frozenset() if "matmul" in self.rw.target.quantize_inputs else quantized.products
+        in_float = frozenset() if self.rw.target.quantizes_inputs("matmul") else quantized.products
         for slot in quantized.activation_slots(module):
             if slot not in in_float:
                 why = f"{self.rw.target.name} runs {kind(node)} on quantized tensors"
@@ -119,6 +119,6 @@ def _why_no_input(rw: Rewriter, node: Node, module: nn.Module) -> str | None:
         return None
     if rw.target.activation is None:
         return f"it has no weight, and {rw.target.name} leaves activations in float"
-    if rw.target.is_dynamic and not rw.target.quantizes_inputs(kind(node)):
+    if rw.target.is_dynamic and not rw.target.has_integer_form(kind(node)):
         return f"{rw.target.name} has no integer {kind(node)}"
     return None

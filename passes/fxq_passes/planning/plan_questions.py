@@ -21,17 +21,23 @@ from fxq.nn import Quantized
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div"})
 
 
-def activation_descriptor(rw: Rewriter, node: Node) -> QuantDescriptor:
-    """Return the descriptor of the activations that ``node`` reads or makes; no rule leaves ``node`` in float.
+def activation_descriptor(rw: Rewriter, node: Node, slot: str = "inputs") -> QuantDescriptor:
+    """Return the descriptor of what ``node`` reads, or makes (``slot`` "output"); no rule leaves it in float.
 
     Raises:
         TargetError: the target cannot run it.
     """
-    config = rw.config(node)
+    config = rw.config(node, slot)
     assert config is not None
     assert config.activation is not None
     rw.target.check_activation(config.activation, _where(rw, node))
     return config.activation
+
+
+def output_descriptor(rw: Rewriter, node: Node, last: Node) -> QuantDescriptor:
+    """Return the descriptor of the output of ``node``, which is quantized behind ``last``; errors as above."""
+    descriptor, fixed = activation_descriptor(rw, node, "output"), rw.target.fixed(kind(last))
+    return descriptor if fixed is None else fixed.applied(descriptor)
 
 
 def weight_descriptor(rw: Rewriter, node: Node, channel_axis: int) -> QuantDescriptor:
@@ -46,10 +52,12 @@ def weight_descriptor(rw: Rewriter, node: Node, channel_axis: int) -> QuantDescr
     assert config is not None
     assert config.weight is not None
     rule, descriptor = rw.settings.rule_for(node), config.weight
-    if (rule is None or rule.config is None or rule.config.weight is None) and kind(node) not in rw.target.block_kinds:
+    if (rule is None or rule.config is None or rule.config.weight is None) and kind(
+        node
+    ) not in rw.target.formats.block_kinds:
         descriptor = descriptor.replace(block_size=None)  # what holds for all weights holds as far as they can have it
     rw.target.check_weight(descriptor, _where(rw, node), kind(node))
-    reads = config.activation if rw.target.quantizes_inputs(kind(node)) else None
+    reads = config.activation if rw.target.has_integer_form(kind(node)) else None
     if reads is not None and reads.is_float8 != descriptor.is_float8:
         raise TargetError(
             f"{_where(rw, node)}: no kernel multiplies {reads} by {descriptor}; give activation and weight one format"
@@ -83,12 +91,14 @@ def check_placed_by_hand(rw: Rewriter, node: Node) -> None:
 
 def takes_quantized_input(rw: Rewriter, node: Node, found: str) -> bool:
     """Return whether the target quantizes inputs of kind ``found``, of itself or because a rule asks for ``node``."""
-    return found in rw.target.quantize_inputs or (found in rw.target.on_request and rw.settings.is_requested(node))
+    return rw.target.quantizes_inputs(found) or (
+        rw.target.quantizes_inputs(found, "on_request") and rw.settings.is_requested(node)
+    )
 
 
 def is_stored_product(rw: Rewriter, node: Node) -> bool:
     """Return whether ``node`` multiplies by a stored matrix that the target takes for a weight, as a linear layer."""
-    if kind(node) != "matmul" or "matmul" not in rw.target.swapped_kinds or len(node.args) != 2:
+    if kind(node) != "matmul" or not rw.target.stores_integers("matmul") or len(node.args) != 2:
         return False
     left, right = node.args
     if not isinstance(right, Node) or right.op != "get_attr" or not isinstance(left, Node) or is_constant(left):
@@ -99,7 +109,7 @@ def is_stored_product(rw: Rewriter, node: Node) -> bool:
 
 def is_quantized_by_hand(rw: Rewriter, node: Node) -> bool:
     """Return whether ``node`` is a quantizer, or moves the values of one to other places."""
-    while kind(node) in rw.target.keep_scale and tensor_edges(node):
+    while "output" in rw.target.same(kind(node)) and len(tensor_edges(node)) == 1:
         node = tensor_edges(node)[0].producer
     return is_quantizer(node)
 

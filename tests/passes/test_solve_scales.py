@@ -4,10 +4,10 @@ from torch import Tensor, nn
 
 import fxq
 from fxq.testing import assert_rewrites
-from fxq_passes import InsertQuantizers, PlanOps, ShareScales
+from fxq_passes import InsertQuantizers, PlanOps, SolveScales
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-PASSES = [PlanOps(), ShareScales(), InsertQuantizers()]
+PASSES = [PlanOps(), SolveScales(), InsertQuantizers()]
 
 
 class Concat(nn.Module):
@@ -57,7 +57,7 @@ def test_a_concatenation_in_float_shares_nothing() -> None:
             return c
         """,
     )
-    assert record.of("share_scales") == []
+    assert record.of("solve_scales") == []
 
 
 class Moves(nn.Module):

@@ -1,0 +1,33 @@
+"""FileRules: what a runtime demands of the file it runs. Export checks them on the file itself."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FileRules:
+    """What a QDQ file for one runtime must look like. The defaults demand only what ONNX does.
+
+    Args:
+        affine_activations: zero points of activations may differ from 0; without it activations are signed too.
+        affine_weights: zero points of weights may differ from 0; without it weights are signed too.
+        quantized_outputs_allowed: a graph output may come from a quantizer.
+        fast_weight_only: write the weight of an operator that computes in float as ONNX Runtime runs it fastest, not
+            as DequantizeLinear of the tensor as PyTorch stores it; see stored_weights.py.
+        activation_dtypes: code dtypes of QuantizeLinear, as ONNX writes them in lower case.
+        weight_dtypes: code dtypes of stored tensors; int32, the dtype of a bias, is always allowed.
+        weight_axes: for each operator, the axis of its per-channel weight. A linear weight is counted as PyTorch
+            stores it, (out, in): Gemm with transB = 1, or MatMul behind a Transpose; stored as (in, out), the other
+            axis is meant.
+        minimum_opset: the lowest opset to write, where the runtime wants more than the dtypes do.
+        dynamic_batch: write dimension 0 of the inputs as dynamic unless the caller says otherwise.
+    """
+
+    affine_activations: bool = True
+    affine_weights: bool = True
+    quantized_outputs_allowed: bool = True
+    fast_weight_only: bool = False
+    activation_dtypes: tuple[str, ...] = ("int8", "uint8", "int16", "uint16", "float8e4m3fn")
+    weight_dtypes: tuple[str, ...] = ("int4", "int8", "uint8", "int16", "uint16", "float8e4m3fn")
+    weight_axes: tuple[tuple[str, int], ...] = (("Conv", 0), ("ConvTranspose", 1), ("Gemm", 0), ("MatMul", 0))
+    minimum_opset: int = 18
+    dynamic_batch: bool = True
