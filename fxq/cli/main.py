@@ -17,6 +17,7 @@ from fxq.cli.models import ModelSource
 from fxq.cli.passes import run_passes_listing
 from fxq.cli.quantize import QuantizeJob, run_quantize
 from fxq.cli.recipes import RecipeChoice, run_recipe
+from fxq.cli.targets import run_target, run_targets_listing
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -125,6 +126,23 @@ def explain(
 def passes(as_json: options.AsJson = False) -> None:
     """List the passes: the built-in ones, and those of installed plugins."""
     run_passes_listing(as_json)
+
+
+@app.command(epilog="[dim]Example:[/] fxq targets tensorrt > mine.toml")
+def targets(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one as TOML, or that of a .toml file.", show_default=False)
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the runtimes to quantize for, those of installed packages too, or print one.
+
+    A recipe names one: target = "tensorrt", or a file of yours: target = "mine.toml".
+    """
+    if name is None:
+        run_targets_listing(as_json)
+    else:
+        run_target(name)
 
 
 @app.command(epilog="[dim]Example:[/] fxq recipe tensorrt > mine.toml")
