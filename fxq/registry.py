@@ -265,8 +265,8 @@ def _load_passes(entry: importlib.metadata.EntryPoint) -> None:
     loaded = _load(entry)
     if lowerings == _lowerings and not any(_belongs(found, entry.name, entry.module) for found in _registered.values()):
         raise PluginError(
-            f"{_described(entry)} registers no pass and no lowering; the file imported is {_file(loaded)}. Decorate its "
-            "passes with @fxq.register_pass, and check that no other module of the same name shadows it"
+            f"{_described(entry)} registers no pass and no lowering; the file imported is {_file(loaded)}. Decorate "
+            "its passes with @fxq.register_pass, and check that no other module of the same name shadows it"
         )
 
 

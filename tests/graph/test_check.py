@@ -10,14 +10,16 @@ from torch.fx import GraphModule
 
 import fxq
 from fxq.graph import check_graph
-from fxq.graph.match import input_edges
-from fxq.graph.plan import Plan, note_input
+from fxq.graph.plan import Plan, note_plan
 from fxq.graph.trace import trace
 from fxq.nn import TensorQuantizer
 from fxq.quant import DEQUANTIZE, DYNAMIC_LINEAR, QUANTIZE
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-PLAN = Plan(fxq.QuantDescriptor(), "input", "a test", "to break a rule")
+
+
+def plan(slot: int | str, role: str = "input") -> Plan:
+    return Plan(slot, fxq.QuantDescriptor(), role, "a test", "to break a rule")
 
 
 def traced(*layers: nn.Module) -> GraphModule:
@@ -47,15 +49,20 @@ def wrong_order() -> GraphModule:
 def plan_without_input() -> GraphModule:
     gm = traced(nn.ReLU())
     node = next(node for node in gm.graph.nodes if node.op == "call_module")
-    edge = input_edges(node)[0]
-    note_input(type(edge)(edge.producer, node, 3), PLAN)
+    note_plan(node, plan(3))
     return gm
 
 
 def plan_without_quantizer() -> GraphModule:
     gm = traced(nn.ReLU())
     node = next(node for node in gm.graph.nodes if node.op == "call_module")
-    note_input(input_edges(node)[0], PLAN)
+    note_plan(node, plan(0))
+    return gm
+
+
+def plan_inside_without_swap() -> GraphModule:
+    gm = traced(nn.Linear(4, 4))
+    note_plan(next(node for node in gm.graph.nodes if node.op == "call_module"), plan("weight", "weight"))
     return gm
 
 
@@ -100,6 +107,11 @@ BROKEN: dict[str, tuple[Callable[[], GraphModule], fxq.Stage, str]] = {
     "dropout later": (lambda: traced(nn.Dropout()), fxq.Stage.PREPARED, "node '_0' is a dropout"),
     "plan without input": (plan_without_input, fxq.Stage.PLANNED, "has a plan for input 3 and only 1 inputs"),
     "plan without quantizer": (plan_without_quantizer, fxq.Stage.PREPARED, "is planned and has no quantizer"),
+    "plan inside": (
+        plan_inside_without_swap,
+        fxq.Stage.PREPARED,
+        "'weight' of '0' is planned and has no quantizer that is on",
+    ),
     "two quantizers in a row": (
         lambda: traced(TensorQuantizer(), TensorQuantizer()),
         fxq.Stage.PREPARED,
