@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # 1. Nothing but the imports changed: torch.onnx.export writes QuantizeLinear and DequantizeLinear.
         model = as_the_tutorial(trained.state_dict(), batches)
-        first = Path(folder) / "door.onnx"
+        first = Path(folder) / "as_before.onnx"
         with enable_onnx_export():
             torch.onnx.export(model, (x,), first, input_names=["x"], external_data=False, verbose=False)
         report("1. the script, through torch.onnx.export", first, x, expected)

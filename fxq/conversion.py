@@ -41,7 +41,7 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
-    """Return a deep copy; the state in its meta is shared, since it is immutable but for the diary."""
+    """Return a deep copy; the state in its meta is shared, since it is immutable but for the record."""
     meta, gm.meta = gm.meta, {}
     try:
         copied: GraphModule = copy.deepcopy(gm)

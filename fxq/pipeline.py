@@ -31,7 +31,7 @@ def run_passes(
         gm: at the stage before the passes' own.
         passes: in order.
         settings: what the run was asked for.
-        record: the diary, continued.
+        record: continued.
         numbers: holds the passes to their tolerance; None: nothing is run.
         complete: these are all passes of the stage, so that no rule of it may be broken in the end.
 

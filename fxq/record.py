@@ -1,4 +1,4 @@
-"""The diary of a run: what each pass changed, planned and declined, and why. Plain data.
+"""The record of a run: what each pass changed, planned and declined, and why. Plain data.
 
 Whether a pass changed something, the report and ``fxq.explain`` come from here, never from a pass's own claim.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the diary.
+    """One line of the record.
 
     Args:
         pass_name: who wrote it.
@@ -37,7 +37,7 @@ class Record:
     _skips: dict[str, list[Entry]] = field(default_factory=dict, repr=False)  # by node, as often as entries has them
 
     def add(self, entry: Entry) -> None:
-        """Append an entry; a pass that runs twice declines twice, and the diary says it once."""
+        """Append an entry; a pass that runs twice declines twice, and the record says it once."""
         if entry.action == "skip":
             skips = self._skips.setdefault(entry.node, [])
             if entry in skips:

@@ -48,7 +48,7 @@ def assert_rewrites(  # noqa: PLR0913 - everything behind the star is a name in 
         qat: as in ``prepare``.
 
     Returns:
-        The diary, to look up reasons: ``record.skipped("conv1")``.
+        The record, to look up reasons: ``record.skipped("conv1")``.
 
     Raises:
         AssertionError: a text differs (the message holds a diff), or a second run changed something.

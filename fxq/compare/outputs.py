@@ -132,7 +132,7 @@ def _quantizer_step(node: Node) -> float | None:
         quantizer = module_of(node)
         if not isinstance(quantizer, TensorQuantizer) or not _rounds(quantizer):
             return None
-        step = quantizer.qparams().step
+        step = quantizer.qparams().scale
     elif node.target is DEQUANTIZE and node.args[0].target is QUANTIZE:  # type: ignore[union-attr]
         step = node.graph.owning_module.get_buffer(str(node.args[1].target))  # type: ignore[union-attr]
     else:

@@ -1,4 +1,4 @@
-"""install_alias: ``import pytorch_quantization`` then gives the door, so that a script needs no changed import."""
+"""install_alias: ``import pytorch_quantization`` then gives fxq.compat, so that a script needs no changed import."""
 
 import importlib
 import pkgutil
@@ -8,12 +8,12 @@ from typing import Self
 
 from fxq.errors import CompatError
 
-_DOOR = "fxq.compat.pytorch_quantization"
+_PACKAGE = "fxq.compat.pytorch_quantization"
 _NAME = "pytorch_quantization"
 
 
 def install_alias() -> "Alias":
-    """Make ``pytorch_quantization`` and all of its submodules importable as the door, until the alias is removed.
+    """Make ``pytorch_quantization`` and all of its submodules importable as fxq.compat, until the alias is removed.
 
     Call it before the first import of ``pytorch_quantization``. In a with statement the alias is removed at the end;
     what was imported meanwhile keeps working.
@@ -22,12 +22,12 @@ def install_alias() -> "Alias":
         CompatError: the real package is imported already, so both would be in use.
     """
     imported = sys.modules.get(_NAME)
-    if imported is not None and imported.__name__ != _DOOR:
+    if imported is not None and imported.__name__ != _PACKAGE:
         raise CompatError(
             f"the real {_NAME} is imported already, from {getattr(imported, '__file__', None)}: call install_alias() "
-            f"before the first import of it, or import {_DOOR} under its own name"
+            f"before the first import of it, or import {_PACKAGE} under its own name"
         )
-    return Alias(_door_modules())
+    return Alias(_compat_modules())
 
 
 class Alias:
@@ -53,8 +53,8 @@ class Alias:
         self.remove()
 
 
-def _door_modules() -> dict[str, ModuleType]:
-    """Return every module of the door by its name in pytorch-quantization."""
-    door = importlib.import_module(_DOOR)
-    inner = [found.name for found in pkgutil.walk_packages(door.__path__, f"{_DOOR}.")]
-    return {_NAME + name.removeprefix(_DOOR): importlib.import_module(name) for name in [_DOOR, *inner]}
+def _compat_modules() -> dict[str, ModuleType]:
+    """Return every module of fxq.compat by its name in pytorch-quantization."""
+    compat = importlib.import_module(_PACKAGE)
+    inner = [found.name for found in pkgutil.walk_packages(compat.__path__, f"{_PACKAGE}.")]
+    return {_NAME + name.removeprefix(_PACKAGE): importlib.import_module(name) for name in [_PACKAGE, *inner]}

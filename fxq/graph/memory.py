@@ -51,8 +51,8 @@ def writes_in_place(node: Node) -> bool:
 def out_of_place_target(node: Node) -> Any:
     """Return what computes the values of an in-place function or method elsewhere, None if nothing does."""
     if node.op == "call_method":
-        twin = str(node.target).removesuffix("_")
-        return twin if callable(getattr(torch.Tensor, twin, None)) else None
+        name = str(node.target).removesuffix("_")
+        return name if callable(getattr(torch.Tensor, name, None)) else None
     if node.target is operator.setitem:
         return None
     if node.target in _OUT_OF_PLACE:

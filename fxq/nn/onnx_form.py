@@ -51,10 +51,10 @@ def onnx_form(inputs: Tensor, qparams: QParams, fake_quant: bool) -> Tensor:
     if (qparams.lo, qparams.hi) != _dtype_bounds(qparams.dtype):
         exact = _clipped(exact, qparams)
     zero_point = qparams.zero_point.to(qparams.dtype)
-    codes = _operator("QuantizeLinear", (exact, qparams.step, zero_point), qparams.dtype, qparams)
+    codes = _operator("QuantizeLinear", (exact, qparams.scale, zero_point), qparams.dtype, qparams)
     if not fake_quant:
         return codes.to(inputs.dtype)
-    values = _operator("DequantizeLinear", (codes, qparams.step, zero_point), torch.float32, qparams)
+    values = _operator("DequantizeLinear", (codes, qparams.scale, zero_point), torch.float32, qparams)
     return values.to(inputs.dtype)
 
 
@@ -69,7 +69,7 @@ def _script_form(inputs: Tensor, qparams: QParams, fake_quant: bool) -> Tensor:
     with warnings.catch_warnings():
         # torch warns that a number becomes a constant of the file, which is what a range is.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        step, zero_point = (torch.tensor(value.tolist()) for value in (qparams.step, qparams.zero_point))
+        step, zero_point = (torch.tensor(value.tolist()) for value in (qparams.scale, qparams.zero_point))
     step, zero_point = step.to(inputs.device), zero_point.to(inputs.device, torch.int32)
     if qparams.axis is None:
         return torch.fake_quantize_per_tensor_affine(inputs, step, zero_point, *bounds)
@@ -92,7 +92,7 @@ def _operator(name: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, qparams
 
 def _clipped(inputs: Tensor, qparams: QParams) -> Tensor:
     """Return ``inputs`` clipped to the values of the outermost codes."""
-    step, zero_point = qparams.step, qparams.zero_point
+    step, zero_point = qparams.scale, qparams.zero_point
     low, high = ((end - zero_point) * step for end in (qparams.lo, qparams.hi))
     if qparams.axis is None:
         return torch.clamp(inputs, low, high)

@@ -1,4 +1,4 @@
-"""What a lowering needs of a quantizer: step, zero point and codes, as ONNX QuantizeLinear takes them."""
+"""What a lowering needs of a quantizer: scale, zero point and codes, as ONNX QuantizeLinear takes them."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class QParams:
-    """``q = clamp(round(x / step) + zero_point, lo, hi)``, ``x' = (q - zero_point) * step``.
+    """``q = clamp(round(x / scale) + zero_point, lo, hi)``, ``x' = (q - zero_point) * scale``.
 
     Args:
-        step: float32, shape () per tensor, (channels,) per channel or (out, blocks) with blocks.
+        scale: float32, shape () per tensor, (channels,) per channel or (out, blocks) with blocks.
         zero_point: int32 of the same shape.
         lo, hi: lowest and highest code; the lowest and highest number of float8.
         axis: the channel dimension, None per tensor; with blocks 1, the dimension that they run along.
         dtype: the smallest of int8, uint8, int16 and uint16 that holds lo..hi, or float8_e4m3fn.
-        block_size: how many inputs of a row share a step, None without blocks.
+        block_size: how many inputs of a row share a scale, None without blocks.
     """
 
-    step: Tensor
+    scale: Tensor
     zero_point: Tensor
     lo: int
     hi: int

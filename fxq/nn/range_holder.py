@@ -14,7 +14,7 @@ from fxq.errors import CalibrationError, DescriptorError, RangeError, TargetErro
 from fxq.nn.qparams import QParams, storage_dtype
 from fxq.nn.range_state import fitted_ranges
 from fxq.nn.ranges import align, as_bound
-from fxq.quant.affine import affine_step_and_zero_point, symmetric_scale, symmetric_step
+from fxq.quant.affine import affine_scale_and_zero_point, symmetric_inverse_scale, symmetric_scale
 from fxq.quant.descriptor import QuantDescriptor
 
 
@@ -133,20 +133,20 @@ class RangeHolder(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What inputs are multiplied with: hi / amax, or 1 / step. CalibrationError without a range."""
-        if self._descriptor.symmetric:
-            return symmetric_scale(self._required()[0].detach(), self.maxbound)
-        return self.step_size.reciprocal()
+        """The step between two codes, as ONNX and torch count it. CalibrationError without a range."""
+        return self._scale_and_zero_point()[0]
 
     @property
-    def step_size(self) -> Tensor:
-        """The distance of two codes, the scale as ONNX counts it. CalibrationError without a range."""
-        return self._step_and_zero_point()[0]
+    def inverse_scale(self) -> Tensor:
+        """What inputs are multiplied with: hi / amax, or 1 / scale. CalibrationError without a range."""
+        if self._descriptor.symmetric:
+            return symmetric_inverse_scale(self._required()[0].detach(), self.maxbound)
+        return self.scale.reciprocal()
 
     @property
     def zero_point(self) -> Tensor:
         """The code of 0, int32; 0 for a symmetric quantizer. CalibrationError without a range."""
-        return self._step_and_zero_point()[1].to(torch.int32)
+        return self._scale_and_zero_point()[1].to(torch.int32)
 
     @property
     def owner(self) -> str:
@@ -159,20 +159,20 @@ class RangeHolder(nn.Module):
             setattr(self, name, None)
 
     def qparams(self) -> QParams:
-        """Return step, zero point, codes, axis, dtype and block size, as QuantizeLinear takes them.
+        """Return scale, zero point, codes, axis, dtype and block size, as QuantizeLinear takes them.
 
         Raises:
             CalibrationError: there is no stored range.
             TargetError: the range varies along more than one axis.
         """
         lo, hi = self._descriptor.bounds
-        step, zero_point = self._step_and_zero_point()
-        axis = self._channel_axis(step)
+        scale, zero_point = self._scale_and_zero_point()
+        axis = self._channel_axis(scale)
         shape: tuple[int, ...] = () if axis is None else (-1,)
         if self._descriptor.block_size is not None:
-            axis, shape = 1, tuple(step.shape)
+            axis, shape = 1, tuple(scale.shape)
         return QParams(
-            step=step.reshape(shape),
+            scale=scale.reshape(shape),
             zero_point=zero_point.reshape(shape).to(torch.int32),
             lo=lo,
             hi=hi,
@@ -214,12 +214,12 @@ class RangeHolder(nn.Module):
             else:
                 setattr(self, name, nn.Parameter(bound) if self.learn_amax else bound)
 
-    def _step_and_zero_point(self) -> tuple[Tensor, Tensor]:
+    def _scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         bounds = [bound.detach() for bound in self._required()]
         if len(bounds) == 2:
-            return affine_step_and_zero_point(bounds[0], bounds[1], *self._descriptor.bounds)
-        step = symmetric_step(bounds[0], self.maxbound)
-        return step, torch.zeros_like(step)
+            return affine_scale_and_zero_point(bounds[0], bounds[1], *self._descriptor.bounds)
+        scale = symmetric_scale(bounds[0], self.maxbound)
+        return scale, torch.zeros_like(scale)
 
     def _channel_axis(self, bound: Tensor) -> int | None:
         if bound.numel() == 1:

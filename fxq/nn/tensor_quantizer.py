@@ -20,7 +20,7 @@ from fxq.nn.range_holder import RangeHolder
 from fxq.nn.ranges import align, measure_amax, measure_range
 from fxq.quant.affine import (
     affine_quant,
-    affine_step_and_zero_point,
+    affine_scale_and_zero_point,
     fake_affine_quant,
     fake_symmetric_quant,
     symmetric_quant,
@@ -252,7 +252,7 @@ class TensorQuantizer(RangeHolder):
 
     def _quantize_affine(self, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
         lo, hi = self._descriptor.bounds
-        step, zero_point = affine_step_and_zero_point(low, high, lo, hi)
+        step, zero_point = affine_scale_and_zero_point(low, high, lo, hi)
         if self.fake_quant:
             return fake_affine_quant(inputs, step, zero_point, lo, hi)
         return affine_quant(inputs, step, zero_point, lo, hi).to(inputs.dtype)

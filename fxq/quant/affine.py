@@ -1,8 +1,8 @@
 """Integer quantization as pure functions: symmetric (range [-amax, amax]) and affine (range [low, high]).
 
-Symmetric: ``scale = hi / amax``, ``q = clamp(round(x * scale), lo, hi)``, ``x' = q / scale``.
-Affine: ``step = (high - low) / (hi - lo)``, ``q = clamp(round(x / step) + zero_point, lo, hi)``,
-``x' = (q - zero_point) * step``. Rounding is half to even. Half-precision inputs are computed in float32.
+Symmetric: ``inverse_scale = hi / amax``, ``q = clamp(round(x * inverse_scale), lo, hi)``, ``x' = q / inverse_scale``.
+Affine: ``scale = (high - low) / (hi - lo)``, ``q = clamp(round(x / scale) + zero_point, lo, hi)``,
+``x' = (q - zero_point) * scale``. Rounding is half to even. Half-precision inputs are computed in float32.
 
 Sources: pytorch-quantization 2.2 (symmetric); Jacob et al. 2018, arXiv:1712.05877, and ONNX QuantizeLinear (affine);
 Bengio et al. 2013, arXiv:1308.3432 (straight-through gradient).
@@ -23,7 +23,7 @@ SMALLEST_AMAX = 2.0**-24
 def tensor_quant(
     inputs: Tensor, amax: Tensor | float, num_bits: int = 8, unsigned: bool = False, narrow_range: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return the integer codes of ``inputs``, as float, and the scale ``hi / amax``.
+    """Return the integer codes of ``inputs``, as float, and the inverse scale ``hi / amax``.
 
     Args:
         inputs: any shape; float32, float16 or bfloat16. The codes have its dtype (bfloat16 holds 8-bit codes exactly,
@@ -71,46 +71,46 @@ def fake_symmetric_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) 
     return _symmetric_values(inputs, amax, bounds)
 
 
-def affine_quant(inputs: Tensor, step: Tensor, zero_point: Tensor, lo: int, hi: int) -> Tensor:
-    """Return the integer codes of ``inputs`` as float: clamp(round(x / step) + zero_point, lo, hi). No gradient."""
-    codes = torch.round(inputs.detach().float() / step) + zero_point
+def affine_quant(inputs: Tensor, scale: Tensor, zero_point: Tensor, lo: int, hi: int) -> Tensor:
+    """Return the integer codes of ``inputs`` as float: clamp(round(x / scale) + zero_point, lo, hi). No gradient."""
+    codes = torch.round(inputs.detach().float() / scale) + zero_point
     return codes.clamp_(lo, hi)
 
 
-def affine_dequant(codes: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
-    """Return (codes - zero_point) * step in float32."""
-    return (codes.float() - zero_point) * step
+def affine_dequant(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Return (codes - zero_point) * scale in float32."""
+    return (codes.float() - zero_point) * scale
 
 
-def fake_affine_quant(inputs: Tensor, step: Tensor, zero_point: Tensor, lo: int, hi: int) -> Tensor:
+def fake_affine_quant(inputs: Tensor, scale: Tensor, zero_point: Tensor, lo: int, hi: int) -> Tensor:
     """Return ``inputs`` quantized and dequantized in the affine scheme.
 
     The gradient is the identity where the value is inside the range and 0 where it is clipped.
     """
     if torch.is_grad_enabled() and inputs.requires_grad:
-        return _AffineFakeQuant.apply(inputs, step, zero_point, (lo, hi))  # type: ignore[no-any-return]
-    return affine_dequant(affine_quant(inputs, step, zero_point, lo, hi), step, zero_point).to(inputs.dtype)
+        return _AffineFakeQuant.apply(inputs, scale, zero_point, (lo, hi))  # type: ignore[no-any-return]
+    return affine_dequant(affine_quant(inputs, scale, zero_point, lo, hi), scale, zero_point).to(inputs.dtype)
 
 
-def symmetric_scale(amax: Tensor, hi: int) -> Tensor:
+def symmetric_inverse_scale(amax: Tensor, hi: int) -> Tensor:
     """Return hi / amax in float32, and 1 where amax is too small to divide by."""
     amax = amax.float()
     # A tensor divided by a tensor: a Python float divided by a tensor rounds differently in one case of four.
-    scale = torch.full((), float(hi), device=amax.device) / amax
+    inverse_scale = torch.full((), float(hi), device=amax.device) / amax
+    return torch.where(amax <= SMALLEST_AMAX, torch.ones_like(inverse_scale), inverse_scale)
+
+
+def symmetric_scale(amax: Tensor, hi: int) -> Tensor:
+    """Return amax / hi in float32, and 1 where amax is too small."""
+    amax = amax.float()
+    scale = amax / torch.full((), float(hi), device=amax.device)
     return torch.where(amax <= SMALLEST_AMAX, torch.ones_like(scale), scale)
 
 
-def symmetric_step(amax: Tensor, hi: int) -> Tensor:
-    """Return amax / hi in float32, the scale as ONNX counts it, and 1 where amax is too small."""
-    amax = amax.float()
-    step = amax / torch.full((), float(hi), device=amax.device)
-    return torch.where(amax <= SMALLEST_AMAX, torch.ones_like(step), step)
-
-
 def affine_params(low: Tensor, high: Tensor, lo: int, hi: int) -> tuple[Tensor, Tensor]:
-    """Return step and zero point (both float32) that map [low, high] onto the codes lo..hi.
+    """Return scale and zero point (both float32) that map [low, high] onto the codes lo..hi.
 
-    The range is widened to hold 0, so that 0 is exact (padding stays zero). A range that holds only 0 gets step 1.
+    The range is widened to hold 0, so that 0 is exact (padding stays zero). A range that holds only 0 gets scale 1.
 
     Raises:
         RangeError: low > high, or a bound is not finite.
@@ -121,16 +121,16 @@ def affine_params(low: Tensor, high: Tensor, lo: int, hi: int) -> tuple[Tensor, 
         raise RangeError("the quantization range is not finite")
     if bool((low > high).any()):
         raise RangeError("the quantization range is empty: low > high")
-    return affine_step_and_zero_point(low, high, lo, hi)
+    return affine_scale_and_zero_point(low, high, lo, hi)
 
 
-def affine_step_and_zero_point(low: Tensor, high: Tensor, lo: int, hi: int) -> tuple[Tensor, Tensor]:
+def affine_scale_and_zero_point(low: Tensor, high: Tensor, lo: int, hi: int) -> tuple[Tensor, Tensor]:
     """:func:`affine_params` without its checks, which wait for the device: for a range checked when stored."""
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
-    step = (high - low) / torch.full((), float(hi - lo), device=low.device)
-    step = torch.where(step <= SMALLEST_AMAX / (hi - lo), torch.ones_like(step), step)
-    zero_point = torch.round(lo - low / step).clamp_(lo, hi)
-    return step, zero_point
+    scale = (high - low) / torch.full((), float(hi - lo), device=low.device)
+    scale = torch.where(scale <= SMALLEST_AMAX / (hi - lo), torch.ones_like(scale), scale)
+    zero_point = torch.round(lo - low / scale).clamp_(lo, hi)
+    return scale, zero_point
 
 
 def checked_amax(inputs: Tensor, amax: Tensor | float, unsigned: bool) -> Tensor:
@@ -154,17 +154,17 @@ def checked_amax(inputs: Tensor, amax: Tensor | float, unsigned: bool) -> Tensor
 
 
 def _symmetric_codes(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    scale = symmetric_scale(amax, bounds[1])
-    codes = torch.round(inputs.float() * scale).clamp_(*bounds)
+    inverse_scale = symmetric_inverse_scale(amax, bounds[1])
+    codes = torch.round(inputs.float() * inverse_scale).clamp_(*bounds)
     # A code times 0 is 0, and NaN stays NaN, where the range is too small.
-    return codes.mul_(amax > SMALLEST_AMAX).to(inputs.dtype), scale
+    return codes.mul_(amax > SMALLEST_AMAX).to(inputs.dtype), inverse_scale
 
 
 def _symmetric_values(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
-    scale = symmetric_scale(amax, bounds[1])
-    codes = torch.round(inputs.float() * scale).clamp_(*bounds)
+    inverse_scale = symmetric_inverse_scale(amax, bounds[1])
+    codes = torch.round(inputs.float() * inverse_scale).clamp_(*bounds)
     # A code divided by infinity is 0, and NaN stays NaN, where the range is too small.
-    return codes.div_(scale.masked_fill(amax <= SMALLEST_AMAX, torch.inf)).to(inputs.dtype)
+    return codes.div_(inverse_scale.masked_fill(amax <= SMALLEST_AMAX, torch.inf)).to(inputs.dtype)
 
 
 class _SymmetricCodes(torch.autograd.Function):
@@ -195,10 +195,10 @@ class _SymmetricFakeQuant(torch.autograd.Function):
 
 class _AffineFakeQuant(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, step: Tensor, zero_point: Tensor, bounds: tuple[int, int]) -> Tensor:
-        codes = torch.round(inputs.float() / step) + zero_point
+    def forward(ctx: Any, inputs: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int]) -> Tensor:
+        codes = torch.round(inputs.float() / scale) + zero_point
         ctx.save_for_backward((codes >= bounds[0]) & (codes <= bounds[1]))
-        return codes.clamp_(*bounds).sub_(zero_point).mul_(step).to(inputs.dtype)
+        return codes.clamp_(*bounds).sub_(zero_point).mul_(scale).to(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

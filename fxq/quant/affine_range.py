@@ -1,7 +1,7 @@
 """Affine quantization by its range, as pure functions: the counterparts of ``tensor_quant`` and ``fake_tensor_quant``.
 
-The range [low, high] is widened to hold 0; then ``step = (high - low) / (qmax - qmin)``,
-``q = clamp(round(x / step) + zero_point, qmin, qmax)``, ``x' = (q - zero_point) * step``. Half-precision inputs are
+The range [low, high] is widened to hold 0; then ``scale = (high - low) / (qmax - qmin)``,
+``q = clamp(round(x / scale) + zero_point, qmin, qmax)``, ``x' = (q - zero_point) * scale``. Half-precision inputs are
 computed in float32. Sources: Jacob et al. 2018, arXiv:1712.05877; ONNX QuantizeLinear; the argument order and the
 gradient are those of pytorch-quantization 2.2.
 """
@@ -19,7 +19,7 @@ from fxq.quant.descriptor import integer_bounds
 def affine_tensor_quant(
     inputs: Tensor, low: Tensor | float, high: Tensor | float, num_bits: int = 8, unsigned: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the integer codes of ``inputs`` as float, the step and the zero point (both float32).
+    """Return the integer codes of ``inputs`` as float, the scale and the zero point (both float32).
 
     Args:
         inputs: any shape; float32, float16 or bfloat16. The codes have its dtype.
@@ -32,36 +32,36 @@ def affine_tensor_quant(
 
     The gradient is the identity where ``low <= x <= high`` and 0 elsewhere.
     """
-    step, zero_point, bounds, inside = _prepared(inputs, low, high, (num_bits, unsigned))
-    codes = affine_quant(inputs, step, zero_point, *bounds).to(inputs.dtype)
-    return _StraightThrough.apply(inputs, codes, inside), step, zero_point
+    scale, zero_point, bounds, inside = _prepared(inputs, low, high, (num_bits, unsigned))
+    codes = affine_quant(inputs, scale, zero_point, *bounds).to(inputs.dtype)
+    return _StraightThrough.apply(inputs, codes, inside), scale, zero_point
 
 
 def fake_affine_tensor_quant(
     inputs: Tensor, low: Tensor | float, high: Tensor | float, num_bits: int = 8, unsigned: bool = False
 ) -> Tensor:
     """Return ``inputs`` quantized and dequantized; arguments, errors and gradient of :func:`affine_tensor_quant`."""
-    step, zero_point, bounds, inside = _prepared(inputs, low, high, (num_bits, unsigned))
-    codes = affine_quant(inputs, step, zero_point, *bounds)
-    values = affine_dequant(codes, step, zero_point).to(inputs.dtype)
+    scale, zero_point, bounds, inside = _prepared(inputs, low, high, (num_bits, unsigned))
+    codes = affine_quant(inputs, scale, zero_point, *bounds)
+    values = affine_dequant(codes, scale, zero_point).to(inputs.dtype)
     return _StraightThrough.apply(inputs, values, inside)  # type: ignore[no-any-return]
 
 
 def _prepared(
     inputs: Tensor, low: Tensor | float, high: Tensor | float, form: tuple[int, bool]
 ) -> tuple[Tensor, Tensor, tuple[int, int], Tensor]:
-    """Return step, zero point, lowest and highest code, and where the inputs lie inside of the range."""
+    """Return scale, zero point, lowest and highest code, and where the inputs lie inside of the range."""
     bounds = integer_bounds(*form, narrow_range=False)
     low, high = (torch.as_tensor(bound, device=inputs.device).detach().float() for bound in (low, high))
-    step, zero_point = affine_params(low, high, *bounds)
+    scale, zero_point = affine_params(low, high, *bounds)
     try:
-        shape = torch.broadcast_shapes(inputs.shape, step.shape)  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_shapes(inputs.shape, scale.shape)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise _broadcast_error(inputs, step) from error
+        raise _broadcast_error(inputs, scale) from error
     if shape != inputs.shape:
-        raise _broadcast_error(inputs, step)
+        raise _broadcast_error(inputs, scale)
     exact = inputs.detach().float()
-    return step, zero_point, bounds, (exact >= low.clamp(max=0)) & (exact <= high.clamp(min=0))
+    return scale, zero_point, bounds, (exact >= low.clamp(max=0)) & (exact <= high.clamp(min=0))
 
 
 def _broadcast_error(inputs: Tensor, bound: Tensor) -> RangeError:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxq.quant.affine import SMALLEST_AMAX, checked_amax, symmetric_scale
+from fxq.quant.affine import SMALLEST_AMAX, checked_amax, symmetric_inverse_scale
 from fxq.quant.descriptor import LARGEST_E4M3
 
 
@@ -51,14 +51,15 @@ def fake_scaled_e4m3(inputs: Tensor, amax: Tensor) -> Tensor:
 
 
 def _e4m3_codes(inputs: Tensor, amax: Tensor) -> tuple[Tensor, Tensor]:
-    scale = symmetric_scale(amax, LARGEST_E4M3)
+    inverse_scale = symmetric_inverse_scale(amax, LARGEST_E4M3)
     # The cast turns what is beyond 448 into NaN: clamp first.
-    return (inputs.float() * scale).clamp_(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).float(), scale
+    codes = (inputs.float() * inverse_scale).clamp_(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).float()
+    return codes, inverse_scale
 
 
 def _e4m3_values(inputs: Tensor, amax: Tensor) -> Tensor:
-    codes, scale = _e4m3_codes(inputs, amax)
-    return codes.div_(scale.masked_fill(amax <= SMALLEST_AMAX, torch.inf)).to(inputs.dtype)
+    codes, inverse_scale = _e4m3_codes(inputs, amax)
+    return codes.div_(inverse_scale.masked_fill(amax <= SMALLEST_AMAX, torch.inf)).to(inputs.dtype)
 
 
 class _FakeE4M3(torch.autograd.Function):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxq.quant.affine import SMALLEST_AMAX, fake_symmetric_quant, symmetric_scale
+from fxq.quant.affine import SMALLEST_AMAX, fake_symmetric_quant, symmetric_inverse_scale
 
 
 def learned_fake_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
@@ -59,7 +59,7 @@ class _LearnedFakeQuant(torch.autograd.Function):
         inputs, amax = ctx.saved_tensors
         lo, hi = ctx.bounds
         # A range that training drove to zero or below clips everything; the floor lets the gradient open it again.
-        codes = inputs.float() * symmetric_scale(amax.clamp(min=2 * SMALLEST_AMAX), hi)
+        codes = inputs.float() * symmetric_inverse_scale(amax.clamp(min=2 * SMALLEST_AMAX), hi)
         clipped = codes.clamp(lo, hi)
         inside = codes == clipped
         slope = torch.where(inside, codes.round() - codes, clipped)

@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fxq.calib import Calibrator, HistogramCalibrator, MaxCalibrator, MinMaxCalibrator, MovingAverageMinMaxCalibrator
-from fxq.compat.pytorch_quantization import calib as door
+from fxq.compat.pytorch_quantization import calib as compat
 from fxq.errors import CalibrationError
 
 KINDS: dict[str, Callable[[], Calibrator]] = {
@@ -19,8 +19,10 @@ KINDS: dict[str, Callable[[], Calibrator]] = {
     "float8": lambda: HistogramCalibrator(num_bits=(4, 3), num_bins=500, skip_zeros=True),
     "affine histogram": lambda: HistogramCalibrator(unsigned=True, symmetric=False),
     "moving average": lambda: MovingAverageMinMaxCalibrator(averaging_constant=0.3),
-    "max of the door": lambda: door.MaxCalibrator(8, 0, True, track_amax=True),
-    "histogram of the door": lambda: door.HistogramCalibrator(7, None, True, 300, skip_zeros=True, torch_hist=False),
+    "max of fxq.compat": lambda: compat.MaxCalibrator(8, 0, True, track_amax=True),
+    "histogram of fxq.compat": lambda: compat.HistogramCalibrator(
+        7, None, True, 300, skip_zeros=True, torch_hist=False
+    ),
 }
 
 
@@ -96,7 +98,7 @@ def test_a_state_of_another_kind_is_refused() -> None:
         ("max per channel", {"high": torch.zeros(1, 3)}, "'high'"),
         ("moving average", {"first_low": torch.zeros(2)}, "'first_low'"),
         ("moving average", {"batches": torch.tensor(1.5)}, "'batches'.*expected torch.int64"),
-        ("histogram of the door", {"width": torch.zeros(2)}, "'width'"),
+        ("histogram of fxq.compat", {"width": torch.zeros(2)}, "'width'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

@@ -33,7 +33,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def alias() -> Iterator[None]:
-    """Let ``import pytorch_quantization`` find the door."""
+    """Let ``import pytorch_quantization`` find fxq.compat."""
     with install_alias():
         yield
 

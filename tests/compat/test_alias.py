@@ -1,4 +1,4 @@
-"""install_alias: scripts import pytorch_quantization and get the door."""
+"""install_alias: scripts import pytorch_quantization and get fxq.compat."""
 
 import importlib
 import pkgutil
@@ -9,12 +9,12 @@ from types import ModuleType
 import pytest
 
 from fxq.compat import install_alias
-from fxq.compat import pytorch_quantization as door
+from fxq.compat import pytorch_quantization as compat
 from fxq.errors import CompatError
 
 
-def test_every_module_of_the_door_is_found_under_the_original_name() -> None:
-    inner = [found.name for found in pkgutil.walk_packages(door.__path__, f"{door.__name__}.")]
+def test_every_module_of_compat_is_found_under_the_original_name() -> None:
+    inner = [found.name for found in pkgutil.walk_packages(compat.__path__, f"{compat.__name__}.")]
 
     with install_alias():
         for name in inner:
@@ -61,7 +61,7 @@ def test_an_inner_alias_leaves_the_outer_one() -> None:
         assert "pytorch_quantization" in sys.modules
 
 
-def test_the_real_package_is_not_mixed_with_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_package_is_not_mixed_with_compat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_quantization", ModuleType("pytorch_quantization"))
 
     with pytest.raises(CompatError, match="before the first import"):

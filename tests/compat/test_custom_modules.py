@@ -83,7 +83,7 @@ def custom(alias: None) -> dict[str, Any]:
 
 
 class Net(nn.Module):
-    """A model with modules of the door, modules of the tutorial, and a quantizer by hand."""
+    """A model with modules of fxq.compat, modules of the tutorial, and a quantizer by hand."""
 
     def __init__(self, custom: dict[str, Any]) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_quantizer_in_the_graph_takes_doubles() -> None:
     assert (scope["quant_input"] - scope["test_input"]).abs().max() <= scope["test_input"].abs().max() / 127 / 2 * 1.001
 
 
-def test_layers_without_weight_of_the_door_are_made_for_lists_too() -> None:
+def test_layers_without_weight_of_compat_are_made_for_lists_too() -> None:
     class Two(nn.Module, _utils.QuantMixin):
         def __init__(self) -> None:
             super().__init__()

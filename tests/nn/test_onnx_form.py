@@ -87,7 +87,7 @@ def test_onnx_runtime_computes_what_the_model_computes(
     written = exported(model, x, tmp_path / "model.onnx", **options)
     assert operators(written).count("QuantizeLinear") == 2
     assert operators(written).count("DequantizeLinear") == 1 + activation.fake_quant
-    steps = (model.activation.step_size.max(), model.parameter.step_size.max())
+    steps = (model.activation.scale.max(), model.parameter.scale.max())
     for found, expected, step in zip(ran(tmp_path / "model.onnx", later), model(later), steps, strict=True):
         difference = (found - expected).abs()
         # x * scale here, x / step there: a value on a tie but for float32 rounding may take the next code. Few do.

@@ -70,9 +70,9 @@ def test_qparams_compute_what_the_quantizer_computes(descriptor: QuantDescriptor
             quantizer.qparams()
         return
     params = quantizer.qparams()
-    assert params.step.shape == params.zero_point.shape == (() if params.axis is None else (x.shape[params.axis],))
+    assert params.scale.shape == params.zero_point.shape == (() if params.axis is None else (x.shape[params.axis],))
     shape = [-1 if dim == params.axis else 1 for dim in range(3)] if params.axis is not None else []
-    step, zero_point = params.step.reshape(shape), params.zero_point.reshape(shape)
+    step, zero_point = params.scale.reshape(shape), params.zero_point.reshape(shape)
     codes = affine_quant(x, step, zero_point, params.lo, params.hi)
     assert torch.equal(codes, codes.to(params.dtype).float())
     # x / step and x * scale differ by a code only where x * scale is a tie but for float32 rounding

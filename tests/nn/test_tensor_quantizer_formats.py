@@ -37,7 +37,7 @@ def test_float8_quantizes_like_the_function(axis: int | None, dtype: torch.dtype
     quantizer = calibrated(descriptor, x)
     assert torch.equal(quantizer(later), fake_e4m3_quant(later, amax))
     assert quantizer(later).dtype == dtype
-    assert torch.equal(quantizer.scale, torch.tensor(448.0) / quantizer.amax)
+    assert torch.equal(quantizer.inverse_scale, torch.tensor(448.0) / quantizer.amax)
 
 
 def test_float8_gradient_is_straight_through() -> None:
@@ -49,8 +49,8 @@ def test_float8_gradient_is_straight_through() -> None:
 def test_float8_qparams_are_those_of_the_operator() -> None:
     params = TensorQuantizer(FLOAT8.replace(amax=2.0)).qparams()
     assert (params.dtype, params.lo, params.hi, params.axis) == (torch.float8_e4m3fn, -448, 448, None)
-    assert (params.step.item(), params.zero_point.item()) == (torch.tensor(2.0).div(448).item(), 0)
-    assert calibrated(FLOAT8.replace(axis=0), data(3, 4)).qparams().step.shape == (3,)
+    assert (params.scale.item(), params.zero_point.item()) == (torch.tensor(2.0).div(448).item(), 0)
+    assert calibrated(FLOAT8.replace(axis=0), data(3, 4)).qparams().scale.shape == (3,)
 
 
 @pytest.mark.parametrize("calibrator", ["max", "minmax", "moving_average", "histogram", "percentile", "mse"])
@@ -80,9 +80,9 @@ def test_each_block_of_a_row_has_its_own_range(inputs: int) -> None:
 def test_qparams_of_blocks_have_a_step_for_each() -> None:
     weight = data(5, 40)
     params = calibrated(INT4_BLOCKS, weight).qparams()
-    assert params.step.shape == params.zero_point.shape == (5, 2)
+    assert params.scale.shape == params.zero_point.shape == (5, 2)
     assert (params.axis, params.block_size, params.dtype, params.lo, params.hi) == (1, 32, torch.int8, -8, 7)
-    assert torch.equal(params.step[:, 1], weight[:, 32:].abs().amax(1) / 7)
+    assert torch.equal(params.scale[:, 1], weight[:, 32:].abs().amax(1) / 7)
 
 
 def test_gradient_of_a_weight_in_blocks_is_straight_through() -> None:

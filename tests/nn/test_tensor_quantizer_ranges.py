@@ -30,13 +30,13 @@ def test_a_fixed_range_is_never_calibrated() -> None:
     assert quantizer.calibrator is None
 
 
-def test_a_fixed_affine_range_is_never_calibrated_and_has_its_step_and_zero_point() -> None:
+def test_a_fixed_affine_range_is_never_calibrated_and_has_its_scale_and_zero_point() -> None:
     descriptor = QuantDescriptor(unsigned=True, symmetric=False, range=(-1.0, 127 / 128))
     quantizer = calibrated(descriptor, data(4))
     assert quantizer.calibrator is None
-    assert (float(quantizer.step_size), int(quantizer.zero_point)) == (1 / 128, 128)
+    assert (float(quantizer.scale), int(quantizer.zero_point)) == (1 / 128, 128)
     scaled = TensorQuantizer(descriptor.replace(scale_amax=2.0))
-    assert (float(scaled.step_size), int(scaled.zero_point)) == (1 / 64, 128)
+    assert (float(scaled.scale), int(scaled.zero_point)) == (1 / 64, 128)
 
 
 def test_scale_amax_multiplies_a_fixed_range_once() -> None:
@@ -126,15 +126,15 @@ def test_unsigned_refuses_negative_inputs_until_its_range_is_stored() -> None:
     assert quantizer(torch.tensor([-1.0, 1.0])).tolist() == [0.0, 1.0]
 
 
-def test_scale_step_and_zero_point_describe_the_codes() -> None:
+def test_scale_inverse_scale_and_zero_point_describe_the_codes() -> None:
     quantizer = TensorQuantizer(QuantDescriptor(amax=2.54, num_bits=8))
-    assert quantizer.scale.item() == pytest.approx(50)
-    assert quantizer.step_size.item() == pytest.approx(0.02)
+    assert quantizer.inverse_scale.item() == pytest.approx(50)
+    assert quantizer.scale.item() == pytest.approx(0.02)
     assert (quantizer.zero_point.item(), quantizer.maxbound) == (0, 127)
     affine = TensorQuantizer(QuantDescriptor(symmetric=False, unsigned=True))
     affine.range = (-1.0, 1.55)
-    assert affine.step_size.item() == pytest.approx(0.01)
-    assert affine.scale.item() == pytest.approx(100)
+    assert affine.scale.item() == pytest.approx(0.01)
+    assert affine.inverse_scale.item() == pytest.approx(100)
     assert (affine.zero_point.item(), affine.zero_point.dtype) == (100, torch.int32)
     assert affine.amax.item() == pytest.approx(1.55)
 

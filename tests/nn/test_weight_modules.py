@@ -119,7 +119,7 @@ def test_grouped_transposed_weight_has_one_range_per_index_of_dimension_one() ->
     module.quantized_weight()
     module.weight_quantizer.load_calib_amax()
     params = module.weight_quantizer.qparams()
-    assert (params.axis, params.step.shape) == (1, (3,))
+    assert (params.axis, params.scale.shape) == (1, (3,))
 
 
 def test_descriptors_given_are_used() -> None:

@@ -140,7 +140,7 @@ def test_query_key_and_value_that_are_one_tensor_are_quantized_once(batch_first)
 def test_the_packed_projection_becomes_three_stored_weights() -> None:
     prepared, lowered = lowered_with(Attends(), (tensor(5, 3, 8),), STATIC[0])
     found = prepared.attn._in_proj_weight_quantizer.qparams()
-    codes = torch.round(prepared.attn.in_proj_weight.detach() / found.step[:, None]).to(torch.int8)
+    codes = torch.round(prepared.attn.in_proj_weight.detach() / found.scale[:, None]).to(torch.int8)
     stored = [lowered.get_buffer(f"attn.in_proj_weight_{part}") for part in range(3)]
     assert torch.equal(torch.cat(stored), codes)
 

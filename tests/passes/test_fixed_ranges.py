@@ -49,12 +49,12 @@ def test_readers_that_quantize_it_for_themselves_have_it_too() -> None:
     [(UINT8, 1 / 128, 128), (QuantDescriptor(symmetric=False), 1 / 128, 0), (QuantDescriptor(), 1 / 127, 0)],
     ids=["uint8 affine", "int8 affine", "int8 symmetric"],
 )
-def test_step_and_zero_point_follow_from_the_codes(descriptor: QuantDescriptor, step: float, zero_point: int) -> None:
+def test_scale_and_zero_point_follow_from_the_codes(descriptor: QuantDescriptor, step: float, zero_point: int) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 1))
     prepared = fxq.prepare(model.eval(), X, fxq.Recipe(target=target(TANH, activation=descriptor)))
     quantizer = prepared.get_submodule("2_input_quantizer")
     assert isinstance(quantizer, TensorQuantizer)
-    assert float(quantizer.step_size) == pytest.approx(step, rel=1e-6)
+    assert float(quantizer.scale) == pytest.approx(step, rel=1e-6)
     assert int(quantizer.zero_point) == zero_point
 
 

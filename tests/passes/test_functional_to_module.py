@@ -11,7 +11,7 @@ from fxq.graph import graph_text
 from fxq.graph.trace import trace
 from fxq.testing import assert_rewrites
 from fxq_passes import FunctionalToModule
-from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, Spelling
+from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, ModuleForm
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -52,17 +52,17 @@ def rewritten(model: nn.Module, *inputs: Tensor) -> list[str]:
     return text.splitlines()
 
 
-def calls_of(function: Any, spelling: Spelling) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def calls_of(function: Any, form: ModuleForm) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Return arguments behind the input, positional and by keyword, that set each parameter of the module."""
     values = {
         "kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": True, "return_indices": False,
         "count_include_pad": False, "divisor_override": None, "output_size": 2, "dim": 1, "min_val": -0.5,
         "max_val": 0.25, "negative_slope": 0.3, "alpha": 0.4, "approximate": "tanh",
     }  # fmt: skip
-    options = {name: values[name] for name in spelling.parameters}
+    options = {name: values[name] for name in form.parameters}
     if function is F.avg_pool2d or function is F.avg_pool3d:
         options["divisor_override"] = 5
-    required = [name for name in spelling.parameters if name in ("kernel_size", "output_size", "dim")]
+    required = [name for name in form.parameters if name in ("kernel_size", "output_size", "dim")]
     calls = [((), options)] if options else [((), {})]
     if function is not F.gelu:  # approximate is keyword-only
         calls.append((tuple(options.values()), {}))
@@ -70,22 +70,22 @@ def calls_of(function: Any, spelling: Spelling) -> list[tuple[tuple[Any, ...], d
 
 
 UNARY = [
-    pytest.param(function, spelling, args, kwargs, id=f"{name_of(function)}-{index}")
-    for function, spelling in FUNCTIONS.items()
-    for index, (args, kwargs) in enumerate(calls_of(function, spelling))
+    pytest.param(function, form, args, kwargs, id=f"{name_of(function)}-{index}")
+    for function, form in FUNCTIONS.items()
+    for index, (args, kwargs) in enumerate(calls_of(function, form))
 ]
 
 
-@pytest.mark.parametrize(("function", "spelling", "args", "kwargs"), UNARY)
+@pytest.mark.parametrize(("function", "form", "args", "kwargs"), UNARY)
 def test_every_function_in_the_table_becomes_its_module(
-    function: Any, spelling: Spelling, args: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Any, form: ModuleForm, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    dimensions = next((int(char) for char in spelling.module.__name__ if char in "123"), 2)
+    dimensions = next((int(char) for char in form.module.__name__ if char in "123"), 2)
     x = random(2, 3, *[8] * dimensions)
     text = rewritten(Unary(lambda x: function(x, *args, **kwargs)), x)
-    assert f"= {spelling.module.__name__}[" in text[1]
+    assert f"= {form.module.__name__}[" in text[1]
     text = rewritten(Unary(lambda x: function(input=x, **kwargs)), x) if not args else text
-    assert f"= {spelling.module.__name__}[" in text[1]
+    assert f"= {form.module.__name__}[" in text[1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -133,16 +133,16 @@ def test_every_spelling_of_an_operation_becomes_the_canonical_function(function:
     canonical = CANONICAL[function]
     x, y = operands(function)
     if canonical is torch.cat:
-        spellings = [lambda x, y: function([x, y], 1), lambda x, y: function(tensors=[x, y], dim=1)]
+        forms = [lambda x, y: function([x, y], 1), lambda x, y: function(tensors=[x, y], dim=1)]
     elif isinstance(function, str):
-        spellings = [lambda x, y: getattr(x, function)(y)]
+        forms = [lambda x, y: getattr(x, function)(y)]
     else:
-        spellings = [function]
+        forms = [function]
         other = "mat2" if function in (torch.mm, torch.bmm) else "other"
         if function.__module__ != "_operator":
-            spellings.append(lambda x, y: function(input=x, **{other: y}))
-    for spelling in spellings:
-        text = rewritten(Binary(spelling), x, y)
+            forms.append(lambda x, y: function(input=x, **{other: y}))
+    for form in forms:
+        text = rewritten(Binary(form), x, y)
         inputs = "[x, y], 1" if canonical is torch.cat else "x, y"
         assert text[2].endswith(f"= {canonical.__name__}({inputs})")
 

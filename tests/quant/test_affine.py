@@ -14,8 +14,8 @@ from fxq.quant.affine import (
     fake_affine_quant,
     fake_symmetric_quant,
     fake_tensor_quant,
+    symmetric_inverse_scale,
     symmetric_scale,
-    symmetric_step,
     tensor_quant,
 )
 from fxq.quant.descriptor import integer_bounds
@@ -91,8 +91,8 @@ def test_full_range_has_one_code_more_than_narrow() -> None:
 def test_scale_is_a_float32_division_of_tensors() -> None:
     amax = torch.rand(1000, generator=torch.Generator().manual_seed(3)) + 0.01
     exact = 127.0 / amax.double()
-    assert torch.equal(symmetric_scale(amax, 127), exact.float())
-    assert torch.equal(symmetric_step(amax, 127), (amax.double() / 127).float())
+    assert torch.equal(symmetric_inverse_scale(amax, 127), exact.float())
+    assert torch.equal(symmetric_scale(amax, 127), (amax.double() / 127).float())
 
 
 @pytest.mark.parametrize("amax", [0.0, 2.0**-24])
@@ -104,7 +104,7 @@ def test_too_small_a_range_codes_zero_with_scale_one(amax: float) -> None:
         assert torch.equal(result[:4], torch.zeros(4))
         assert result[4].isnan()
     assert scale.item() == 1.0
-    assert symmetric_step(torch.tensor(amax), 127).item() == 1.0
+    assert symmetric_scale(torch.tensor(amax), 127).item() == 1.0
 
 
 def test_one_dead_channel_leaves_the_others_alone() -> None:

@@ -8,7 +8,7 @@ from fxq.quant.affine import affine_params, fake_affine_quant
 from fxq.quant.affine_range import affine_tensor_quant, fake_affine_tensor_quant
 
 
-def test_codes_step_and_zero_point_of_a_range() -> None:
+def test_codes_scale_and_zero_point_of_a_range() -> None:
     x = torch.tensor([-9.0, -1.0, 0.0, 0.5, 1.55, 9.0])
     codes, step, zero_point = affine_tensor_quant(x, -1.0, 1.55, unsigned=True)
     assert codes.tolist() == [0, 0, 100, 150, 255, 255]
@@ -18,7 +18,7 @@ def test_codes_step_and_zero_point_of_a_range() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
-def test_fake_quantization_is_that_of_step_and_zero_point(bits: int) -> None:
+def test_fake_quantization_is_that_of_scale_and_zero_point(bits: int) -> None:
     x = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) + torch.tensor([[-1.0], [0.0], [1.0]])
     low, high = x.amin(1, keepdim=True) * 0.6, x.amax(1, keepdim=True) * 0.6
     bounds = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

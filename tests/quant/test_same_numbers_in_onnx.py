@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from fxq.quant.affine import fake_tensor_quant, symmetric_step, tensor_quant
+from fxq.quant.affine import fake_tensor_quant, symmetric_scale, tensor_quant
 from fxq.quant.affine_range import affine_tensor_quant, fake_affine_tensor_quant
 from fxq.quant.descriptor import LARGEST_E4M3, integer_bounds
 from fxq.quant.float8 import fake_e4m3_quant
@@ -71,7 +71,7 @@ def test_symmetric(bits: int, unsigned: bool, code_type: int, axis: int | None, 
     x = (data(8, 500) * torch.logspace(-2, 2, 8)[:, None]).to(dtype)
     x = x.abs() if unsigned else x
     amax = 0.8 * (x.float().abs().max() if axis is None else x.float().abs().amax(1, keepdim=True))
-    step = symmetric_step(amax, integer_bounds(bits, unsigned, False)[1])
+    step = symmetric_scale(amax, integer_bounds(bits, unsigned, False)[1])
     found = through_onnx(x, step.reshape(()) if axis is None else step.flatten(), code_type)
     assert_same_but_on_ties(fake_tensor_quant(x, amax, bits, unsigned, narrow_range=False), found, x, step)
 
@@ -94,7 +94,7 @@ def test_affine_is_the_same_to_the_last_bit(bits: int, unsigned: bool, code_type
 def test_float8_e4m3(axis: int | None, dtype: torch.dtype) -> None:
     x = (data(8, 500) * torch.logspace(-2, 2, 8)[:, None]).to(dtype)
     amax = 0.8 * (x.float().abs().max() if axis is None else x.float().abs().amax(1, keepdim=True))
-    step = symmetric_step(amax, LARGEST_E4M3)
+    step = symmetric_scale(amax, LARGEST_E4M3)
     found = through_onnx(x, step.reshape(()) if axis is None else step.flatten(), TensorProto.FLOAT8E4M3FN)
     quantized = fake_e4m3_quant(x, amax)
     # On a tie of the three mantissa bits x * scale and x / step may go to different neighbours: 1/8 apart.
@@ -125,6 +125,6 @@ def test_every_number_of_bits_is_that_of_numpy(bits: int, unsigned: bool, dtype:
 def test_values_inside_of_a_range_too_small_to_divide_by_are_zero_in_both(amax: float) -> None:
     # Values far outside of it are zero here; ONNX, with step 1, rounds them to integers.
     x = torch.tensor([-amax, 0.0, amax / 2, amax])
-    step = symmetric_step(torch.tensor(amax), 127)
+    step = symmetric_scale(torch.tensor(amax), 127)
     assert not fake_tensor_quant(x, amax, narrow_range=False).any()
     assert not through_onnx(x, step, TensorProto.INT8).any()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxq.calib.histogram import Histogram
 from fxq.errors import RangeError
-from fxq.quant.affine import affine_dequant, affine_params, affine_quant, symmetric_scale
+from fxq.quant.affine import affine_dequant, affine_params, affine_quant, symmetric_inverse_scale
 from fxq.quant.descriptor import integer_bounds
 from fxq.quant.float8 import fake_scaled_e4m3
 from fxq.quant.registry import register_fit
@@ -111,8 +111,8 @@ def _non_empty(centres: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _symmetric_errors(centres: Tensor, counts: Tensor, amax: Tensor, hi: int) -> Tensor:
     """Return the error of each candidate, shape (candidates,). Fake quantization as in fake_tensor_quant, in place."""
-    scale = symmetric_scale(amax, hi)[:, None]
-    quantized = torch.mul(centres, scale).round_().clamp_(max=hi).div_(scale)  # candidates, bins
+    inverse_scale = symmetric_inverse_scale(amax, hi)[:, None]
+    quantized = torch.mul(centres, inverse_scale).round_().clamp_(max=hi).div_(inverse_scale)  # candidates, bins
     return quantized.double().sub_(centres).square_() @ counts
 
 

@@ -110,7 +110,7 @@ class ScaledQuantDescriptor(QuantDescriptor):
 
 
 def as_door_descriptor(descriptor: QuantDescriptor) -> ScaledQuantDescriptor:
-    """Return a descriptor of fxq as one of the door, unchanged if it is one."""
+    """Return a descriptor of fxq as one of fxq.compat, unchanged if it is one."""
     if isinstance(descriptor, ScaledQuantDescriptor):
         return descriptor
     return ScaledQuantDescriptor(**vars(descriptor))

@@ -40,7 +40,7 @@ class ExportSwitch(type):
 
     @property
     def use_fb_fake_quant(cls) -> bool:
-        """Does torch.onnx.export take models of the door, calibrated or not?"""
+        """Does torch.onnx.export take models of fxq.compat, calibrated or not?"""
         return _FB_FAKE_QUANT in _patch.holders
 
     @use_fb_fake_quant.setter

@@ -1,4 +1,4 @@
-"""enable_onnx_export: torch.onnx.export writes quantizers of the door as QuantizeLinear and DequantizeLinear."""
+"""enable_onnx_export: torch.onnx.export writes quantizers of fxq.compat as QuantizeLinear and DequantizeLinear."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

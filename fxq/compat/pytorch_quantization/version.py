@@ -1,3 +1,3 @@
-"""The version of pytorch-quantization whose names this door has."""
+"""The version of pytorch-quantization whose names this package has."""
 
 __version__ = "2.2.1"

@@ -1,4 +1,4 @@
-"""The spellings of an operation that ``functional_to_module`` brings together, as tables.
+"""The forms of an operation that ``functional_to_module`` brings together, as tables.
 
 A functional row says which module does the same, and which arguments behind the input the module's constructor takes,
 in the order in which the function takes them.
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Spelling:
+class ModuleForm:
     """A function of one tensor that a stateless module computes too."""
 
     module: type[nn.Module]
@@ -26,40 +26,40 @@ class Spelling:
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
-FUNCTIONS: Mapping[Any, Spelling] = MappingProxyType({
-    **dict.fromkeys((F.relu, torch.relu), Spelling(nn.ReLU)),
-    F.relu6: Spelling(nn.ReLU6),
-    F.hardtanh: Spelling(nn.Hardtanh, ("min_val", "max_val")),
-    F.silu: Spelling(nn.SiLU),
-    F.hardswish: Spelling(nn.Hardswish),
-    F.hardsigmoid: Spelling(nn.Hardsigmoid),
-    F.gelu: Spelling(nn.GELU, ("approximate",)),
-    F.mish: Spelling(nn.Mish),
-    F.leaky_relu: Spelling(nn.LeakyReLU, ("negative_slope",)),
-    F.elu: Spelling(nn.ELU, ("alpha",)),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid), Spelling(nn.Sigmoid)),
-    **dict.fromkeys((F.tanh, torch.tanh), Spelling(nn.Tanh)),
-    **dict.fromkeys((F.softmax, torch.softmax), Spelling(nn.Softmax, ("dim",))),
-    torch.max_pool1d: Spelling(nn.MaxPool1d, _POOL[:5]),
-    torch.max_pool2d: Spelling(nn.MaxPool2d, _POOL[:5]),
-    torch.max_pool3d: Spelling(nn.MaxPool3d, _POOL[:5]),
-    F.max_pool1d: Spelling(nn.MaxPool1d, _POOL),
-    F.max_pool2d: Spelling(nn.MaxPool2d, _POOL),
-    F.max_pool3d: Spelling(nn.MaxPool3d, _POOL),
-    F.avg_pool1d: Spelling(nn.AvgPool1d, _AVG_POOL[:5]),
-    F.avg_pool2d: Spelling(nn.AvgPool2d, _AVG_POOL),
-    F.avg_pool3d: Spelling(nn.AvgPool3d, _AVG_POOL),
-    F.adaptive_avg_pool1d: Spelling(nn.AdaptiveAvgPool1d, ("output_size",)),
-    F.adaptive_avg_pool2d: Spelling(nn.AdaptiveAvgPool2d, ("output_size",)),
-    F.adaptive_avg_pool3d: Spelling(nn.AdaptiveAvgPool3d, ("output_size",)),
+FUNCTIONS: Mapping[Any, ModuleForm] = MappingProxyType({
+    **dict.fromkeys((F.relu, torch.relu), ModuleForm(nn.ReLU)),
+    F.relu6: ModuleForm(nn.ReLU6),
+    F.hardtanh: ModuleForm(nn.Hardtanh, ("min_val", "max_val")),
+    F.silu: ModuleForm(nn.SiLU),
+    F.hardswish: ModuleForm(nn.Hardswish),
+    F.hardsigmoid: ModuleForm(nn.Hardsigmoid),
+    F.gelu: ModuleForm(nn.GELU, ("approximate",)),
+    F.mish: ModuleForm(nn.Mish),
+    F.leaky_relu: ModuleForm(nn.LeakyReLU, ("negative_slope",)),
+    F.elu: ModuleForm(nn.ELU, ("alpha",)),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid), ModuleForm(nn.Sigmoid)),
+    **dict.fromkeys((F.tanh, torch.tanh), ModuleForm(nn.Tanh)),
+    **dict.fromkeys((F.softmax, torch.softmax), ModuleForm(nn.Softmax, ("dim",))),
+    torch.max_pool1d: ModuleForm(nn.MaxPool1d, _POOL[:5]),
+    torch.max_pool2d: ModuleForm(nn.MaxPool2d, _POOL[:5]),
+    torch.max_pool3d: ModuleForm(nn.MaxPool3d, _POOL[:5]),
+    F.max_pool1d: ModuleForm(nn.MaxPool1d, _POOL),
+    F.max_pool2d: ModuleForm(nn.MaxPool2d, _POOL),
+    F.max_pool3d: ModuleForm(nn.MaxPool3d, _POOL),
+    F.avg_pool1d: ModuleForm(nn.AvgPool1d, _AVG_POOL[:5]),
+    F.avg_pool2d: ModuleForm(nn.AvgPool2d, _AVG_POOL),
+    F.avg_pool3d: ModuleForm(nn.AvgPool3d, _AVG_POOL),
+    F.adaptive_avg_pool1d: ModuleForm(nn.AdaptiveAvgPool1d, ("output_size",)),
+    F.adaptive_avg_pool2d: ModuleForm(nn.AdaptiveAvgPool2d, ("output_size",)),
+    F.adaptive_avg_pool3d: ModuleForm(nn.AdaptiveAvgPool3d, ("output_size",)),
 })  # fmt: skip
 
-METHODS: Mapping[str, Spelling] = MappingProxyType(
+METHODS: Mapping[str, ModuleForm] = MappingProxyType(
     {
-        "relu": Spelling(nn.ReLU),
-        "sigmoid": Spelling(nn.Sigmoid),
-        "tanh": Spelling(nn.Tanh),
-        "softmax": Spelling(nn.Softmax, ("dim",)),
+        "relu": ModuleForm(nn.ReLU),
+        "sigmoid": ModuleForm(nn.Sigmoid),
+        "tanh": ModuleForm(nn.Tanh),
+        "softmax": ModuleForm(nn.Softmax, ("dim",)),
     }
 )
 
@@ -80,7 +80,7 @@ CANONICAL: Mapping[Any, Callable[..., Any]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class WeightedSpelling:
+class WeightedForm:
     """A function with a weight that a module computes too. ``options`` name what follows (input, weight, bias)."""
 
     module: type[nn.Module]
@@ -91,14 +91,14 @@ class WeightedSpelling:
 _CONV = ("stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("stride", "padding", "output_padding", "groups", "dilation")
 
-WEIGHTED: Mapping[Any, WeightedSpelling] = MappingProxyType(
+WEIGHTED: Mapping[Any, WeightedForm] = MappingProxyType(
     {
-        F.conv1d: WeightedSpelling(nn.Conv1d, _CONV),
-        F.conv2d: WeightedSpelling(nn.Conv2d, _CONV),
-        F.conv3d: WeightedSpelling(nn.Conv3d, _CONV),
-        F.conv_transpose1d: WeightedSpelling(nn.ConvTranspose1d, _CONV_TRANSPOSE, is_transposed=True),
-        F.conv_transpose2d: WeightedSpelling(nn.ConvTranspose2d, _CONV_TRANSPOSE, is_transposed=True),
-        F.conv_transpose3d: WeightedSpelling(nn.ConvTranspose3d, _CONV_TRANSPOSE, is_transposed=True),
-        F.linear: WeightedSpelling(nn.Linear),
+        F.conv1d: WeightedForm(nn.Conv1d, _CONV),
+        F.conv2d: WeightedForm(nn.Conv2d, _CONV),
+        F.conv3d: WeightedForm(nn.Conv3d, _CONV),
+        F.conv_transpose1d: WeightedForm(nn.ConvTranspose1d, _CONV_TRANSPOSE, is_transposed=True),
+        F.conv_transpose2d: WeightedForm(nn.ConvTranspose2d, _CONV_TRANSPOSE, is_transposed=True),
+        F.conv_transpose3d: WeightedForm(nn.ConvTranspose3d, _CONV_TRANSPOSE, is_transposed=True),
+        F.linear: WeightedForm(nn.Linear),
     }
 )

@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from fxq import Rewriter
 from fxq.graph import module_of
-from fxq_passes.canonical.canonical_forms import WEIGHTED, WeightedSpelling
+from fxq_passes.canonical.canonical_forms import WEIGHTED, WeightedForm
 
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _TORCH_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
@@ -42,9 +42,9 @@ class StoredLayers:
         return next((found for found in self._found.get(_memory(module), ()) if _is_same_layer(found[1], module)), None)
 
 
-def layer_from(rw: Rewriter, node: Node, spelling: WeightedSpelling, layers: StoredLayers) -> None:
+def layer_from(rw: Rewriter, node: Node, form: WeightedForm, layers: StoredLayers) -> None:
     """Replace a functional convolution or linear layer by a module with the same weight and bias."""
-    given = _arguments(node, ("input", "weight", "bias", *spelling.options))
+    given = _arguments(node, ("input", "weight", "bias", *form.options))
     source, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
     weight_tensor, bias_tensor = _stored(rw, weight), _stored(rw, bias)
     if weight_tensor is None or (bias is not None and bias_tensor is None):
@@ -53,7 +53,7 @@ def layer_from(rw: Rewriter, node: Node, spelling: WeightedSpelling, layers: Sto
     if any(isinstance(value, Node) for value in torch.utils._pytree.tree_leaves(given)):
         rw.skip(node, "its options are computed in the graph")
         return
-    module = _build(spelling, weight_tensor, bias_tensor, given)
+    module = _build(form, weight_tensor, bias_tensor, given)
     _call(rw, node, source, module, weight, layers)
 
 
@@ -90,18 +90,18 @@ def _call(rw: Rewriter, node: Node, source: Any, module: nn.Module, stored_at: N
     path = str(stored_at.target).rpartition(".")[0] or node.name
     path, module = layers.like(module) or (path, module)
     name = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn")).__name__
-    new = rw.call_module_instead(node, path, module, (source,), f"one spelling: nn.{name}")
+    new = rw.call_module_instead(node, path, module, (source,), f"canonical form: nn.{name}")
     if layers.like(module) is None:
         layers.add(str(new.target), module)
 
 
-def _build(spelling: WeightedSpelling, weight: Tensor, bias: Tensor | None, given: dict[str, Any]) -> nn.Module:
+def _build(form: WeightedForm, weight: Tensor, bias: Tensor | None, given: dict[str, Any]) -> nn.Module:
     groups = int(given.get("groups", 1))
-    inputs, outputs = weight.shape[1] * (1 if spelling.is_transposed else groups), weight.shape[0]
-    if spelling.is_transposed:
+    inputs, outputs = weight.shape[1] * (1 if form.is_transposed else groups), weight.shape[0]
+    if form.is_transposed:
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
     sizes = {"kernel_size": tuple(weight.shape[2:])} if weight.dim() > 2 else {}
-    module = spelling.module(inputs, outputs, bias=bias is not None, device="meta", **sizes, **given)
+    module = form.module(inputs, outputs, bias=bias is not None, device="meta", **sizes, **given)
     module.register_parameter("weight", _parameter(weight))
     module.register_parameter("bias", _parameter(bias))
     return module

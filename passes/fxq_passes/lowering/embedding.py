@@ -72,8 +72,8 @@ class _LookUp:
             values = self._unpacked(self._stored(place, _packed(codes)), codes.shape[1], weight.dtype)
         else:
             values = self._insert("to", self._rows(self._stored(place, codes)), weight.dtype)
-        scale = self._stored(f"{place}_scale", found.step.to(weight.dtype))
-        if found.axis in (0, -2) and found.step.dim():
+        scale = self._stored(f"{place}_scale", found.scale.to(weight.dtype))
+        if found.axis in (0, -2) and found.scale.dim():
             scale = self._rows(self._insert("unsqueeze", scale, 1))
         return self._insert(torch.mul, values, scale)
 

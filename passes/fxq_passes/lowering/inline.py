@@ -115,7 +115,7 @@ class _Inliner:
         if quantizer.descriptor.is_dynamic:
             return _Dynamic(source)
         found = quantizer.qparams()
-        key = (source, found.step.tolist().__repr__(), found.zero_point.tolist().__repr__(), found.lo, found.hi)
+        key = (source, found.scale.tolist().__repr__(), found.zero_point.tolist().__repr__(), found.lo, found.hi)
         if key not in self.written:
             place = f"{self.node.target}.{str(traced.target).strip('_')}"
             self.written[key] = self.lowering.activation(self.node, source, place, quantizer)

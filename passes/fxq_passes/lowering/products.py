@@ -61,7 +61,7 @@ def _lower_stored(lowering: Lowering, node: Node, operands: tuple[Any, ...], qua
     codes = integer_codes(weight.detach(), found)
     place = f"{right.target}.weight" if is_linear else f"{right.target}.transposed"
     stored = lowering.rw.read_tensor(node, place, codes if is_linear else codes.t().contiguous())
-    scale = lowering.rw.read_tensor(node, f"{place}_scale", found.step)
+    scale = lowering.rw.read_tensor(node, f"{place}_scale", found.scale)
     bias = rest[0] if rest else None
     args = (left.all_input_nodes[0], stored, scale, bias)
     lowering.rw.call_instead(node, DYNAMIC_LINEAR, args, {}, "product of integers, one operator")

@@ -35,7 +35,7 @@ class Lowering:
         found = quantizer.qparams()
         value = source.meta.get("val")
         dtype = value.dtype if isinstance(value, Tensor) else self.dtype
-        scale = self.rw.read_tensor(before, f"{path}.scale", found.step)
+        scale = self.rw.read_tensor(before, f"{path}.scale", found.scale)
         zero = self.rw.read_tensor(before, f"{path}.zero_point", found.zero_point.to(found.dtype))
         args = (source, scale, zero, found.axis, found.lo, found.hi, found.dtype)
         codes = self.rw.insert_call(before, QUANTIZE, args, like=source, value=value)
@@ -49,18 +49,18 @@ class Lowering:
         bits = bits_of(found)
         if bits is not None and (found.block_size is not None or bits in self.rw.target.formats.packed_bits):
             axis = 0 if found.axis is None else found.axis
-            step = found.step if found.step.dim() else found.step.repeat(weight.shape[axis])
+            step = found.scale if found.scale.dim() else found.scale.repeat(weight.shape[axis])
             scale = self.rw.read_tensor(node, f"{path}_scale", step)
             args: tuple[Any, ...] = (codes, scale, bits, axis, found.block_size, dtype)
             return self.rw.insert_call(node, DEQUANTIZE_LOW_BIT, args, like=node)
-        scale = self.rw.read_tensor(node, f"{path}_scale", found.step)
+        scale = self.rw.read_tensor(node, f"{path}_scale", found.scale)
         zero = self.rw.read_tensor(node, f"{path}_zero_point", found.zero_point.to(found.dtype))
         return self.rw.insert_call(node, DEQUANTIZE, (codes, scale, zero, found.axis, dtype), like=node)
 
     def stored_codes(self, node: Node, path: str, weight: Tensor, found: QParams) -> tuple[Node, Node]:
         """Store the codes of ``weight`` at ``path``; return the nodes that read them and their step."""
         codes = self.rw.read_tensor(node, path, integer_codes(weight, found))
-        return codes, self.rw.read_tensor(node, f"{path}_scale", found.step)
+        return codes, self.rw.read_tensor(node, f"{path}_scale", found.scale)
 
     def layer(self, node: Node, layer: WeightQuantized) -> None:
         """Replace a call of a quantized layer by a function on a stored integer weight."""
@@ -108,7 +108,7 @@ class Lowering:
             return self.rw.read_tensor(node, path, weight), None
         found = quantizer.qparams()
         value = self.weight_value(node, path, weight, found, weight.dtype)
-        return value, None if found.dtype.is_floating_point or found.block_size is not None else found.step
+        return value, None if found.dtype.is_floating_point or found.block_size is not None else found.scale
 
     def _bias(self, node: Node, layer: WeightQuantized, source: Node, weight_step: Tensor | None) -> Node | None:
         if not isinstance(layer.bias, Tensor):

@@ -160,7 +160,7 @@ class _Call:
             weight, found = self._quantized_weight(name + suffix)
             assert found is not None  # see _is_dynamic
             codes.append(integer_codes(weight, found).t())
-            steps.append(found.step.expand(len(weight)))
+            steps.append(found.scale.expand(len(weight)))
         place, rw = f"{self.node.target}.{name}", self.lowering.rw
         stored = rw.read_tensor(self.node, place, torch.stack(codes).contiguous())
         return stored, rw.read_tensor(self.node, f"{place}_scale", torch.stack(steps))

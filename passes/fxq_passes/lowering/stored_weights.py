@@ -17,9 +17,9 @@ def integer_codes(weight: Tensor, found: QParams) -> Tensor:
     """Return the codes of ``weight``, in the dtype and shape that they are stored in."""
     if found.block_size is None:
         zero_point = found.zero_point.to(found.dtype)
-        codes: Tensor = QUANTIZE(weight, found.step, zero_point, found.axis, found.lo, found.hi, found.dtype)
+        codes: Tensor = QUANTIZE(weight, found.scale, zero_point, found.axis, found.lo, found.hi, found.dtype)
         return codes
-    step = spread_blocks(found.step, found.block_size, weight.shape[1])
+    step = spread_blocks(found.scale, found.block_size, weight.shape[1])
     return torch.round(weight.float() / step).clamp_(found.lo, found.hi).to(found.dtype)
 
 
@@ -42,8 +42,8 @@ def select_rows(found: QParams, rows: Tensor) -> QParams:
         found: of a weight of two dimensions or more.
         rows: indices, in the order of the result.
     """
-    has_steps_by_row = found.block_size is not None or found.axis in (0, -2)
-    if not has_steps_by_row or not found.step.dim():
+    has_scales_by_row = found.block_size is not None or found.axis in (0, -2)
+    if not has_scales_by_row or not found.scale.dim():
         return found
-    rows = rows.to(found.step.device)
-    return dataclasses.replace(found, step=found.step[rows], zero_point=found.zero_point[rows])
+    rows = rows.to(found.scale.device)
+    return dataclasses.replace(found, scale=found.scale[rows], zero_point=found.zero_point[rows])

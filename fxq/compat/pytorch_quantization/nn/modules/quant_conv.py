@@ -2,7 +2,7 @@
 
 from fxq import nn
 from fxq.compat.pytorch_quantization import tensor_quant
-from fxq.compat.pytorch_quantization.nn.modules.door_module import DoorModule
+from fxq.compat.pytorch_quantization.nn.modules.compat_module import CompatModule
 
 __all__ = [
     "Conv1d",
@@ -20,11 +20,11 @@ __all__ = [
 ]
 
 
-class _QuantConvNd(DoorModule):
+class _QuantConvNd(CompatModule):
     """What the convolutions are instances of."""
 
 
-class _QuantConvTransposeNd(DoorModule):
+class _QuantConvTransposeNd(CompatModule):
     """What the transposed convolutions are instances of."""
 
 

@@ -1,7 +1,7 @@
 """Quantized poolings: the input is quantized, the pooling itself is torch.nn's."""
 
 from fxq import nn
-from fxq.compat.pytorch_quantization.nn.modules.door_module import DoorInputModule
+from fxq.compat.pytorch_quantization.nn.modules.compat_module import CompatInputModule
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -25,39 +25,39 @@ __all__ = [
 ]
 
 
-class QuantMaxPool1d(DoorInputModule, nn.QuantMaxPool1d):
+class QuantMaxPool1d(CompatInputModule, nn.QuantMaxPool1d):
     """torch.nn.MaxPool1d with quantized input."""
 
 
-class QuantMaxPool2d(DoorInputModule, nn.QuantMaxPool2d):
+class QuantMaxPool2d(CompatInputModule, nn.QuantMaxPool2d):
     """torch.nn.MaxPool2d with quantized input."""
 
 
-class QuantMaxPool3d(DoorInputModule, nn.QuantMaxPool3d):
+class QuantMaxPool3d(CompatInputModule, nn.QuantMaxPool3d):
     """torch.nn.MaxPool3d with quantized input."""
 
 
-class QuantAvgPool1d(DoorInputModule, nn.QuantAvgPool1d):
+class QuantAvgPool1d(CompatInputModule, nn.QuantAvgPool1d):
     """torch.nn.AvgPool1d with quantized input."""
 
 
-class QuantAvgPool2d(DoorInputModule, nn.QuantAvgPool2d):
+class QuantAvgPool2d(CompatInputModule, nn.QuantAvgPool2d):
     """torch.nn.AvgPool2d with quantized input."""
 
 
-class QuantAvgPool3d(DoorInputModule, nn.QuantAvgPool3d):
+class QuantAvgPool3d(CompatInputModule, nn.QuantAvgPool3d):
     """torch.nn.AvgPool3d with quantized input."""
 
 
-class QuantAdaptiveAvgPool1d(DoorInputModule, nn.QuantAdaptiveAvgPool1d):
+class QuantAdaptiveAvgPool1d(CompatInputModule, nn.QuantAdaptiveAvgPool1d):
     """torch.nn.AdaptiveAvgPool1d with quantized input."""
 
 
-class QuantAdaptiveAvgPool2d(DoorInputModule, nn.QuantAdaptiveAvgPool2d):
+class QuantAdaptiveAvgPool2d(CompatInputModule, nn.QuantAdaptiveAvgPool2d):
     """torch.nn.AdaptiveAvgPool2d with quantized input."""
 
 
-class QuantAdaptiveAvgPool3d(DoorInputModule, nn.QuantAdaptiveAvgPool3d):
+class QuantAdaptiveAvgPool3d(CompatInputModule, nn.QuantAdaptiveAvgPool3d):
     """torch.nn.AdaptiveAvgPool3d with quantized input."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxq import nn
-from fxq.compat.pytorch_quantization.nn.modules.door_module import DoorModule
+from fxq.compat.pytorch_quantization.nn.modules.compat_module import CompatModule
 from fxq.compat.pytorch_quantization.nn.modules.tensor_quantizer import TensorQuantizer
 from fxq.compat.pytorch_quantization.tensor_quant import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
 from fxq.errors import CompatError
@@ -33,7 +33,7 @@ _BETTER = {
 }
 
 
-class _Grouped(DoorModule):
+class _Grouped(CompatModule):
     """No quantizers by the names of single tensors; put it before fxq's module."""
 
     default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
@@ -124,5 +124,5 @@ def _lstm(quantizer: Any, inputs: Tensor, state: State, weights: Any, biases: li
 
 def __getattr__(name: str) -> Any:
     if name in _BETTER:
-        raise CompatError(f"{name} does not work in pytorch-quantization and is not in its door: use {_BETTER[name]}")
+        raise CompatError(f"{name} does not work in pytorch-quantization and is not in fxq.compat: use {_BETTER[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

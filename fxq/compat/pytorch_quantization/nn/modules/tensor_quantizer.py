@@ -31,13 +31,13 @@ class TensorQuantizer(SettableQuantizer, metaclass=ExportSwitch):
     """Observe, clip and quantize a tensor, each of which can be switched.
 
     Args:
-        quant_desc: how the tensor is quantized, of the door or of fxq.
+        quant_desc: how the tensor is quantized, of fxq.compat or of fxq.
         disabled: forward is the identity, but for ``pre_quant_scale``.
         if_quant: quantize.
         if_clip: clip before quantizing; needs ``learn_amax``, which turns it on by itself.
         if_calib: show the inputs to the calibrator.
 
-    ``TensorQuantizer.use_fb_fake_quant = True`` makes ``torch.onnx.export`` take models of the door as the original
+    ``TensorQuantizer.use_fb_fake_quant = True`` makes ``torch.onnx.export`` take models of fxq.compat as the original
     did; see :mod:`fxq.compat.pytorch_quantization.export_patch`.
 
     Raises:
@@ -164,7 +164,7 @@ class TensorQuantizer(SettableQuantizer, metaclass=ExportSwitch):
     @property
     def scale(self) -> Tensor | None:  # type: ignore[override]  # None before the first integer codes
         """What inputs are multiplied with; of integer codes the one used last, None before the first."""
-        return super().scale if self.fake_quant else self._scale
+        return self.inverse_scale if self.fake_quant else self._scale
 
     def extra_repr(self) -> str:
         """Return such as ``8bit fake per-tensor amax=2.6400 calibrator=MaxCalibrator(track_amax=False) quant``."""

@@ -1,4 +1,4 @@
-"""QuantDescriptor of the door: arguments, errors and text of pytorch-quantization, on fxq's descriptor."""
+"""QuantDescriptor of fxq.compat: arguments, errors and text of pytorch-quantization, on fxq's descriptor."""
 
 import copy
 from typing import Any

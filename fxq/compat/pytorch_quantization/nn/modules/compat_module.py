@@ -1,4 +1,4 @@
-"""What the quantized modules of the door share: the quantizers and helpers of pytorch-quantization."""
+"""What the quantized modules of fxq.compat share: the quantizers and helpers of pytorch-quantization."""
 
 import inspect
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from fxq.nn import Quantized
 from fxq.quant.descriptor import QuantDescriptor
 
 
-class _Door(Quantized):
+class _Compat(Quantized):
     quantizer_type: ClassVar[type[TensorQuantizer]] = TensorQuantizer
     default_quant_desc_input: ClassVar[QuantDescriptor | None] = QUANT_DESC_8BIT_PER_TENSOR
 
@@ -29,9 +29,9 @@ class _Door(Quantized):
         super()._add_quantizer(name, descriptor)
 
 
-class DoorModule(_Door, QuantMixin):
+class CompatModule(_Compat, QuantMixin):
     """A module with quantized input and weight; put it before fxq's module among the bases."""
 
 
-class DoorInputModule(_Door, QuantInputMixin):
+class CompatInputModule(_Compat, QuantInputMixin):
     """A module with quantized input; put it before fxq's module among the bases."""

@@ -1,4 +1,4 @@
-"""Functions, calibrators and helpers of the door, against formulas and torch's own operators."""
+"""Functions, calibrators and helpers of fxq.compat, against formulas and torch's own operators."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The door's HistogramCalibrator: the bins of pytorch-quantization, against torch.histc and numpy."""
+"""fxq.compat's HistogramCalibrator: the bins of pytorch-quantization, against torch.histc and numpy."""
 
 import numpy as np
 import pytest

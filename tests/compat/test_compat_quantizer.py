@@ -1,4 +1,4 @@
-"""TensorQuantizer of the door: switches, setters, learned clip and numbers of pytorch-quantization."""
+"""TensorQuantizer of fxq.compat: switches, setters, learned clip and numbers of pytorch-quantization."""
 
 import copy
 

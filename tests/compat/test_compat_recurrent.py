@@ -1,4 +1,4 @@
-"""QuantLSTM and QuantLSTMCell of the door: torch's with quantization off, the original's grouping with it on."""
+"""QuantLSTM and QuantLSTMCell of fxq.compat: torch's with quantization off, the original's grouping with it on."""
 
 from typing import Any
 

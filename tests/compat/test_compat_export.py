@@ -1,4 +1,4 @@
-"""torch.onnx.export of models of the door: calls of the original's days, and the numbers in ONNX Runtime."""
+"""torch.onnx.export of models of fxq.compat: calls of the original's days, and the numbers in ONNX Runtime."""
 
 import inspect
 import io

@@ -1,4 +1,4 @@
-"""Quantized modules of the door: torch's arguments, torch's outputs with quantization off, quantizers of the door."""
+"""Quantized modules of fxq.compat: the arguments and outputs of torch with quantization off, quantizers of its own."""
 
 from typing import Any
 
