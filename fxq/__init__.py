@@ -3,6 +3,8 @@
 from fxq import calib, nn, runtimes
 from fxq.api import convert, export_onnx, prepare, quantize
 from fxq.calibration import calibrate, calibrate_weights, fit_ranges
+from fxq.calibration_report import CalibrationReport
+from fxq.data import Data
 from fxq.errors import (
     CalibrationError,
     CompatError,
@@ -80,7 +82,9 @@ __all__ = [
     "QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR",
     "ROUNDING",
     "CalibrationError",
+    "CalibrationReport",
     "CompatError",
+    "Data",
     "Derived",
     "DescriptorError",
     "DescriptorTypeError",

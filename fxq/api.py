@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxq.batches import Forward, first_inputs
-from fxq.calibration import calibrate, observing_quantizers
+from fxq.calibration import calibrate, needs_data
 from fxq.compare.traced import check_traced
 from fxq.conversion import run_conversion
+from fxq.data import Data
 from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
 from fxq.graph.check import check_graph
@@ -100,7 +101,7 @@ def convert(prepared: GraphModule) -> GraphModule:
 
 def quantize(
     model: nn.Module,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Any] | Data | None = None,
     recipe: str | Recipe = "tensorrt",
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     forward: Forward | None = None,
@@ -111,10 +112,10 @@ def quantize(
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """
-    if example_inputs is None and forward is None and batches is not None:
+    if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         example_inputs, batches = first_inputs(model, batches)
     prepared = prepare(model, example_inputs, recipe)
-    if observing_quantizers(prepared):
+    if needs_data(prepared):
         calibrate(prepared, batches, forward, progress)
     return convert(prepared)
 

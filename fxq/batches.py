@@ -1,9 +1,10 @@
-"""Feed what people call a batch to a graph module."""
+"""What people call a batch, as the arguments of a model call."""
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +12,74 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxq.errors import FxqError, InputError
-from fxq.graph.modules import call
 
 Forward = Callable[[GraphModule, Any], Any]
 
 
-def feed(gm: GraphModule, batch: Any, forward: Forward | None, index: int) -> None:
-    """Run ``gm`` on one batch, moved to its device.
+class Inputs(NamedTuple):
+    """The arguments of one call of a model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def samples(self) -> int | None:
+        """The size of dimension 0 of the first tensor that has one; None without such a tensor."""
+        return next((len(leaf) for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor) and leaf.dim()), None)
+
+    def part(self, start: int, stop: int) -> "Inputs":
+        """Return a copy of the samples from ``start`` to ``stop``; a tensor of another batch size is taken whole."""
+        count = self.samples
+
+        def cut(tensor: Tensor) -> Tensor:
+            is_batched = tensor.dim() > 0 and len(tensor) == count
+            return tensor.detach()[start:stop].clone() if is_batched else tensor.detach().clone()
+
+        args, kwargs = pytree.tree_map_only(Tensor, cut, tuple(self))
+        return Inputs(args, kwargs)
+
+
+def call(gm: GraphModule, *args: Any, **kwargs: Any) -> Any:
+    """Call a graph module; where it fails, without the traceback of generated code that FX's own call prints."""
+    return nn.Module.__call__(gm, *args, **kwargs)
+
+
+def as_inputs(gm: GraphModule, batch: Any) -> Inputs:
+    """Return the arguments that a batch holds for ``gm``, on its device.
 
     Args:
         gm: the graph module.
         batch: a tensor, a tuple of inputs, a dict of keyword inputs, or the (input, label) of a DataLoader, of which a
             model with one required input takes the first.
-        forward: how to run anything else, ``forward(gm, batch)``; then the batch is not touched here.
-        index: number of the batch, for messages.
 
     Raises:
-        InputError: the batch does not fit, or is not floating point where it is quantized.
+        TypeError: the batch is of another form.
+    """
+    if not isinstance(batch, Tensor | Mapping | tuple | list):
+        raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}")
+    batch = _on_device_of(gm, batch)
+    if isinstance(batch, Mapping):
+        return Inputs((), dict(batch))
+    if isinstance(batch, Tensor):
+        return Inputs((batch,), {})
+    names, required = _inputs(gm)
+    if required == 1 and len(batch) == 2:
+        return Inputs((batch[0],), {})  # (input, label)
+    if len(batch) > len(names):
+        raise TypeError(f"the model takes {len(names)} inputs and the batch has {len(batch)}")
+    return Inputs(tuple(batch), {})
+
+
+@contextmanager
+def naming_batch(gm: GraphModule, batch: Any, index: int) -> Iterator[None]:
+    """Say which batch it was where one does not fit, or is not floating point where it is quantized.
+
+    Raises:
+        InputError: the batch does not fit the model.
         CalibrationError: a quantizer saw NaN or infinity.
     """
     try:
-        if forward is not None:
-            forward(gm, batch)
-            return
-        args, kwargs = _arguments(gm, _on_device_of(gm, batch))
-        call(gm, *args, **kwargs)
+        yield
     except FxqError as error:  # a quantizer refuses what it got
         raise type(error)(f"batch {index} ({describe(batch)}): {error}") from error
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
@@ -77,21 +121,6 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"dict of {', '.join(f'{name}: {describe(item)}' for name, item in value.items()) or 'nothing'}"
     return type(value).__name__
-
-
-def _arguments(gm: GraphModule, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    if not isinstance(batch, tuple | list):
-        raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}")
-    names, required = _inputs(gm)
-    if required == 1 and len(batch) == 2:
-        return (batch[0],), {}  # (input, label)
-    if len(batch) > len(names):
-        raise TypeError(f"the model takes {len(names)} inputs and the batch has {len(batch)}")
-    return tuple(batch), {}
 
 
 def _inputs(gm: GraphModule) -> tuple[list[str], int]:

@@ -1,82 +1,102 @@
-"""Calibration: data flows through the float model, observers look, ranges are fitted, and can be fitted again."""
+"""Calibration: data flows through the model, ranges are fitted, and can be fitted again."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
-from fxq.batches import Forward, feed
+from fxq.batches import Forward
 from fxq.calib import HistogramCalibrator
 from fxq.calib.weights import fit_weight_range
+from fxq.calibration_report import CalibrationReport
+from fxq.calibration_run import run_calibrated_passes
+from fxq.data import Data
 from fxq.errors import CalibrationError, InputError
+from fxq.graph.data_stage import DataStage
+from fxq.graph.float_model import copied_weights
+from fxq.graph.observers import fit_observed, forget, observing_quantizers
+from fxq.graph.snapshot import Snapshot
 from fxq.graph.stored import fit_weights, weight_quantizers
-from fxq.nn import TensorQuantizer
-from fxq.progress import track
+from fxq.graph.weight_changes import WeightChanges
+from fxq.passbase import Pass
 from fxq.quant.registry import find_fit
 from fxq.stage import Stage
-from fxq.state import require_state
+from fxq.state import State, require_state, set_state
 
 _MOST_SHOWN = 5
 
 
 def calibrate(
-    prepared: GraphModule, batches: Iterable[Any] | None = None, forward: Forward | None = None, progress: bool = True
-) -> None:
-    """Observe the activations of the float model on ``batches``, then fit all ranges.
+    prepared: GraphModule,
+    batches: Iterable[Any] | Data | None = None,
+    forward: Forward | None = None,
+    progress: bool = True,
+) -> CalibrationReport:
+    """Run the recipe's CALIBRATED passes: observe the float model on ``batches``, fit all ranges, then improve.
 
-    One pass over the data in constant memory. A second call starts anew. The model runs in eval mode; its mode and the
-    switches of its quantizers are as before afterwards. When a batch fails, no range has changed. Where no quantizer
-    waits for data (recipes "dynamic" and "weight_only"), batches are not looked at, with a warning.
+    The batches are read once. Without passes that improve, memory is constant; with them, ``fxq.Data`` says how many
+    samples are kept. A second call starts anew, from the weights that ``prepare`` made, or that training or
+    ``load_state_dict`` left since. The model runs in eval mode; its mode and the switches of its quantizers are as
+    before afterwards. When a batch or a pass fails, weights and ranges are as before. Where nothing waits for data
+    (recipes "dynamic" and "weight_only"), batches are not looked at, with a warning.
 
     Args:
         prepared: the result of ``fxq.prepare``.
-        batches: tensors, tuples of inputs, dicts of keyword inputs, or (input, label) pairs of a DataLoader; None only
-            where no quantizer waits for data.
+        batches: tensors, tuples of inputs, dicts of keyword inputs, or (input, label) pairs of a DataLoader; or a
+            ``fxq.Data``, which says what to keep of them; None only where nothing waits for data.
         forward: ``forward(model, batch)`` for batches of any other form.
         progress: show a bar, if stderr is a terminal.
+
+    Returns:
+        What each pass did, measured for those that improve.
 
     Raises:
         CalibrationError: there is no batch, or a quantizer saw NaN or infinity.
         InputError: a batch does not fit the model.
+        PassError: a pass failed.
     """
     state = require_state(prepared, Stage.PREPARED, "calibrate")
+    passes = state.recipe.create_passes()[Stage.CALIBRATED]
+    data = _as_data(batches, forward, progress)
     observers = observing_quantizers(prepared)
-    if not observers:
-        if batches is not None:
-            warnings.warn(
-                f"there is nothing to calibrate: with recipe {state.recipe.name!r} no quantizer of this model waits "
-                "for data. Its weights were fitted; the batches were not used",
-                stacklevel=2,
-            )
-        calibrate_weights(prepared)
-        return
-    if batches is None:
+    if observers and data is None:
         raise CalibrationError(
             f"{len(observers)} quantizers wait for data, such as {next(iter(observers))!r}: pass batches of typical "
             "inputs, or take a recipe that needs none ('dynamic' or 'weight_only')"
         )
-    _forget(observers)
-    if isinstance(batches, Tensor):
-        batches = [batches]  # iterating it would take the batch apart
-    if not isinstance(batches, Iterable):
-        raise InputError(f"batches must be an iterable of batches, got {type(batches).__name__}")
-    count = 0
+    if observers and not passes:
+        raise CalibrationError(
+            f"{len(observers)} quantizers wait for data, and no pass of the recipe {state.recipe.name!r} shows them "
+            "any: add observe_ranges and fit_ranges"
+        )
+    if data is not None and not needs_data(prepared):
+        warnings.warn(
+            f"there is nothing to calibrate: with recipe {state.recipe.name!r} no quantizer of this model waits "
+            "for data. Its weights were fitted; the batches were not used",
+            stacklevel=2,
+        )
+    snapshot = Snapshot(prepared, has_weights=_may_change_weights(passes) or bool(state.changes.after))
     try:
-        with _observing(prepared, observers), torch.no_grad():
-            for index, batch in enumerate(track(batches, "Calibrating", progress)):
-                feed(prepared, batch, forward, index)
-                count += 1
+        with _eval_mode(prepared):
+            state.changes.undo(prepared)
+            report, calibrated = _run(prepared, state, passes, data)
     except BaseException:
-        _forget(observers)  # half the data must not pass for all of it in fit_ranges
+        snapshot.restore()
+        forget(observers)  # half the data must not pass for all of it in fit_ranges
         raise
-    if count == 0:
-        raise CalibrationError("there was no batch to calibrate with: the loader is empty, or an iterator was used up")
-    _fit(observers, {}, progress)
-    calibrate_weights(prepared)
+    set_state(prepared, calibrated)
+    return report
+
+
+def needs_data(prepared: GraphModule) -> bool:
+    """Return whether a quantizer waits for data, or a pass of the recipe learns from it."""
+    state = require_state(prepared, Stage.PREPARED, "calibrate")
+    passes = state.recipe.create_passes()[Stage.CALIBRATED]
+    return bool(observing_quantizers(prepared)) or _may_change_weights(passes)
 
 
 def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any) -> None:
@@ -105,7 +125,7 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
                 f"({', '.join(without[:_MOST_SHOWN])}): calibrate with recipe.replace(calibrator='histogram'); "
                 "for one that you placed by hand, call its use_calibrator('histogram') before fxq.calibrate"
             )
-    _fit(observers, chosen, progress=False)
+    fit_observed(observers, chosen)
 
 
 def calibrate_weights(
@@ -146,66 +166,39 @@ def calibrate_weights(
             quantizer.range = (scaled[0], scaled[1])
 
 
-def observing_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Return the enabled quantizers of activations whose range comes from data, by module path."""
-    return {path: found for path, found in activation_quantizers(model).items() if found.calibrator is not None}
+def _as_data(batches: Iterable[Any] | Data | None, forward: Forward | None, progress: bool) -> Data | None:
+    if batches is None:
+        return None
+    if not isinstance(batches, Data):
+        return Data(batches, forward, progress=progress)
+    if forward is not None:
+        raise InputError("fxq.Data holds a forward of its own: give forward to it, not to calibrate")
+    return batches
 
 
-def activation_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Return the enabled quantizers of ``model`` that are not a weight's, by module path."""
-    weights = {id(quantizer) for _, _, quantizer in weight_quantizers(model)}
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, TensorQuantizer) and id(module) not in weights and module.is_enabled
-    }
+def _may_change_weights(passes: Sequence[Pass]) -> bool:
+    return any(not step.streams for step in passes)
 
 
-def _forget(observers: dict[str, TensorQuantizer]) -> None:
-    for quantizer in observers.values():
-        quantizer.calibrator.reset()  # type: ignore[union-attr]
-
-
-def _fit(observers: dict[str, TensorQuantizer], options: dict[str, Any], progress: bool) -> None:
-    """Fit all ranges, or none: a range is stored when every one was found."""
-    found: dict[str, tuple[Tensor, ...]] = {}
-    for path, quantizer in track(list(observers.items()), "Fitting ranges", progress):
-        try:
-            bounds = quantizer.compute_calib_range(**options)
-        except TypeError as error:
-            raise CalibrationError(
-                f"quantizer {path!r}: {type(quantizer.calibrator).__name__} cannot fit with {options}: {error}"
-            ) from error
-        if bounds is not None:
-            found[path] = bounds
-    if observers and not found:
-        raise CalibrationError(
-            "no quantizer has seen data: run fxq.calibrate(prepared, batches) first; forward=, if you pass it, must "
-            "call the model that it is given"
-        )
-    for path, bounds in found.items():
-        if len(bounds) == 1:
-            observers[path].amax = bounds[0]
-        else:
-            observers[path].range = (bounds[0], bounds[1])
+def _run(
+    prepared: GraphModule, state: State, passes: Sequence[Pass], data: Data | None
+) -> tuple[CalibrationReport, State]:
+    """Run the passes; return what they did, and the state of the calibrated model."""
+    record = state.record.copy(without={step.name for step in passes})
+    start = copied_weights(prepared) if _may_change_weights(passes) else None
+    stage = DataStage(data, None if start is None else dict(start))
+    report = run_calibrated_passes(prepared, passes, state.settings, record, stage)
+    changes = WeightChanges() if start is None else WeightChanges.since(start, prepared)
+    return report, replace(state, stage=Stage.CALIBRATED, record=record, changes=changes)
 
 
 @contextmanager
-def _observing(prepared: GraphModule, observers: dict[str, TensorQuantizer]) -> Iterator[None]:
-    """Let observers look at the float model in eval mode; restore modes and switches afterwards."""
-    modes = [(module, module.training) for module in prepared.modules()]
-    quantizers = [module for module in prepared.modules() if isinstance(module, TensorQuantizer)]
-    switches = [(module, module.is_quant_enabled, module.is_calib_enabled) for module in quantizers]
-    prepared.eval()
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules in eval mode; each is in its own again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
-        for quantizer in quantizers:
-            quantizer.disable_quant()
-        for quantizer in observers.values():
-            quantizer.enable_calib()
         yield
     finally:
         for module, training in modes:
             module.training = training
-        for quantizer, quant, calib in switches:
-            (quantizer.enable_quant if quant else quantizer.disable_quant)()
-            (quantizer.enable_calib if calib else quantizer.disable_calib)()

@@ -7,6 +7,7 @@ from torch.fx import GraphModule
 
 from fxq.errors import FxqError, PassError
 from fxq.graph.check import find_problems, idle_quantizers, summary
+from fxq.graph.data_stage import DataStage
 from fxq.graph.modules import drop_unused
 from fxq.graph.rewriter import Rewriter
 from fxq.graph.settings import Settings
@@ -17,13 +18,14 @@ from fxq.record import Record
 from fxq.stage import Stage
 
 
-def run_passes(
+def run_passes(  # noqa: PLR0913 - all that a run is made of
     gm: GraphModule,
     passes: Sequence[Pass],
     settings: Settings,
     record: Record,
     numbers: NumberCheck | None = None,
     complete: bool = True,
+    data_stage: DataStage | None = None,
 ) -> None:
     """Run ``passes``, all of one stage, on ``gm`` in place.
 
@@ -34,6 +36,7 @@ def run_passes(
         record: continued.
         numbers: holds the passes to their tolerance; None: nothing is run.
         complete: these are all passes of the stage, so that no rule of it may be broken in the end.
+        data_stage: what passes of the stage CALIBRATED have beside the graph.
 
     Raises:
         PassError: a pass failed, left a graph that breaks its stage's rules, or moved the numbers further than its
@@ -46,7 +49,7 @@ def run_passes(
         if numbers is not None:
             numbers.before(gm, step)
         before = _structure(gm)
-        _run(gm, step, settings, record, previous)
+        _run(step, Rewriter(gm, settings, record, step.name or type(step).__name__, data_stage), previous)
         broken = _check(gm, step, settings, previous, broken)
         drop_unused(gm)
         if _structure(gm) != before:
@@ -64,13 +67,15 @@ def run_passes(
         )
 
 
-def _run(gm: GraphModule, step: Pass, settings: Settings, record: Record, previous: str) -> None:
+def _run(step: Pass, rw: Rewriter, previous: str) -> None:
     try:
-        step.run(Rewriter(gm, settings, record, step.name or type(step).__name__))
+        step.run(rw)
     except FxqError as error:
         error.add_note(f"raised by {describe_pass(step)}, run after {previous}")
         raise
     except Exception as error:  # a user's pass may fail in any way; say which pass it was
+        if rw.has_failed_to_load(error):
+            raise
         raise PassError(f"{describe_pass(step)} failed after {previous}: {type(error).__name__}: {error}") from error
 
 

@@ -42,6 +42,7 @@ DEFAULT_PASSES = tuple(
         "remove_inplace", "functional_to_module", "remove_dropout", "fold_batchnorm",
         "plan_ops", "plan_residual_adds", "solve_scales",
         "insert_quantizers", "attach_observers",
+        "observe_ranges", "fit_ranges",
         "freeze_ranges",
         "lower_to_qdq",
     )

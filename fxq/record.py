@@ -3,6 +3,7 @@
 Whether a pass changed something, the report and ``fxq.explain`` come from here, never from a pass's own claim.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
@@ -45,10 +46,21 @@ class Record:
             skips.append(entry)
         self.entries.append(entry)
 
-    def copy(self) -> "Record":
-        """Return a record that goes on by itself from here; what is written is never changed, so lines are shared."""
-        skips = {node: list(entries) for node, entries in self._skips.items()}
-        return Record(list(self.entries), list(self.passes), skips)
+    def copy(self, without: Collection[str] = ()) -> "Record":
+        """Return a record that goes on by itself from here, without what some passes wrote.
+
+        What is written is never changed, so lines are shared.
+        """
+        entries = [entry for entry in self.entries if entry.pass_name not in without]
+        skips: dict[str, list[Entry]] = {}
+        for entry in entries:
+            if entry.action == "skip":
+                skips.setdefault(entry.node, []).append(entry)
+        return Record(entries, [name for name in self.passes if name not in without], skips)
+
+    def become(self, other: "Record") -> None:
+        """Take over what ``other`` says."""
+        self.entries, self.passes, self._skips = other.entries, other.passes, other._skips
 
     def of(self, pass_name: str, action: str | None = None) -> list[Entry]:
         """Return the entries of one pass, of one action if given."""

@@ -10,8 +10,9 @@ class Stage(enum.IntEnum):
     NORMALIZED = 1
     PLANNED = 2
     PREPARED = 3
-    FROZEN = 4
-    LOWERED = 5
+    CALIBRATED = 4
+    FROZEN = 5
+    LOWERED = 6
 
     def __str__(self) -> str:
         return self.name.lower()

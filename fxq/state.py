@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 from fxq.errors import StageError
 from fxq.explanation import Explanation
 from fxq.graph.settings import Settings
+from fxq.graph.weight_changes import WeightChanges
 from fxq.recipe import Recipe
 from fxq.record import Record
 from fxq.stage import Stage
@@ -17,7 +18,10 @@ _KEY = "fxq"
 
 @dataclass(frozen=True)
 class State:
-    """The stage of a graph module, and how it came there. ``verify``: hold each pass to its tolerance, one by one."""
+    """The stage of a graph module, how it came there, and what calibration did to its weights.
+
+    ``verify``: hold each pass to its tolerance, one by one.
+    """
 
     stage: Stage
     recipe: Recipe
@@ -25,6 +29,7 @@ class State:
     record: Record = field(default_factory=Record)
     explanation: Explanation | None = None
     verify: bool = False
+    changes: WeightChanges = field(default_factory=WeightChanges)
 
     def at(self, stage: Stage) -> "State":
         """Return the state at another stage."""
@@ -44,7 +49,7 @@ def find_state(model: nn.Module) -> State | None:
 
 
 def require_state(model: nn.Module, stage: Stage, call: str) -> State:
-    """Return the state of ``model``, which must be at ``stage``.
+    """Return the state of ``model``, which must be at ``stage``; a calibrated model is a prepared one still.
 
     Raises:
         StageError: it is not; the message says what to call first.
@@ -55,6 +60,6 @@ def require_state(model: nn.Module, stage: Stage, call: str) -> State:
         saved = "; torch.save drops what fxq knows: save the state_dict, prepare again and load it"
         hint = saved if isinstance(model, GraphModule) else ""
         raise StageError(f"{call} takes the result of {needs}, got {type(model).__name__}{hint}")
-    if state.stage is not stage:
+    if state.stage is not stage and (state.stage, stage) != (Stage.CALIBRATED, Stage.PREPARED):
         raise StageError(f"{call} takes the result of {needs}, got a model at stage '{state.stage}'")
     return state

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxq
-from fxq.calibration import activation_quantizers
+from fxq.graph import activation_quantizers
 
 TRT = fxq.recipe("tensorrt")
 DATA = images(24)

@@ -181,7 +181,11 @@ def test_a_pass_that_still_sets_preserves_numbers_is_told_what_to_write(value: b
         fxq.register_pass("old")(old)
 
 
-@pytest.mark.parametrize("value", [0.5, "EXACT", None, fxq.LSB, fxq.Tolerance("NONE")], ids=["number", "text", "nothing", "uncalled", "unknown"])
+@pytest.mark.parametrize(
+    "value",
+    [0.5, "EXACT", None, fxq.LSB, fxq.Tolerance("NONE")],
+    ids=["number", "text", "nothing", "uncalled", "unknown"],
+)
 def test_a_tolerance_that_is_none_is_refused_with_the_four_that_are(value: object) -> None:
     wrong = type("Wrong", (Lowered,), {"tolerance": value})
     with pytest.raises(fxq.PluginError, match=r"write `tolerance = fxq.EXACT`, fxq.ROUNDING, fxq.LSB\(n\) or fxq.ANY"):

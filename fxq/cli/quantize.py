@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxq import api
 from fxq.batches import describe
-from fxq.calibration import calibrate, observing_quantizers
+from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import DataSource, calibration_batches
 from fxq.cli.console import print_note, print_result, print_warning
 from fxq.cli.example_inputs import ExampleSource
@@ -65,11 +65,11 @@ def run_quantize(job: QuantizeJob) -> None:
     expected = _float_outputs(model, judged, "an input of --input-shape" if job.data is None else str(job.data.path))
     print_note(f"{type(model).__name__}: placing quantizers for {recipe.name}")
     prepared = api.prepare(model, tuple(tensor[:1] for tensor in judged), recipe, verify=job.verify)
-    waiting = observing_quantizers(prepared)
+    waiting = needs_data(prepared)
     if waiting and batches is None:
         raise ModelError(
-            f"the recipe {recipe.name!r} needs calibration data, for {len(waiting)} quantizers: give --calib-data, or "
-            "take a recipe that needs none (dynamic, weight_only)"
+            f"the recipe {recipe.name!r} needs calibration data: give --calib-data, or take a recipe that needs none "
+            "(dynamic, weight_only)"
         )
     if waiting and batches is not None:
         print_note(f"calibrating on {len(batches)} batches")

@@ -20,6 +20,7 @@ from fxq.graph.match import (
 )
 from fxq.graph.memory import aliases, out_of_place_target, overwriting, writes_in_place
 from fxq.graph.modules import free_path
+from fxq.graph.observers import activation_quantizers, fit_observed, forget, observing, observing_quantizers
 from fxq.graph.plan import (
     Plan,
     inserted_for,
@@ -45,10 +46,13 @@ __all__ = [
     "Plan",
     "Rewriter",
     "Settings",
+    "activation_quantizers",
     "aliases",
     "ancestors",
     "check_graph",
+    "fit_observed",
     "fit_weights",
+    "forget",
     "free_path",
     "graph_text",
     "has_one_reader",
@@ -65,6 +69,8 @@ __all__ = [
     "module_path",
     "modules_called",
     "note_inserted",
+    "observing",
+    "observing_quantizers",
     "only_reader",
     "out_of_place_target",
     "output_edges",

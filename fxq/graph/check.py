@@ -5,6 +5,7 @@ NORMALIZED  no identity, no dropout (unless the model will be trained).
 PLANNED     plans point to inputs that exist.
 PREPARED    every planned reading passes through a quantizer, none through two in a row; a module with a tensor that is
             planned inside of it has a quantizer there; these quantizers are on.
+CALIBRATED  as PREPARED, but a quantizer may be off: data flows, and ranges and weights change.
 FROZEN      every enabled quantizer has a range, or is dynamic.
 LOWERED     no quantizer is left; a quantize is read by dequantizes only, a dequantize reads a quantize or a constant;
             integer weights, and their steps, are stored tensors.
@@ -45,11 +46,12 @@ def find_problems(gm: GraphModule, stage: Stage, qat: bool = False) -> list[str]
         Stage.NORMALIZED: lambda: _normalized(gm, qat),
         Stage.PLANNED: lambda: _planned(gm),
         Stage.PREPARED: lambda: _prepared(gm, must_be_on=True),
+        Stage.CALIBRATED: lambda: _prepared(gm, must_be_on=False),
         Stage.FROZEN: lambda: _frozen(gm),
         Stage.LOWERED: lambda: _lowered(gm),
     }
     applying = [stage] if stage in rules else []
-    if stage in (Stage.PLANNED, Stage.PREPARED, Stage.FROZEN):
+    if Stage.PLANNED <= stage <= Stage.FROZEN:
         applying.insert(0, Stage.NORMALIZED)
     return [problem for rule in applying for problem in rules[rule]()]
 

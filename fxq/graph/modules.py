@@ -1,16 +1,10 @@
 """Submodules and buffers of a GraphModule by path; each question costs no more than the path is long."""
 
 import itertools
-from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
-
-
-def call(gm: GraphModule, *args: Any, **kwargs: Any) -> Any:
-    """Call a graph module; where it fails, without the traceback of generated code that FX's own call prints."""
-    return nn.Module.__call__(gm, *args, **kwargs)
 
 
 def find_module(root: nn.Module | None, path: str) -> nn.Module | None:

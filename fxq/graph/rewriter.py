@@ -9,12 +9,14 @@ from torch.fx import GraphModule, Node
 
 from fxq.errors import PassError
 from fxq.graph import plan as plans
+from fxq.graph.data_stage import DataStage
 from fxq.graph.edges import hand_over, inherited_meta, last_of_kind, read_instead
 from fxq.graph.kinds import module_of, produces_tensor
 from fxq.graph.match import Edge, input_edges, module_path
 from fxq.graph.memory import overwriting
 from fxq.graph.modules import add_module, find_module, free_path, only_holds, set_tensor
 from fxq.graph.settings import Settings
+from fxq.graph.value_rewriter import ValueRewriter
 from fxq.nn import QUANTIZED, WeightQuantized
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.quant.qconfig import QConfig
@@ -22,7 +24,7 @@ from fxq.record import Entry, Record
 from fxq.targets.target import Target
 
 
-class Rewriter:
+class Rewriter(ValueRewriter):
     """Edits one graph on behalf of one pass.
 
     Args:
@@ -30,13 +32,19 @@ class Rewriter:
         settings: what the run was asked for.
         record: where edits and reasons are written down.
         pass_name: whose hands these are.
+        data_stage: what passes of the stage CALIBRATED have beside the graph; None for all others.
     """
 
-    def __init__(self, gm: GraphModule, settings: Settings, record: Record, pass_name: str) -> None:
-        self.gm = gm
+    def __init__(
+        self,
+        gm: GraphModule,
+        settings: Settings,
+        record: Record,
+        pass_name: str,
+        data_stage: DataStage | None = None,
+    ) -> None:
+        super().__init__(gm, record, pass_name, data_stage)
         self.settings = settings
-        self.record = record
-        self.pass_name = pass_name
         self._calls: dict[str, list[Node]] | None = None  # of each module path, once asked for
 
     @property
@@ -142,6 +150,7 @@ class Rewriter:
         """Put ``module`` where the module at ``path`` is; every call now calls it."""
         module.train(self.gm.get_submodule(path).training)
         self.gm.set_submodule(path, module)
+        self._parameters = None
         for node in self._calls_by_path().get(path, [])[:1]:
             self._note("edit", node, why)
 
@@ -156,6 +165,7 @@ class Rewriter:
                 path = free_path(self.gm, path)
             module.train(self.gm.training)
             add_module(self.gm, path, module)
+            self._parameters = None
         with self.gm.graph.inserting_before(node):
             new = self._call_module(path, tuple(inputs))
         return self._replace(node, new, why)

@@ -32,18 +32,28 @@ def fit_weights(model: nn.Module, only_missing: bool = False) -> None:
         CalibrationError: a weight holds NaN or infinity.
     """
     for path, weight, quantizer in weight_quantizers(model):
-        calibrator = quantizer.calibrator
-        if calibrator is None or not quantizer.is_enabled or (only_missing and quantizer.has_range):
-            continue
-        try:
-            calibrator.reset()
-            calibrator.observe(weight.detach())
-            quantizer.load_calib_amax()
-        except CalibrationError as error:
-            raise CalibrationError(
-                f"the weight of {path!r} holds NaN or infinity: repair the checkpoint, or leave the module in float "
-                "(a rule with None)"
-            ) from error
+        if not (only_missing and quantizer.has_range):
+            fit_quantizer(path, weight, quantizer)
+
+
+def fit_quantizer(path: str, weight: Tensor, quantizer: TensorQuantizer) -> None:
+    """Give one weight quantizer the range of its weight; a fixed range, or a disabled one, stays.
+
+    Raises:
+        CalibrationError: the weight holds NaN or infinity.
+    """
+    calibrator = quantizer.calibrator
+    if calibrator is None or not quantizer.is_enabled:
+        return
+    try:
+        calibrator.reset()
+        calibrator.observe(weight.detach())
+        quantizer.load_calib_amax()
+    except CalibrationError as error:
+        raise CalibrationError(
+            f"the weight of {path!r} holds NaN or infinity: repair the checkpoint, or leave the module in float "
+            "(a rule with None)"
+        ) from error
 
 
 def stored_input(node: Node) -> Tensor | None:

@@ -1,0 +1,65 @@
+"""CalibrationReport: what each pass of the stage with data did to the quantized model, measured."""
+
+import io
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class CalibrationStep:
+    """One pass.
+
+    Args:
+        name: of the pass.
+        sqnr_before_db, sqnr_after_db: of the quantized model's outputs against the float model's, on samples that no
+            pass saw; None where it was not measured.
+        kept: False where the pass made things worse and was undone.
+        seconds: that the pass took, without measuring.
+    """
+
+    name: str
+    sqnr_before_db: float | None
+    sqnr_after_db: float | None
+    kept: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What ``fxq.calibrate`` returns; ``print`` shows a table.
+
+    Args:
+        steps: the passes in the order in which they ran.
+        notes: in words, what was not measured and why.
+    """
+
+    steps: tuple[CalibrationStep, ...]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """Return the steps as a table for rich."""
+        table = Table("pass", title="calibration", title_justify="left", caption="\n".join(self.notes) or None)
+        table.caption_justify = "left"
+        for heading in ("SQNR before", "after", "", "seconds"):
+            table.add_column(heading, justify="right")
+        for step in self.steps:
+            kept = "kept" if step.kept else "undone"
+            cells = _decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db)
+            table.add_row(step.name, *cells, "" if step.sqnr_after_db is None else kept, f"{step.seconds:.2f}")
+        return table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()
+
+    def __str__(self) -> str:
+        console = Console(width=_WIDTH, record=True, file=io.StringIO())
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def _decibel(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} dB"

@@ -1,0 +1,122 @@
+"""Run the passes of the stage CALIBRATED: each that should improve the model is measured, and undone where it hurt."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxq.batches import call
+from fxq.calibration_report import CalibrationReport, CalibrationStep
+from fxq.data import Data
+from fxq.graph.data_stage import DataStage
+from fxq.graph.float_model import in_float
+from fxq.graph.settings import Settings
+from fxq.graph.snapshot import Snapshot
+from fxq.passbase import Pass
+from fxq.pipeline import run_passes
+from fxq.record import Entry, Record
+
+
+def run_calibrated_passes(
+    gm: GraphModule, passes: Sequence[Pass], settings: Settings, record: Record, stage: DataStage
+) -> CalibrationReport:
+    """Run ``passes`` on ``gm`` in place, and say what each did.
+
+    Args:
+        gm: prepared, in eval mode.
+        passes: of the stage CALIBRATED, in order.
+        settings: those of ``prepare``.
+        record: continued; what an undone pass wrote is taken out.
+        stage: the data, and the float model; notes of an undone pass are taken out.
+
+    Raises:
+        FxqError: a pass failed; nothing is restored here.
+    """
+    judge = _Judge(gm, stage)
+    if stage.data is not None:
+        stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
+    steps = [_run(gm, step, settings, record, stage, judge) for step in passes]
+    return CalibrationReport(tuple(steps), _notes(passes, stage.data, judge))
+
+
+def _run(
+    gm: GraphModule, step: Pass, settings: Settings, record: Record, stage: DataStage, judge: "_Judge"
+) -> CalibrationStep:
+    before = judge.sqnr_db() if step.improves else None
+    saved = None if before is None else (Snapshot(gm, has_weights=True), stage.copy(), record.copy())
+    start = time.perf_counter()
+    run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
+    seconds = time.perf_counter() - start
+    if before is None or saved is None:
+        return CalibrationStep(step.name, None, None, kept=True, seconds=seconds)
+    after = judge.sqnr_db()
+    assert after is not None
+    kept = not (math.isnan(after) or after < before)
+    if not kept:
+        snapshot, old_stage, old_record = saved
+        snapshot.restore()
+        stage.become(old_stage)
+        record.become(old_record)
+        record.add(Entry(step.name, "skip", "", "", f"undone: {before:.2f} dB before, {after:.2f} dB after it"))
+    return CalibrationStep(step.name, before, after, kept, seconds)
+
+
+def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge") -> tuple[str, ...]:
+    names = [step.name for step in passes if step.improves]
+    if not names or data is None:
+        return ()
+    unmeasured = f"{', '.join(names)} ran without being measured"
+    if data.held_out == 0:
+        return (f"no sample was held out (held_out=0): {unmeasured}",)
+    if not judge.samples:
+        return (f"{data.seen} samples are too few to hold any out: {unmeasured}",)
+    if judge.sqnr_db() is None:
+        return (f"the model returns no floating-point tensor: {unmeasured}",)
+    return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}",)
+
+
+class _Judge:
+    """Compares the quantized model with the float one on the samples held out."""
+
+    def __init__(self, gm: GraphModule, stage: DataStage) -> None:
+        self._gm, self._stage = gm, stage
+        self._expected: list[list[Tensor]] | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples were held out."""
+        data = self._stage.data
+        return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
+
+    def sqnr_db(self) -> float | None:
+        """Return 10 log10(sum float^2 / sum (float - quantized)^2) over all outputs; None where nothing tells."""
+        if not self.samples or self._stage.weights is None:
+            return None
+        if self._expected is None:
+            with in_float(self._gm, self._stage.weights):
+                self._expected = self._outputs()
+        signal, noise, compared = 0.0, 0.0, 0
+        for expected, found in zip(self._expected, self._outputs(), strict=True):
+            for wanted, got in zip(expected, found, strict=True):
+                signal += float(wanted.double().square().sum())
+                noise += float((wanted.double() - got.double()).square().sum())
+                compared += 1
+        if not compared:
+            return None
+        return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
+
+    def _outputs(self) -> list[list[Tensor]]:
+        """Return the floating-point tensors that the model returns, by batch."""
+        assert self._stage.data is not None
+        found = []
+        with torch.no_grad():
+            for inputs in self._stage.data.judging(self._gm):
+                # A model may write into its inputs, which are needed again.
+                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
+                leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
+                found.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+        return found

@@ -1,0 +1,187 @@
+"""Data: the batches that passes of the stage CALIBRATED see.
+
+They stream: a loader is read once, one batch at a time, and nothing of it is kept. Where a pass needs its samples
+again, at most ``max_samples`` are kept, as copies on the model's device; a share of them is held out, for the pipeline
+to judge passes by, and no pass sees those. Samples are what dimension 0 of a batch counts.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxq.batches import Forward, Inputs, as_inputs, call, naming_batch
+from fxq.errors import CalibrationError, InputError
+from fxq.progress import track
+from fxq.samples import Samples
+
+
+class Data:
+    """Batches, how to feed them, and how much of them to keep.
+
+    Args:
+        batches: any iterable of tensors, tuples of inputs, dicts of keyword inputs, or the (input, label) pairs of a
+            DataLoader. A generator is read once; a second reading gives the samples that were kept of it.
+        forward: ``forward(model, batch)`` for batches of any other form; it calls the model it is given.
+        max_samples: how many samples to keep, those held out included. ``rw.run_both`` works on all of them at once.
+        held_out: the share of the kept samples to hold out, in [0, 1); with 0 passes are kept unjudged.
+        progress: show a bar, if stderr is a terminal.
+
+    Attributes:
+        loader_error: what iterating ``batches`` raised, if it did.
+
+    Raises:
+        InputError: ``batches`` is not iterable, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        forward: Forward | None = None,
+        max_samples: int = 64,
+        held_out: float = 0.125,
+        progress: bool = True,
+    ) -> None:
+        if isinstance(batches, Tensor):
+            batches = [batches]  # iterating it would take the batch apart
+        if not isinstance(batches, Iterable):
+            raise InputError(f"batches must be an iterable of batches, got {type(batches).__name__}")
+        if isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1:
+            raise InputError(f"max_samples is how many samples to keep, 1 or more, got {max_samples!r}")
+        if not isinstance(held_out, int | float) or not 0 <= held_out < 1:
+            raise InputError(f"held_out is a share of the samples, from 0 to below 1, got {held_out!r}")
+        self.batches, self.forward, self.progress = batches, forward, progress
+        self.max_samples, self.held_out = max_samples, float(held_out)
+        self._samples = Samples()
+        self._was_read = False
+        self.loader_error: Exception | None = None
+
+    def begin(self, keep: bool, hold_out: bool) -> None:
+        """Start a run.
+
+        Args:
+            keep: keep samples for later readings.
+            hold_out: hold some of them out.
+        """
+        # What a generator gave is gone: what was kept of it stays, and what was held out stays held out.
+        if self._was_read and self._samples.learned and iter(self.batches) is self.batches:
+            return
+        share = self.held_out if hold_out else 0.0
+        self._samples = Samples(self.max_samples, share) if keep else Samples()
+        self._was_read = False
+
+    def feed(self, gm: GraphModule, description: str = "Running the model") -> None:
+        """Run ``gm`` on all batches but the samples held out, one batch at a time, without gradients.
+
+        A second call reads the batches again, or what was kept of a generator.
+
+        Raises:
+            CalibrationError: there is no batch, or a quantizer saw NaN or infinity.
+            InputError: a batch does not fit the model.
+        """
+        if not self._was_read:
+            self._read(gm, description, runs=True)
+            return
+        with torch.no_grad():
+            for inputs in track(self._samples.learned, description, self.progress):
+                call(gm, *inputs.args, **inputs.kwargs)
+
+    def kept(self, gm: GraphModule) -> list[Inputs]:
+        """Return the samples that were kept to learn from; read now if nothing has fed the batches yet."""
+        if not self._was_read:
+            self._read(gm, "Reading samples", runs=False)
+        return self._samples.learned
+
+    def judging(self, gm: GraphModule) -> list[Inputs]:
+        """Return the samples that were held out. They are the pipeline's: a pass that learns from them cheats."""
+        self.kept(gm)
+        return self._samples.held_out
+
+    @property
+    def seen(self) -> int:
+        """How many samples were read, those held out included."""
+        return self._samples.seen
+
+    def _read(self, gm: GraphModule, description: str, runs: bool) -> None:
+        """Go over the batches; without ``runs`` only until enough samples are kept."""
+        kept = self._samples
+        self._samples = samples = Samples(kept.most, kept.share)  # an earlier reading may have failed half-way
+        count, ended = 0, True
+        with torch.no_grad():
+            for index, batch in enumerate(self._loaded(description)):
+                count += 1
+                with naming_batch(gm, batch, index):
+                    self._take(gm, batch, runs)
+                if not runs and samples.is_full:
+                    ended = False
+                    break
+        if not samples.seen:
+            found = f"all {count} batches are empty" if count else "the loader is empty, or an iterator was used up"
+            raise CalibrationError(f"there was no batch to calibrate with: {found}")
+        self._was_read = True
+        if ended:
+            self._warn_of_early_end(count)
+
+    def _loaded(self, description: str) -> Iterator[Any]:
+        try:
+            yield from track(self.batches, description, self.progress)
+        except Exception as error:  # of the user's loader: it is not the pass that failed
+            self.loader_error = error
+            raise
+
+    def _take(self, gm: GraphModule, batch: Any, runs: bool) -> None:
+        if self.forward is not None:
+            self._take_forward(gm, batch, self.forward, runs)
+            return
+        inputs = as_inputs(gm, batch)
+        rest = None if inputs.samples == 0 else self._samples.take(inputs)
+        if runs and rest is not None:
+            call(gm, *rest.args, **rest.kwargs)
+
+    def _take_forward(self, gm: GraphModule, batch: Any, forward: Forward, runs: bool) -> None:
+        """Let the user's function feed a batch; it alone can take one apart, so whole ones are held out."""
+        if not self._samples.most:
+            self._samples.seen += 1
+            forward(gm, batch)
+            return
+        inputs = _first_call(gm, batch, forward)
+        if inputs is None:
+            raise CalibrationError("forward= did not call the model that it is given: model(...)")
+        if self._samples.take(inputs, is_whole=True) is not None and runs:
+            forward(gm, batch)
+
+    def _warn_of_early_end(self, count: int) -> None:
+        try:
+            promised = len(self.batches) if isinstance(self.batches, Sized) else count
+        except TypeError:  # a DataLoader over an iterable dataset does not know
+            return
+        if count < promised:
+            warnings.warn(
+                f"the loader has a length of {promised} batches and ended after {count}; those {count} were used",
+                stacklevel=2,
+            )
+
+
+class _StopForward(BaseException):
+    """Ends a user's forward where it calls the model; no Exception, which it might catch."""
+
+
+def _first_call(gm: GraphModule, batch: Any, forward: Forward) -> Inputs | None:
+    """Return the arguments of the first call of the model by ``forward``, which is stopped there."""
+    found: list[Inputs] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(Inputs(args, kwargs))
+        raise _StopForward
+
+    handle = gm.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with contextlib.suppress(_StopForward):
+            forward(gm, batch)
+    finally:
+        handle.remove()
+    return found[0] if found else None

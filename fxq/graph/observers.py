@@ -1,0 +1,78 @@
+"""Observers: the quantizers that wait for data, what they see, and the ranges that follow."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxq.errors import CalibrationError
+from fxq.graph.stored import weight_quantizers
+from fxq.nn import TensorQuantizer
+from fxq.progress import track
+
+
+def observing_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the enabled quantizers of activations whose range comes from data, by module path."""
+    return {path: found for path, found in activation_quantizers(model).items() if found.calibrator is not None}
+
+
+def activation_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the enabled quantizers of ``model`` that are not a weight's, by module path."""
+    weights = {id(quantizer) for _, _, quantizer in weight_quantizers(model)}
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, TensorQuantizer) and id(module) not in weights and module.is_enabled
+    }
+
+
+def forget(observers: Mapping[str, TensorQuantizer]) -> None:
+    """Let the calibrators forget what they saw."""
+    for quantizer in observers.values():
+        quantizer.calibrator.reset()  # type: ignore[union-attr]
+
+
+@contextmanager
+def observing(model: nn.Module, observers: Mapping[str, TensorQuantizer]) -> Iterator[None]:
+    """Let observers look at the float model; the switches of all quantizers are as before afterwards."""
+    quantizers = [module for module in model.modules() if isinstance(module, TensorQuantizer)]
+    switches = [(module, module.is_quant_enabled, module.is_calib_enabled) for module in quantizers]
+    try:
+        for quantizer in quantizers:
+            quantizer.disable_quant()
+        for quantizer in observers.values():
+            quantizer.enable_calib()
+        yield
+    finally:
+        for quantizer, quant, calib in switches:
+            (quantizer.enable_quant if quant else quantizer.disable_quant)()
+            (quantizer.enable_calib if calib else quantizer.disable_calib)()
+
+
+def fit_observed(observers: Mapping[str, TensorQuantizer], options: Mapping[str, Any], progress: bool = False) -> None:
+    """Fit all ranges, or none: a range is stored when every one was found.
+
+    Raises:
+        CalibrationError: no quantizer has seen data, or a calibrator cannot fit with these options.
+    """
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for path, quantizer in track(list(observers.items()), "Fitting ranges", progress):
+        try:
+            bounds = quantizer.compute_calib_range(**options)
+        except TypeError as error:
+            raise CalibrationError(
+                f"quantizer {path!r}: {type(quantizer.calibrator).__name__} cannot fit with {dict(options)}: {error}"
+            ) from error
+        if bounds is not None:
+            found[path] = bounds
+    if observers and not found:
+        raise CalibrationError(
+            "no quantizer has seen data: run fxq.calibrate(prepared, batches) first; forward=, if you pass it, must "
+            "call the model that it is given"
+        )
+    for path, bounds in found.items():
+        if len(bounds) == 1:
+            observers[path].amax = bounds[0]
+        else:
+            observers[path].range = (bounds[0], bounds[1])

@@ -1,0 +1,182 @@
+"""Both streams: the float model and the quantized one, node by node, over all kept batches in lockstep.
+
+Memory: at any node, the tensors that a later node still reads, of both models and all kept samples; what both models
+share (before the first quantizer) is held once. With ``max_samples`` samples that is at most 2 * max_samples times
+what one forward of one sample holds at its widest point.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from fxq.batches import Inputs
+from fxq.errors import PassError
+from fxq.graph.float_model import in_float
+from fxq.graph.kinds import module_of
+from fxq.graph.memory import writes_in_place
+from fxq.nn import TensorQuantizer
+
+
+class Values(NamedTuple):
+    """What a node computes, a value for each kept batch: in the float model, and in the quantized one."""
+
+    float_values: list[Any]
+    quantized_values: list[Any]
+
+    @property
+    def are_same(self) -> bool:
+        """Have the models computed the same so far?"""
+        return self.float_values is self.quantized_values
+
+
+class Streams:
+    """A walk over the graph in execution order.
+
+    Args:
+        gm: the graph module; its quantizers quantize as they are switched.
+        inputs: the kept batches.
+        weights: those of the float model, by path.
+        changed: paths of the parameters that passes changed; it grows during the walk.
+    """
+
+    def __init__(
+        self, gm: GraphModule, inputs: Sequence[Inputs], weights: Mapping[str, Tensor], changed: Sequence[str]
+    ) -> None:
+        self._gm, self._weights, self._changed = gm, weights, changed
+        self._has_writers = any(writes_in_place(node) for node in gm.graph.nodes)
+        self._given = [_by_placeholder(gm, batch) for batch in inputs]
+        self._values: dict[Node, Values] = {}
+        self._passed: dict[str, str] = {}  # paths of parameters, and the node behind them
+
+    def walk(self, nodes: Iterable[Node], pass_name: str) -> Iterator[tuple[Node, Values]]:
+        """Yield the asked nodes in execution order, each with its values; recompute one that was changed meanwhile.
+
+        Raises:
+            PassError: a node is not in the graph, or a weight was changed that the streams have left behind.
+        """
+        asked = set(nodes)
+        order = list(self._gm.graph.nodes)
+        for node in asked - set(order):
+            raise PassError(f"pass {pass_name!r} asks for the values of {node}, which is no node of the graph")
+        dying = _last_reads(order)
+        for node in order:
+            if not asked:
+                return
+            self._values[node] = self._computed(node)
+            if node in asked:
+                asked.remove(node)
+                before, mark = _state(node), len(self._changed)
+                yield node, self._values[node]
+                self._refuse_changes_behind(self._changed[mark:], node, pass_name)
+                if not _is_same_state(before, _state(node)):
+                    self._values[node] = self._computed(node)
+            for path in _parameter_paths(node):
+                self._passed.setdefault(path, node.name)
+            for read in dying.get(node, ()):
+                del self._values[read]
+
+    def _computed(self, node: Node) -> Values:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        sources = [self._values[source] for source in node.all_input_nodes]
+        if not self._has_writers and all(source.are_same for source in sources) and self._is_float(node):
+            shared = self._run(node, [source.float_values for source in sources])
+            return Values(shared, shared)
+        module = module_of(node) if node.op == "call_module" else torch.nn.Module()
+        with in_float(module, self._weights, str(node.target) if node.op == "call_module" else ""):
+            in_first = self._run(node, [source.float_values for source in sources], self._weights)
+        return Values(in_first, self._run(node, [source.quantized_values for source in sources]))
+
+    def _placeholder(self, node: Node) -> Values:
+        values = [given[node.name] for given in self._given]
+        if not self._has_writers:
+            return Values(values, values)
+        # A node writes into what it reads: neither stream may see the other's writing, nor the kept samples theirs.
+        return Values(*([pytree.tree_map_only(Tensor, torch.clone, value) for value in values] for _ in range(2)))
+
+    def _is_float(self, node: Node) -> bool:
+        """Return whether ``node`` computes the same in both models, given the same."""
+        if node.op == "call_module" and any(isinstance(one, TensorQuantizer) for one in module_of(node).modules()):
+            return False
+        return not any(path in self._changed for path in _parameter_paths(node))
+
+    def _run(self, node: Node, sources: list[list[Any]], weights: Mapping[str, Tensor] | None = None) -> list[Any]:
+        """Return what ``node`` makes of its sources, batch by batch; a stored tensor is taken from ``weights``."""
+        function = _function(self._gm, node, weights or {})
+        results = []
+        with torch.no_grad():
+            for index in range(len(self._given)):
+                found = {source: values[index] for source, values in zip(node.all_input_nodes, sources, strict=True)}
+                args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
+                results.append(function(*args, **kwargs))
+        return results
+
+    def _refuse_changes_behind(self, changed: Sequence[str], node: Node, pass_name: str) -> None:
+        for path in changed:
+            if path in self._passed:
+                raise PassError(
+                    f"pass {pass_name!r} changes {path!r} at node {node.name!r}, when the streams have left "
+                    f"{self._passed[path]!r}, which reads it, behind: change it at that node, or after the loop"
+                )
+
+
+def _by_placeholder(gm: GraphModule, inputs: Inputs) -> dict[str, Any]:
+    bound = inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs)
+    bound.apply_defaults()
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    return {node.name: value for node, value in zip(placeholders, bound.arguments.values(), strict=True)}
+
+
+def _last_reads(order: list[Node]) -> dict[Node, list[Node]]:
+    """Return, for each node, the nodes that nothing reads after it."""
+    last = {node: node for node in order}
+    for node in order:
+        for source in node.all_input_nodes:
+            last[source] = node
+    dying: dict[Node, list[Node]] = {}
+    for source, reader in last.items():
+        dying.setdefault(reader, []).append(source)
+    return dying
+
+
+def _function(gm: GraphModule, node: Node, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
+    if node.op == "call_module":
+        return module_of(node)
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        stored = weights.get(str(node.target), getattr(gm.get_submodule(owner), name))
+        return lambda: stored
+    if node.op == "output":
+        return lambda *args: args[0]
+    if node.op == "call_method":
+        return lambda self, *args, **kwargs: getattr(self, str(node.target))(*args, **kwargs)
+    return node.target  # type: ignore[return-value]
+
+
+def _parameter_paths(node: Node) -> list[str]:
+    """Return the paths of the parameters that ``node`` reads."""
+    if node.op == "get_attr":
+        return [str(node.target)]
+    if node.op != "call_module":
+        return []
+    return [path for path, _ in module_of(node).named_parameters(prefix=str(node.target), remove_duplicate=False)]
+
+
+def _state(node: Node) -> list[tuple[Tensor, int]]:
+    """Return all tensors of the module that ``node`` calls, each with the number of times it was written to."""
+    if node.op != "call_module":
+        return []
+    module = module_of(node)
+    return [(tensor, tensor._version) for tensor in (*module.parameters(), *module.buffers())]
+
+
+def _is_same_state(before: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
+    return len(before) == len(now) and all(
+        old is new and old_version == version for (old, old_version), (new, version) in zip(before, now, strict=True)
+    )

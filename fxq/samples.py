@@ -1,0 +1,67 @@
+"""Samples: what is kept of the batches, some of it to learn from and some to judge by."""
+
+from dataclasses import dataclass, field
+
+from fxq.batches import Inputs
+
+
+@dataclass
+class Samples:
+    """Copies of the samples that a run keeps.
+
+    Args:
+        most: how many to keep, those held out included; 0 keeps none.
+        share: how many of them to hold out.
+        learned: kept to learn from.
+        held_out: kept to judge by.
+        seen: how many samples came by, kept or not.
+    """
+
+    most: int = 0
+    share: float = 0.0
+    learned: list[Inputs] = field(default_factory=list)
+    held_out: list[Inputs] = field(default_factory=list)
+    seen: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Is there no room for more?"""
+        return self._room_to_learn() == 0
+
+    def take(self, inputs: Inputs, is_whole: bool = False) -> Inputs | None:
+        """Hold some samples of a batch out, the last ones, and keep others; return those to learn from.
+
+        Args:
+            inputs: a batch; one without a batch dimension counts as one sample.
+            is_whole: it cannot be taken apart: hold it out as a whole, or not at all.
+
+        Returns:
+            ``inputs`` without the samples held out; None if all are.
+        """
+        count = inputs.samples or 1
+        held = self._due(count, is_whole or count == 1)
+        self.seen += count
+        if held:
+            self.held_out.append(inputs.part(count - held, count))
+        if held == count:
+            return None
+        rest = inputs.part(0, count - held) if held else inputs
+        room = min(self._room_to_learn(), count - held)
+        if room:
+            self.learned.append(rest.part(0, room))
+        return rest
+
+    def _due(self, count: int, is_whole: bool) -> int:
+        """Return how many of the next ``count`` samples are held out: the share of all, spread over the batches."""
+        share = min(int((self.seen + count) * self.share), int(self.most * self.share))
+        due = max(share - _count(self.held_out), 0)
+        if is_whole:
+            return count if 0 < count <= 2 * due else 0  # rounded to whole batches
+        return min(due, count)
+
+    def _room_to_learn(self) -> int:
+        return max(self.most - int(self.most * self.share) - _count(self.learned), 0)
+
+
+def _count(batches: list[Inputs]) -> int:
+    return sum(inputs.samples or 1 for inputs in batches)

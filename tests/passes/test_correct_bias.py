@@ -1,0 +1,121 @@
+"""correct_bias: the mean error of each layer's outputs goes into its bias, layer by layer."""
+
+import pytest
+import torch
+from support.small import images
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+import fxq
+
+# 4 bits, so that rounding moves the mean of a layer visibly.
+FOUR_BITS = fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0))
+RECIPE = fxq.recipe("tensorrt").replace(calibrator="max", default=FOUR_BITS).with_pass("correct_bias")
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(216, 5)).eval()
+
+
+def corrected(model: nn.Module, x: Tensor, recipe: fxq.Recipe = RECIPE) -> GraphModule:
+    gm = fxq.prepare(model, x[:2], recipe)
+    fxq.calibrate(gm, fxq.Data(x.split(5), held_out=0))
+    return gm
+
+
+def fake_quantized(x: Tensor, amax: Tensor, highest: int) -> Tensor:
+    """Symmetric, in float64: amax is the highest code."""
+    step = amax / highest
+    return (x / step).round().clamp(-highest - 1, highest) * step
+
+
+def test_biases_are_those_of_a_slow_float64_reference() -> None:
+    model, x = net(), images(12)
+    gm = corrected(model, x)
+    in_float, quantized = x.double(), x.double()
+    for index, module in enumerate(model.double()):
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            in_float, quantized = module(in_float), module(quantized)
+            continue
+        function = F.linear if isinstance(module, nn.Linear) else module._conv_forward
+        zero = torch.zeros(module.weight.shape[0]).double()
+        bias = zero if module.bias is None else module.bias.detach()
+        amax_c = module.weight.detach().flatten(1).abs().amax(1).reshape(-1, *[1] * (module.weight.dim() - 1))
+        weight = fake_quantized(module.weight.detach(), amax_c, 7)
+        quantized = fake_quantized(quantized, in_float.abs().max(), 127)
+        before = function(quantized, weight, bias)
+        in_float = function(in_float, module.weight.detach(), bias)
+        dims = [dim for dim in range(before.dim()) if dim != 1]
+        expected = bias + in_float.mean(dims) - before.mean(dims)
+        quantized = function(quantized, weight, expected)
+        layer = gm.get_submodule(str(index))
+        # float32 against float64; a value that rounds to another code moves a mean by less than 1e-4.
+        torch.testing.assert_close(layer.bias.detach().double(), expected, rtol=0, atol=2e-4)
+        assert float((expected - bias).abs().max()) > 1e-3  # there was something to correct
+
+
+def test_the_mean_error_of_each_layer_is_gone() -> None:
+    model, x = net(), images(12)
+    gm = corrected(model, x)
+    with torch.no_grad():
+        error = (model(x) - gm(x)).mean(0)
+    assert float(error.abs().max()) < 1e-5
+
+
+def test_batches_count_by_their_size() -> None:
+    """12 samples in batches of 5, 5 and 2 give the same as in one batch."""
+    model, x = net(), images(12)
+    in_parts = corrected(model, x)
+    whole = fxq.prepare(model, x[:2], RECIPE)
+    fxq.calibrate(whole, fxq.Data([x], held_out=0))
+    torch.testing.assert_close(in_parts.get_submodule("5").bias, whole.get_submodule("5").bias, rtol=0, atol=1e-5)
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.fc(x).relu())
+
+
+class SharedBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.bias = self.one.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu())
+
+
+SKIPPED = {
+    "float weight": (nn.Sequential(nn.Linear(4, 4)), RECIPE.with_rules(("0", None)), "its weight is not quantized"),
+    "float input": (
+        nn.Sequential(nn.Linear(4, 4)),
+        fxq.recipe("weight_only").with_pass("correct_bias"),
+        "its input is not quantized",
+    ),
+    "called twice": (CalledTwice(), RECIPE, "'fc' is called 2 times, with one bias for all"),
+    "shared bias": (SharedBias(), RECIPE, "2 layers share its bias"),
+}
+
+
+@pytest.mark.parametrize(("model", "recipe", "reason"), SKIPPED.values(), ids=SKIPPED.keys())
+def test_a_layer_that_cannot_be_corrected_is_left_alone(model: nn.Module, recipe: fxq.Recipe, reason: str) -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    gm = fxq.prepare(model.eval(), x, recipe)
+    before = {path: value.clone() for path, value in gm.named_parameters()}
+    fxq.calibrate(gm, [x])
+    assert all(torch.equal(before[path], value) for path, value in gm.named_parameters())
+    assert {entry.text for entry in gm.meta["fxq"].record.of("correct_bias", "skip")} == {reason}
+
+
+def test_one_sample_without_batch_dimension_is_corrected_by_channel() -> None:
+    x = images(1)[0]
+    gm = corrected(nn.Sequential(nn.Conv2d(1, 3, 3)).eval(), x)
+    assert gm.get_submodule("0").bias.shape == (3,)

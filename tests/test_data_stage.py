@@ -1,0 +1,270 @@
+"""calibrate as a stage: passes with data, measured, undone where they hurt, all or nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from support.small import images, residual
+from torch import Tensor
+from torch.fx import GraphModule
+
+import fxq
+from fxq.graph import activation_quantizers, is_weighted
+from fxq.state import find_state
+
+DATA = images(32)
+# 4 bits, so that rounding moves the mean of a layer visibly.
+TRT = fxq.recipe("tensorrt").replace(default=fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0)))
+CORRECTED = TRT.with_pass("correct_bias")
+
+
+@fxq.register_pass("test_shift_biases")
+@dataclass(frozen=True)
+class ShiftBiases(fxq.Pass):
+    """Adds a number to all biases, and claims that it helps."""
+
+    stage = fxq.Stage.CALIBRATED
+    tolerance = fxq.ANY
+    improves = True
+    by: float = 1.0
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        for node in rw.nodes(is_weighted):
+            rw.set_bias(str(node.target), rw.module(node).bias.detach() + self.by, "shifted")
+
+
+@fxq.register_pass("test_fails_half_way")
+@dataclass(frozen=True)
+class FailsHalfWay(fxq.Pass):
+    """Changes weights, a bias, ranges, a calibrator and a module, and fails."""
+
+    stage = fxq.Stage.CALIBRATED
+    tolerance = fxq.ANY
+    error: str = "RuntimeError"
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        layers = rw.nodes(is_weighted)
+        for node, _ in rw.run_both(layers):
+            rw.set_weight(str(node.target), rw.module(node).weight.detach() * 2, "doubled")
+            rw.set_bias(str(node.target), rw.module(node).bias.detach() + 1, "shifted")
+            rw.gm.get_submodule("conv1_input_quantizer").amax = 99.0
+            rw.gm.get_submodule("fc_input_quantizer").use_calibrator("entropy")
+            rw.replace_module("conv1", torch.nn.Identity(), "why not")
+            raise {"RuntimeError": RuntimeError, "KeyboardInterrupt": KeyboardInterrupt}[self.error]("stop")
+
+
+@fxq.register_pass("test_streams_and_sets")
+@dataclass(frozen=True)
+class StreamsAndSets(fxq.Pass):
+    """Declares that it only streams, and does not."""
+
+    stage = fxq.Stage.CALIBRATED
+    tolerance = fxq.ANY
+    streams: ClassVar[bool] = True
+    asks: bool = False
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        if self.asks:
+            list(rw.run_both(rw.nodes(is_weighted)))
+        rw.set_bias("fc", torch.zeros(10), "why not")
+
+
+def prepared(recipe: fxq.Recipe = TRT) -> GraphModule:
+    return fxq.prepare(residual(), images(2), recipe)
+
+
+def tensors(gm: GraphModule) -> dict[str, Any]:
+    return {path: tensor.tolist() for path, tensor in gm.state_dict().items()}
+
+
+def test_the_default_passes_are_reported_unmeasured() -> None:
+    gm = prepared()
+    report = fxq.calibrate(gm, DATA.split(8))
+    assert [(step.name, step.sqnr_before_db, step.sqnr_after_db, step.kept) for step in report.steps] == [
+        ("observe_ranges", None, None, True),
+        ("fit_ranges", None, None, True),
+    ]
+    assert report.notes == ()
+    assert find_state(gm).stage is fxq.Stage.CALIBRATED  # type: ignore[union-attr]
+
+
+def test_a_pass_that_helps_is_kept_and_measured_on_samples_held_out() -> None:
+    report = fxq.calibrate(prepared(CORRECTED), DATA.split(8))
+    step = report.steps[-1]
+    assert step.name == "correct_bias"
+    assert step.kept
+    assert step.sqnr_before_db is not None
+    assert step.sqnr_after_db is not None
+    assert step.sqnr_after_db > step.sqnr_before_db
+    assert report.notes == ("measured on 4 samples that no pass saw, of 32",)
+    lines = str(report).splitlines()
+    assert "SQNR before" in lines[2]
+    assert any(f"{step.sqnr_after_db:.1f} dB" in line and "kept" in line for line in lines)
+    assert report.notes[0] in lines[-1]
+
+
+def test_a_pass_that_hurts_is_undone() -> None:
+    plain, shifted = prepared(TRT.with_pass("correct_bias")), prepared(CORRECTED.with_pass("test_shift_biases"))
+    expected = fxq.calibrate(plain, DATA.split(8)).steps[-1].sqnr_after_db
+    step = fxq.calibrate(shifted, DATA.split(8)).steps[-1]
+    assert not step.kept
+    assert step.sqnr_before_db == expected
+    assert tensors(shifted) == tensors(plain)
+    record = find_state(shifted).record  # type: ignore[union-attr]
+    assert record.of("test_shift_biases", "edit") == []
+    assert record.of("test_shift_biases", "skip")[0].text.startswith("undone: ")
+    assert "undone" in str(fxq.calibrate(shifted, DATA.split(8)))
+
+
+def test_the_sqnr_is_that_of_the_outputs_of_prepared_against_float() -> None:
+    model, gm = residual(), prepared(CORRECTED)
+    step = fxq.calibrate(gm, fxq.Data([DATA], held_out=0.25)).steps[-1]
+    with torch.no_grad():
+        wanted, found = model(DATA[24:]), gm(DATA[24:])
+    sqnr = 10 * torch.log10(wanted.square().sum() / (wanted - found).square().sum())
+    # The float model inside has its batch norm folded: float32 sums in another order.
+    assert step.sqnr_after_db == pytest.approx(float(sqnr), abs=0.01)
+
+
+def test_no_range_comes_from_a_sample_held_out() -> None:
+    gm = prepared(CORRECTED)
+    data = DATA.clone()
+    data[28:] *= 100  # the eighth that is held out of one batch
+    fxq.calibrate(gm, [data])
+    assert float(activation_quantizers(gm)["conv1_input_quantizer"].amax) == float(DATA[:28].abs().max())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        (lambda: DATA[:5], "5 samples are too few to hold any out: correct_bias ran without being measured"),
+        (lambda: fxq.Data([DATA], held_out=0), "no sample was held out (held_out=0): correct_bias ran without"),
+    ],
+    ids=["too few", "none wanted"],
+)
+def test_without_samples_to_measure_on_the_report_says_so(data: Any, note: str) -> None:
+    report = fxq.calibrate(prepared(CORRECTED), data())
+    assert report.steps[-1].sqnr_after_db is None
+    assert report.steps[-1].kept
+    assert report.notes[0].startswith(note)
+
+
+def test_a_second_calibration_starts_from_the_weights_of_prepare() -> None:
+    once, twice = prepared(CORRECTED), prepared(CORRECTED)
+    fxq.calibrate(once, DATA.split(8))
+    fxq.calibrate(twice, (DATA * 0.5).split(8))
+    fxq.calibrate(twice, DATA.split(8))
+    assert tensors(twice) == tensors(once)
+    assert len(find_state(twice).record.entries) == len(find_state(once).record.entries)  # type: ignore[union-attr]
+
+
+def test_a_bias_that_calibration_created_is_gone_when_it_starts_anew() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False)).eval()
+    x = torch.randn(32, 8)
+    gm = fxq.prepare(model, x, CORRECTED)
+    fxq.calibrate(gm, fxq.Data([x], held_out=0))
+    first = gm.get_submodule("0").bias
+    assert first is not None
+    before = first.detach().clone()
+    fxq.calibrate(gm, fxq.Data([x], held_out=0))
+    assert torch.equal(gm.get_submodule("0").bias, before)
+
+
+def test_a_calibration_after_training_starts_from_the_trained_weights() -> None:
+    gm = prepared(CORRECTED)
+    fxq.calibrate(gm, DATA.split(8))
+    corrected = gm.conv2.bias.detach().clone()
+    with torch.no_grad():
+        gm.fc.weight += 0.01  # a step of training
+    trained = gm.fc.weight.detach().clone()
+    fxq.calibrate(gm, DATA.split(8))
+    assert torch.equal(gm.fc.weight, trained)
+    # conv2 is correct already: the second correction of the same error is none, not a second helping of it.
+    assert float((gm.conv2.bias.detach() - corrected).abs().max()) < 1e-5
+
+
+def test_a_calibrated_model_is_still_a_prepared_one() -> None:
+    gm = prepared(CORRECTED)
+    fxq.calibrate(gm, DATA.split(8))
+    fxq.fit_ranges(gm, "percentile")
+    converted = fxq.convert(gm)
+    with pytest.raises(fxq.StageError, match="stage 'lowered'"):
+        fxq.calibrate(converted, DATA.split(8))
+    gm.train()
+    gm(DATA[:2]).sum().backward()
+    assert gm.conv1.bias.grad is not None
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "KeyboardInterrupt"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["first calibration", "second calibration"])
+def test_a_failure_leaves_everything_as_it_was(error: str, is_first: bool) -> None:
+    gm = prepared(CORRECTED.with_pass("test_fails_half_way", error=error))
+    if not is_first:
+        # What a calibration that went well leaves: the same passes but the last.
+        good = prepared(CORRECTED)
+        fxq.calibrate(good, DATA.split(8))
+        good.meta["fxq"] = replace(good.meta["fxq"], recipe=gm.meta["fxq"].recipe)
+        gm = good
+    gm.train()
+    before, shown, modules = tensors(gm), str(gm), dict(gm.named_modules())
+    parameters, state = dict(gm.named_parameters()), find_state(gm)
+    with pytest.raises((fxq.PassError, KeyboardInterrupt), match="stop"):
+        fxq.calibrate(gm, (DATA * 2).split(8))
+    assert tensors(gm) == before
+    assert str(gm) == shown
+    assert dict(gm.named_modules()) == modules
+    assert all(parameters[path] is parameter for path, parameter in gm.named_parameters())
+    assert find_state(gm) is state
+    assert gm.training
+    with pytest.raises(fxq.CalibrationError, match="no quantizer has seen data"):
+        fxq.fit_ranges(gm)
+
+
+def test_a_pass_that_learns_needs_data_and_says_so() -> None:
+    recipe = fxq.recipe("weight_only").with_pass("correct_bias")
+    gm = fxq.prepare(residual(), images(2), recipe)
+    with pytest.raises(fxq.PassError, match=r"'correct_bias' needs data.*without_pass\('correct_bias'\)"):
+        fxq.calibrate(gm)
+    with pytest.raises(fxq.PassError, match="'correct_bias' needs data"):
+        fxq.quantize(residual(), None, recipe, images(2))
+
+
+def test_with_data_a_recipe_without_observers_runs_its_passes() -> None:
+    recipe = fxq.recipe("dynamic").with_pass("correct_bias")
+    gm = fxq.prepare(torch.nn.Sequential(torch.nn.Linear(8, 4)).eval(), torch.randn(2, 8), recipe)
+    torch.manual_seed(0)
+    report = fxq.calibrate(gm, [torch.randn(32, 8)])
+    assert report.steps[-1].sqnr_after_db is not None
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["run_both", "set_bias"])
+def test_a_pass_that_declares_to_stream_is_held_to_it(asks: bool) -> None:
+    gm = prepared(TRT.with_pass("test_streams_and_sets", asks=asks))
+    with pytest.raises(fxq.PassError, match="'test_streams_and_sets' declares streams = True"):
+        fxq.calibrate(gm, DATA.split(8))
+
+
+def test_a_recipe_without_passes_for_its_observers_is_refused() -> None:
+    gm = prepared(TRT.without_pass("observe_ranges").without_pass("fit_ranges"))
+    with pytest.raises(
+        fxq.CalibrationError, match=r"no pass of the recipe 'tensorrt' shows them any: add observe_rang"
+    ):
+        fxq.calibrate(gm, DATA.split(8))
+
+
+def test_a_forward_inside_data_and_one_beside_it_are_one_too_many() -> None:
+    with pytest.raises(fxq.InputError, match="holds a forward of its own"):
+        fxq.calibrate(prepared(), fxq.Data([DATA]), forward=lambda model, batch: model(batch))
+
+
+def test_a_generator_serves_passes_that_need_it_again() -> None:
+    def loader() -> Iterator[Tensor]:
+        yield from DATA.split(8)
+
+    from_generator, from_list = prepared(CORRECTED), prepared(CORRECTED)
+    fxq.calibrate(from_generator, loader())
+    fxq.calibrate(from_list, DATA.split(8))
+    assert tensors(from_generator) == tensors(from_list)
