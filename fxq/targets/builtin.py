@@ -60,7 +60,6 @@ ONNXRUNTIME = Target(
         OpRule("softmax", output=True),
     ),
     constraints=(_KEEPS_SCALE, Derived(("conv", "conv_transpose", "linear"))),
-    file=FileRules(affine_weights=False),
     activation=_UINT8,
     formats=Formats(weight_bits=frozenset({2, 3, 4, 5, 6, 7, 8})),
     fused_activations=frozenset({"relu", "relu6", "clip"}),

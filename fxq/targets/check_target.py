@@ -69,7 +69,7 @@ def _check_defaults(target: "Target", where: str) -> None:
         _check_descriptor(target.activation, f"{where}: activation", "a QuantDescriptor, or None for float")
         target.check_activation(target.activation, f"{where}: activation")
     _check_descriptor(target.weight, f"{where}: weight", "a QuantDescriptor")
-    target.check_weight(target.weight, f"{where}: weight", next(iter(target.formats.block_kinds), "linear"))
+    target.check_weight(target.weight, f"{where}: weight", min(target.formats.block_kinds, default="linear"))
 
 
 def _check_descriptor(given: Any, where: str, expected: str) -> None:

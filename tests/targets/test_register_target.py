@@ -1,6 +1,7 @@
 """Targets of a script and of installed packages: found by name, in recipes and on the command line."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,14 @@ def test_an_installed_package_brings_a_target_as_an_object_or_by_registering_it(
         "object-target; package 'calling-target' (fxq_test_calls)",
         'name = "object"',
     ]
+
+
+def test_the_example_is_found_once_it_is_installed(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[2] / "examples/custom_target/fxq_qnn.py", tmp_path)
+    install("fxq-qnn", tmp_path, "qnn = fxq_qnn:TARGET")
+    assert run_python("import fxq; print(fxq.recipe('qnn').resolved_target.activation)", tmp_path) == (
+        "uint16 affine per tensor\n"
+    )
 
 
 BROKEN = {
