@@ -283,7 +283,7 @@ def _load_targets(entry: importlib.metadata.EntryPoint) -> None:
 
 def _load(entry: importlib.metadata.EntryPoint) -> Any:
     """Return what an entry point names; a target is registered. What it registered before it failed is forgotten."""
-    before = [dict(table) for table in _TABLES]
+    before = _snapshot()
     _loading.append(entry)
     try:
         loaded = entry.load()
@@ -300,6 +300,11 @@ def _load(entry: importlib.metadata.EntryPoint) -> Any:
     finally:
         _loading.pop()
     return loaded
+
+
+def _snapshot() -> list[Mapping[Any, Any]]:
+    """Return what is registered now."""
+    return [dict(table) for table in _TABLES]
 
 
 def _restore(before: Sequence[Mapping[Any, Any]]) -> None:

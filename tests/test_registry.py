@@ -103,7 +103,7 @@ def test_a_plugin_that_registers_nothing_is_an_error_that_names_the_file_really_
     (shadow / "fxq_test_empty.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(shadow)  # a file of the same name beside the user's script
-    with pytest.raises(fxq.PluginError, match="registers no pass; the file imported is") as error:
+    with pytest.raises(fxq.PluginError, match="registers no pass and no lowering; the file imported is") as error:
         fxq.registered_passes()
     assert str(shadow / "fxq_test_empty.py") in str(error.value)
 
