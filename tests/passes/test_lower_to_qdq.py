@@ -8,6 +8,8 @@ from torch.fx import GraphModule
 import fxq
 from fxq.graph import graph_text
 from fxq.nn import WeightQuantized
+from fxq.testing import assert_rewrites
+from fxq_passes import FreezeRanges, LowerToQdq
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -35,6 +37,43 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
+
+
+def test_a_quantizer_becomes_a_quantize_and_a_dequantize() -> None:
+    assert_rewrites(
+        [FreezeRanges(), LowerToQdq()],
+        model=nn.Sequential(fxq.TensorQuantizer(fxq.QuantDescriptor(amax=2.54)), nn.ReLU()),
+        inputs=X,
+        before="""
+            input_1 = input
+            _0 = TensorQuantizer[0](input_1)
+            _1 = ReLU[1](_0)
+            return _1
+        """,
+        after="""
+            input_1 = input
+            _0_scale = self.0.scale
+            _0_zero_point = self.0.zero_point
+            quantize_default = quantize(input_1, _0_scale, _0_zero_point, None, -128, 127, torch.int8)
+            dequantize_default = dequantize(quantize_default, _0_scale, _0_zero_point, None, torch.float32)
+            _1 = ReLU[1](dequantize_default)
+            return _1
+        """,
+    )
+
+
+def test_a_quantizer_that_is_off_leaves_nothing_behind() -> None:
+    off = fxq.TensorQuantizer(fxq.QuantDescriptor(amax=2.54), disabled=True)
+    assert_rewrites(
+        [FreezeRanges(), LowerToQdq()],
+        model=nn.Sequential(off, nn.ReLU()),
+        inputs=X,
+        after="""
+            input_1 = input
+            _1 = ReLU[1](input_1)
+            return _1
+        """,
+    )
 
 
 def test_a_layer_becomes_integers_behind_a_dequantize() -> None:
