@@ -15,9 +15,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.fx import config as fx_config
 
 from fxq.compare.outputs import evaluated
 from fxq.errors import ExportError
+from fxq.export.decompositions import decompose_where_needed
 from fxq.export.translate import translation_table
 from fxq.quant import lowered_kind
 
@@ -36,10 +38,12 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, dynamic_bat
     # torch.export takes a size of 1 for a constant, so a single example is traced as a batch of two.
     examples = with_batch(inputs, 2) if dynamic_batch and batch_size(inputs) == 1 else inputs
     try:
-        with _quiet(), evaluated(gm), torch.no_grad():
+        with _quiet(), _no_stack_traces(), evaluated(gm), torch.no_grad():
             # Not around torch.onnx.export: decomposing a recurrent layer would trip over the kept meta.
             with fx.traceback.preserve_node_meta():
                 program = torch.export.export(_ScopedModel(gm), examples, dynamic_shapes=shapes, strict=False)
+            # torch.onnx.export would trace all of it twice more.
+            decompose_where_needed(program)
             onnx_program = torch.onnx.export(
                 program,
                 (),
@@ -128,6 +132,18 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Spare each traced node its stack trace, a sixth of the tracing, which names lines of torch and is dropped."""
+    # Not in torch 2.11, which ignores it.
+    before = getattr(fx_config, "do_not_emit_stack_traces", False)
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = before
 
 
 def _dynamic_shapes(inputs: tuple[Any, ...]) -> dict[str, Any]:

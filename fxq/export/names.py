@@ -46,7 +46,7 @@ def apply_names(model: ir.Model, input_names: Sequence[str], output_names: Seque
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
                 value.name = values.unique(f"{node.name}_output_{index}")
-    _name_constants(graph, stored, values)
+    _name_constants(graph, set(stored), values)
     _name_batch(model)
     common.ClearMetadataAndDocStringPass()(model)
 
@@ -67,12 +67,12 @@ def _node_name(node: ir.Node) -> str:
     return f"{scopes[-2]}/{node.op_type}" if len(scopes) > 1 else node.op_type
 
 
-def _name_constants(graph: ir.Graph, stored: list[ir.Value], values: _Names) -> None:
+def _name_constants(graph: ir.Graph, named: set[ir.Value], values: _Names) -> None:
     """Call a constant that has no path in the module by the node that reads it."""
     for node in graph:
         for index, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer() and value not in stored:
-                stored.append(value)
+            if value is not None and value.is_initializer() and value not in named:
+                named.add(value)
                 value.name = values.unique(f"{node.name}_constant_{index}")
 
 
