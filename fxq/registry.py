@@ -140,7 +140,8 @@ def lowers(*module_types: type[nn.Module]) -> Callable[[LoweringType], LoweringT
 
 def find_lowering(module: nn.Module) -> ModuleLowering | None:
     """Return what lowers ``module``, or the quantized module that would take its place, None where nothing does."""
-    load_plugins()
+    if not _loaded:  # asked of every module, and it reads the metadata of each installed package
+        load_plugins()
     quantized = QUANTIZED.get(type(module), type(module))
     return next((_lowerings[base] for base in quantized.__mro__ if base in _lowerings), None)
 

@@ -1,5 +1,6 @@
 """Lowerings of modules are registered; one for a module of one's own comes from outside of the package."""
 
+import importlib.metadata
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +91,14 @@ def test_a_float_module_has_the_lowering_of_what_takes_its_place() -> None:
     assert found is not None
     assert found is fxq.find_lowering(QuantLSTM(2, 2))
     assert fxq.find_lowering(nn.ReLU()) is None
+
+
+def test_a_module_is_looked_up_without_reading_the_installed_packages_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fxq.registered_passes()
+    read: list[str] = []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: read.append(group) or ())
+    assert fxq.find_lowering(nn.LSTM(2, 2)) is not None
+    assert read == []
 
 
 def test_a_module_that_is_taken_is_refused_and_the_same_class_again_is_not() -> None:
