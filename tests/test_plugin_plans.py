@@ -1,5 +1,6 @@
 """Plugins that quantize layers: plans are all it takes, and quantizers that would stay off are refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import torch
 from torch import nn
 
 import fxq
+from fxq.registry import load_plugins, tables
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The test plugin's passes, as a package outside of fxq registers them; gone afterwards."""
-    monkeypatch.setattr(fxq.registry, "_registered", dict(fxq.registry.registered_passes()))
+    load_plugins()
+    before = tables.snapshot()
     monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
     from fxq_test_plugin import quantizing
 
@@ -24,7 +27,8 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("swap_linear_switched_off", quantizing.SwapLinearSwitchedOff),
     ):
         fxq.register_pass(name)(pass_type)
-    return quantizing
+    yield quantizing
+    tables.restore(before)
 
 
 def model() -> nn.Module:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fxq
-from fxq import registry
 from fxq.graph import kind
+from fxq.registry import load_plugins, tables
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -81,10 +81,10 @@ class Frozen(fxq.Pass):
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """Forget the passes of each test."""
-    registry.load_plugins()
-    before = registry._snapshot()
+    load_plugins()
+    before = tables.snapshot()
     yield
-    registry._restore(before)
+    tables.restore(before)
 
 
 def net() -> nn.Module:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 import fxq
-from fxq import registry
 from fxq.graph import graph_text
 from fxq.nn import OnlyInputQuantized, QuantEmbedding, QuantLSTM
+from fxq.registry import load_plugins, tables
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 
@@ -50,10 +50,10 @@ class LowerSquare:
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """Forget the lowerings of each test."""
-    registry.load_plugins()
-    before = registry._snapshot()
+    load_plugins()
+    before = tables.snapshot()
     yield
-    registry._restore(before)
+    tables.restore(before)
 
 
 def converted(*layers: nn.Module) -> Any:

@@ -1,0 +1,58 @@
+"""Lowerings of quantized modules: registering one, and finding that of a module."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+from fxq.errors import PluginError
+from fxq.nn.mapping import QUANTIZED
+from fxq.registry import tables
+from fxq.registry.plugins import load_plugins
+from fxq.registry.tables import ModuleLowering, full_name
+
+LoweringType = TypeVar("LoweringType", bound=type[ModuleLowering])
+
+
+def lowers(*module_types: type[nn.Module]) -> Callable[[LoweringType], LoweringType]:
+    """Return a class decorator that registers how quantized modules are lowered: ``@fxq.lowers(QuantLSTM)``.
+
+    The class has no arguments and the two methods of :class:`ModuleLowering`. Subclasses of ``module_types`` are
+    lowered like them, unless they have a registration of their own.
+
+    Raises:
+        PluginError: one of these is no class of modules, is taken by another class, or a method is missing.
+    """
+    for module_type in module_types or (None,):
+        if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+            raise PluginError(
+                f"a lowering is for classes of modules: write @fxq.lowers(QuantLSTM), got {module_type!r}"
+            )
+
+    def register(lowering_type: LoweringType) -> LoweringType:
+        own = full_name(lowering_type)
+        for method in ("why_not", "lower"):
+            if not callable(getattr(lowering_type, method, None)):
+                raise PluginError(
+                    f"{own} lowers {module_types[0].__name__} and has no method {method!r}: it needs "
+                    "why_not(node, module) and lower(lowering, node, layer)"
+                )
+        for module_type in module_types:
+            taken = tables.lowerings.get(module_type)
+            if taken is not None and full_name(type(taken)) != own:
+                raise PluginError(
+                    f"{module_type.__name__} is lowered by {full_name(type(taken))}, and {own} wants it "
+                    "too; write a subclass of the module for yours"
+                )
+        tables.lowerings.update(dict.fromkeys(module_types, lowering_type()))
+        return lowering_type
+
+    return register
+
+
+def find_lowering(module: nn.Module) -> ModuleLowering | None:
+    """Return what lowers ``module``, or the quantized module that would take its place, None where nothing does."""
+    if not tables.loaded:  # asked of every module, and it reads the metadata of each installed package
+        load_plugins()
+    quantized = QUANTIZED.get(type(module), type(module))
+    return next((tables.lowerings[base] for base in quantized.__mro__ if base in tables.lowerings), None)

@@ -1,0 +1,110 @@
+"""Passes by name: registering one, and making one with the options of a recipe."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from fxq.errors import PluginError, RecipeError
+from fxq.passbase import Pass
+from fxq.registry import tables
+from fxq.registry.plugins import load_plugins
+from fxq.registry.tables import Registration, full_name
+from fxq.stage import Stage
+from fxq.tolerance import is_tolerance
+
+PassType = TypeVar("PassType", bound=type[Pass])
+
+
+def register_pass(name: str) -> Callable[[PassType], PassType]:
+    """Return a class decorator that registers a Pass under ``name``: ``@fxq.register_pass("my_pass")``.
+
+    Raises:
+        PluginError: the name is taken by another class, or the class is no Pass with a stage.
+    """
+
+    if not isinstance(name, str):
+        raise PluginError(f'a pass is registered under a name: write @fxq.register_pass("my_pass"), got {name!r}')
+
+    def register(pass_type: PassType) -> PassType:
+        _check_pass_type(name, pass_type)
+        taken, own = tables.passes.get(name), full_name(pass_type)
+        # The same definition again is a notebook cell or a module that ran twice.
+        if taken is not None and full_name(taken.pass_type) != own:
+            raise PluginError(
+                f"the pass name {name!r} is taken by {full_name(taken.pass_type)}, and {own} wants it too; "
+                "register one of them under another name"
+            )
+        pass_type.name = name
+        tables.passes[name] = Registration(pass_type, tables.loading[-1].name if tables.loading else "")
+        return pass_type
+
+    return register
+
+
+def registered_passes() -> Mapping[str, Registration]:
+    """Return all passes by name, those of installed packages included."""
+    load_plugins()
+    return MappingProxyType(dict(sorted(tables.passes.items())))
+
+
+def create_pass(name: str, options: Mapping[str, Any]) -> Pass:
+    """Return the pass ``name`` with the given options.
+
+    Raises:
+        RecipeError: there is no such pass, or it has no such option.
+    """
+    passes = registered_passes()
+    if name not in passes:
+        close = difflib.get_close_matches(name, passes)
+        hint = f"did you mean {close[0]!r}?" if close else "`fxq passes` lists all"
+        raise RecipeError(f"unknown pass {name!r}; {hint}")
+    pass_type = passes[name].pass_type
+    known = pass_options(pass_type)
+    for option, value in options.items():
+        if option not in known:
+            raise RecipeError(f"pass {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+        default = known[option]
+        if isinstance(default, bool | int | float | str) and not _is_like(value, default):
+            raise RecipeError(f"pass {name!r}: option {option!r} is a {type(default).__name__}, got {value!r}")
+    try:
+        return pass_type(**options)
+    except (TypeError, ValueError) as error:  # an option without default is missing, or the pass refuses one
+        raise RecipeError(f"pass {name!r} refuses its options {dict(options)}: {error}") from error
+
+
+def pass_options(pass_type: type[Pass]) -> dict[str, Any]:
+    """Return the options of a pass by name, with their defaults (None where there is none)."""
+    fields: tuple[dataclasses.Field[Any], ...] = ()
+    if dataclasses.is_dataclass(pass_type):
+        fields = dataclasses.fields(pass_type)
+    return {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
+
+
+def _check_pass_type(name: str, pass_type: Any) -> None:
+    if not (isinstance(pass_type, type) and issubclass(pass_type, Pass)):
+        raise PluginError(f"pass {name!r}: {pass_type!r} is not a subclass of fxq.Pass")
+    if not isinstance(getattr(pass_type, "stage", None), Stage):
+        raise PluginError(
+            f"pass {name!r} ({full_name(pass_type)}) names no stage: add `stage = fxq.Stage.NORMALIZED` or so"
+        )
+    if hasattr(pass_type, "preserves_numbers"):
+        keeps = "fxq.ROUNDING" if pass_type.preserves_numbers else "fxq.ANY"
+        raise PluginError(
+            f"pass {name!r} ({full_name(pass_type)}) sets preserves_numbers, which is now a tolerance: write "
+            f"`tolerance = {keeps}` instead, or fxq.EXACT or fxq.LSB(n) where that is what it holds"
+        )
+    if not is_tolerance(pass_type.tolerance):
+        raise PluginError(
+            f"pass {name!r} ({full_name(pass_type)}) has the tolerance {pass_type.tolerance!r}: write "
+            "`tolerance = fxq.EXACT`, fxq.ROUNDING, fxq.LSB(n) or fxq.ANY"
+        )
+    if not name or not name.replace("_", "").isalnum() or name != name.lower():
+        raise PluginError(f"pass name {name!r}: use lower-case words joined by underscores")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)

@@ -1,0 +1,104 @@
+"""What is registered: the tables of passes, lowerings and targets, and the plugins that brought it.
+
+All state of the registry is here; nothing outside of this package reads or writes it.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+from torch.fx import Node
+
+from fxq.errors import PluginError
+from fxq.passbase import Pass
+from fxq.targets import TARGETS as BUILT_IN_TARGETS
+from fxq.targets import Target
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered pass and where it came from (an entry point's name, or "" for a script)."""
+
+    pass_type: type[Pass]
+    origin: str
+
+
+class ModuleLowering(Protocol):
+    """How calls of a quantized module are lowered: whether they can be, and into what, side by side."""
+
+    def why_not(self, node: Node, module: Any) -> str | None:
+        """Return why a call of ``module``, float or quantized, has no lowered form, None if it has one."""
+
+    def lower(self, lowering: Any, node: Node, layer: Any) -> None:
+        """Replace the call ``node`` of ``layer``.
+
+        Args:
+            lowering: what ``lower_to_qdq`` writes with: ``lowering.rw`` is its Rewriter; ``activation`` quantizes and
+                dequantizes, ``weight_value`` reads a stored integer weight.
+            node: the call.
+            layer: the module, with its quantizers.
+        """
+
+
+@dataclass(frozen=True)
+class TargetRegistration:
+    """A registered target, the module that registered it, and the package it came with ("" for a script)."""
+
+    target: Target
+    module: str
+    package: str = ""
+
+    def __str__(self) -> str:
+        return f"package {self.package!r} ({self.module})" if self.package else f"module {self.module!r}"
+
+
+passes: dict[str, Registration] = {}
+lowerings: dict[type[nn.Module], ModuleLowering] = {}
+targets: dict[str, TargetRegistration] = {
+    name: TargetRegistration(target, "fxq.targets.builtin", "fxq") for name, target in BUILT_IN_TARGETS.items()
+}
+_TABLES: tuple[dict[Any, Any], ...] = (passes, lowerings, targets)
+loaded: set[str] = set()  # entry points that were imported
+loading: list[importlib.metadata.EntryPoint] = []  # those that are being imported, the innermost last
+
+
+def add_target(target: Any, module: str) -> Target:
+    """Register a target for ``module``, the name of who brings it; return it.
+
+    Raises:
+        PluginError: it is no Target, or another one has the name.
+    """
+    if not isinstance(target, Target):
+        raise PluginError(f"{module} registers {target!r} as a target; it must be a fxq.Target")
+    found = TargetRegistration(target, module, package_name(loading[-1]) if loading else "")
+    taken = targets.setdefault(target.name, found)
+    if taken.target != target:
+        raise PluginError(
+            f"the target name {target.name!r} is taken by {taken}, and {found} wants it too, for another target; "
+            "rename one of them (Recipe(target=...) takes a target without a registered name)"
+        )
+    return target
+
+
+def package_name(entry: importlib.metadata.EntryPoint) -> str:
+    """Return the package that an entry point came with."""
+    return entry.dist.name if entry.dist else "unknown"
+
+
+def snapshot() -> list[Mapping[Any, Any]]:
+    """Return what is registered now."""
+    return [dict(table) for table in _TABLES]
+
+
+def restore(before: Sequence[Mapping[Any, Any]]) -> None:
+    """Forget what was registered since ``before``, such as by a plugin that failed."""
+    for table, known in zip(_TABLES, before, strict=True):
+        table.clear()
+        table.update(known)
+
+
+def full_name(definition: type) -> str:
+    """Return what a class is called, module included: who has the same one is the same class, defined again."""
+    return f"{definition.__module__}.{definition.__qualname__}"
