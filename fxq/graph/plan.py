@@ -8,12 +8,10 @@ the name of the group of tensors that share one range with its output.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxq.errors import PassError
 from fxq.graph.match import Edge
-from fxq.nn import InputQuantized, Quantized
 from fxq.quant.descriptor import QuantDescriptor
 
 _PLANS, _GROUP, _INSERTED = "fxq_plans", "fxq_range_group", "fxq_inserted"
@@ -129,19 +127,3 @@ def _inside_plans(gm: GraphModule) -> Iterator[tuple[Node, Plan]]:
     for node in gm.graph.nodes:
         for plan in planned_inside(node).values():
             yield node, plan
-
-
-def role_inside(quantized: type[Quantized] | None, module: nn.Module | None, slot: str) -> str:
-    """Return the role of a tensor inside of ``module``, which ``quantized`` is to replace."""
-    if quantized is None or module is None or slot in quantized.weight_slots(module):
-        return "weight"
-    return "input" if issubclass(quantized, InputQuantized) else "inside"
-
-
-def why_not_inside(module: nn.Module | None) -> str:
-    """Return why nothing inside of ``module`` can be planned; None is what calls no module."""
-    if module is None:
-        return "it calls no module; plan an input of it, or its output"
-    if isinstance(module, Quantized):
-        return f"{type(module).__name__} has its own quantizers: leave them, or hand prepare() the float module"
-    return f"fxq.nn.QUANTIZED has no quantized version of {type(module).__name__}"

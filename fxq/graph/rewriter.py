@@ -1,6 +1,6 @@
 """Rewriter: the only hands that passes edit a graph with. Every edit, plan and refusal goes into the record."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,23 +8,18 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxq.errors import PassError
-from fxq.graph import plan as plans
 from fxq.graph.data_stage import DataStage
 from fxq.graph.edges import hand_over, inherited_meta, last_of_kind, read_instead
 from fxq.graph.kinds import module_of, produces_tensor
-from fxq.graph.match import Edge, input_edges, module_path
-from fxq.graph.memory import overwriting
+from fxq.graph.match import Edge
 from fxq.graph.modules import add_module, find_module, free_path, only_holds, set_tensor
+from fxq.graph.plan_rewriter import PlanRewriter
 from fxq.graph.settings import Settings
 from fxq.graph.value_rewriter import ValueRewriter
-from fxq.nn import QUANTIZED, WeightQuantized
-from fxq.quant.descriptor import QuantDescriptor
-from fxq.quant.qconfig import QConfig
-from fxq.record import Entry, Record
-from fxq.targets.target import Target
+from fxq.record import Record
 
 
-class Rewriter(ValueRewriter):
+class Rewriter(PlanRewriter, ValueRewriter):
     """Edits one graph on behalf of one pass.
 
     Args:
@@ -47,80 +42,9 @@ class Rewriter(ValueRewriter):
         self.settings = settings
         self._calls: dict[str, list[Node]] | None = None  # of each module path, once asked for
 
-    @property
-    def target(self) -> Target:
-        """The runtime to quantize for."""
-        return self.settings.target
-
-    @property
-    def qat(self) -> bool:
-        """Will the prepared model be trained?"""
-        return self.settings.qat
-
     def nodes(self, question: Callable[[Node], bool] | None = None) -> list[Node]:
         """Return the nodes for which ``question`` holds, in graph order; a snapshot, so edits are safe."""
         return [node for node in self.gm.graph.nodes if question is None or question(node)]
-
-    def config(self, node: Node, slot: str = "inputs") -> QConfig | None:
-        """Return the descriptors for ``node``, None if a rule leaves it in float; ``slot`` as in Settings.config."""
-        return self.settings.config(node, slot)
-
-    def skip(self, node: Node, reason: str) -> None:
-        """Note that the pass leaves ``node`` as it is, and why."""
-        self._note("skip", node, reason)
-
-    def plan_input(self, node: Node, position: int, descriptor: QuantDescriptor, why: str, role: str = "input") -> None:
-        """Plan a quantizer on the node argument of ``node`` at ``position`` (see Edge). Roles: see Plan."""
-        edges = input_edges(node)
-        if not 0 <= position < len(edges):
-            raise PassError(f"pass {self.pass_name!r}: node {node.name!r} has {len(edges)} inputs, no input {position}")
-        if self._is_overwritten(node, edges[position].producer):
-            return
-        self._plan(node, plans.Plan(position, descriptor, role, self.pass_name, why))
-
-    def plan_inside(self, node: Node, slot: str, descriptor: QuantDescriptor, why: str) -> None:
-        """Plan a quantizer on a tensor inside the module that ``node`` calls, such as its "weight".
-
-        All calls of the module share it. The module is swapped for its quantized version when plans are carried out.
-
-        Raises:
-            PassError: the module has no quantized version, no such tensor, or is quantized by hand.
-        """
-        module = module_of(node) if node.op == "call_module" else None
-        quantized = QUANTIZED.get(type(module))  # type: ignore[arg-type]
-        plan = plans.Plan(slot, descriptor, plans.role_inside(quantized, module, slot), self.pass_name, why)
-        if plans.plans_of(node).get(slot) == plan:
-            return
-        if quantized is None or module is None:
-            raise PassError(
-                f"pass {self.pass_name!r} plans {slot!r} inside of {node.name!r}: {plans.why_not_inside(module)}"
-            )
-        slots = quantized.weight_slots(module)
-        if not issubclass(quantized, WeightQuantized):  # the input of one that is stands in the graph: plan_input
-            slots = [*slots, *quantized.activation_slots(module)]
-        if slot not in slots:
-            raise PassError(
-                f"pass {self.pass_name!r} plans {slot!r} inside of {node.target!r}, and a {type(module).__name__} has "
-                f"no such tensor to quantize; it has {', '.join(slots)}"
-            )
-        self._plan(node, plan)
-
-    def drop_plan(self, node: Node, slot: int | str, reason: str) -> None:
-        """Take a plan of ``node`` back, and say why."""
-        plans.forget_plan(node, slot)
-        self.skip(node, reason)
-
-    def plan_output(self, node: Node, descriptor: QuantDescriptor, why: str) -> None:
-        """Plan a quantizer on the output of ``node``, for all that read it."""
-        if self._is_overwritten(node, node):
-            return
-        self._plan(node, plans.Plan(plans.OUTPUT, descriptor, "output", self.pass_name, why))
-
-    def share_range(self, nodes: Iterable[Node], group: str, why: str) -> None:
-        """Plan one range for the outputs of ``nodes``."""
-        for node in nodes:
-            if plans.note_group(node, group):
-                self._note("plan", node, f"shares the range of {group}: {why}")
 
     def bypass(self, node: Node, why: str, source: Node | None = None) -> None:
         """Let the readers of ``node`` read ``source`` (its first input) instead, and erase it."""
@@ -255,15 +179,6 @@ class Rewriter(ValueRewriter):
         """Return the module that ``node`` calls; the pass has asked for its kind and knows its attributes."""
         return module_of(node)
 
-    def _is_overwritten(self, node: Node, producer: Node) -> bool:
-        """Note that ``node`` gets no quantizer if one on ``producer`` would miss what is written there later."""
-        writer = overwriting(producer)
-        if writer is not None:
-            self.skip(
-                node, f"{producer.name!r} is overwritten in place by {writer.name!r}, which a quantizer would miss"
-            )
-        return writer is not None
-
     def _replace(self, node: Node, new: Node, why: str) -> Node:
         new.meta = dict(node.meta)
         self._note("edit", node, why)
@@ -280,11 +195,6 @@ class Rewriter(ValueRewriter):
             is_question = source.op == "get_attr" or (source.op != "placeholder" and not produces_tensor(source))
             if is_question and not source.users:
                 self._erase(source)
-
-    def _plan(self, node: Node, plan: plans.Plan) -> None:
-        if plans.note_plan(node, plan):
-            slot = f"{plan.role} {plan.slot}" if isinstance(plan.slot, int) else plan.slot
-            self._note("plan", node, f"{slot}: {plan.descriptor}: {plan.why}")
 
     def _calls_by_path(self) -> dict[str, list[Node]]:
         """Return the nodes that call each module: one look at the graph, then kept up to date by the edits."""
@@ -304,6 +214,3 @@ class Rewriter(ValueRewriter):
         self.gm.graph.erase_node(node)
         if self._calls is not None and node.op == "call_module":
             self._calls[str(node.target)].remove(node)
-
-    def _note(self, action: str, node: Node, text: str) -> None:
-        self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))

@@ -1,0 +1,136 @@
+"""PlanRewriter: the part of the rewriter that plans quantizers and declines to, with a reason for each."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.fx import Node
+
+from fxq.errors import PassError
+from fxq.graph import plan as plans
+from fxq.graph.kinds import module_of
+from fxq.graph.match import input_edges, module_path
+from fxq.graph.memory import overwriting
+from fxq.graph.settings import Settings
+from fxq.nn import QUANTIZED, InputQuantized, Quantized, WeightQuantized
+from fxq.quant.descriptor import QuantDescriptor
+from fxq.quant.qconfig import QConfig
+from fxq.record import Entry, Record
+from fxq.targets.target import Target
+
+
+class PlanRewriter:
+    """What :class:`fxq.Rewriter` plans for later passes to carry out; the graph stays as it is.
+
+    Attributes:
+        settings: what the run was asked for.
+        record: the diary to write into.
+        pass_name: whose hands these are.
+    """
+
+    settings: Settings
+    record: Record
+    pass_name: str
+
+    @property
+    def target(self) -> Target:
+        """The runtime to quantize for."""
+        return self.settings.target
+
+    @property
+    def qat(self) -> bool:
+        """Will the prepared model be trained?"""
+        return self.settings.qat
+
+    def config(self, node: Node, slot: str = "inputs") -> QConfig | None:
+        """Return the descriptors for ``node``, None if a rule leaves it in float; ``slot`` as in Settings.config."""
+        return self.settings.config(node, slot)
+
+    def skip(self, node: Node, reason: str) -> None:
+        """Note that the pass leaves ``node`` as it is, and why."""
+        self._note("skip", node, reason)
+
+    def plan_input(self, node: Node, position: int, descriptor: QuantDescriptor, why: str, role: str = "input") -> None:
+        """Plan a quantizer on the node argument of ``node`` at ``position`` (see Edge). Roles: see Plan."""
+        edges = input_edges(node)
+        if not 0 <= position < len(edges):
+            raise PassError(f"pass {self.pass_name!r}: node {node.name!r} has {len(edges)} inputs, no input {position}")
+        if self._is_overwritten(node, edges[position].producer):
+            return
+        self._plan(node, plans.Plan(position, descriptor, role, self.pass_name, why))
+
+    def plan_inside(self, node: Node, slot: str, descriptor: QuantDescriptor, why: str) -> None:
+        """Plan a quantizer on a tensor inside the module that ``node`` calls, such as its "weight".
+
+        All calls of the module share it. The module is swapped for its quantized version when plans are carried out.
+
+        Raises:
+            PassError: the module has no quantized version, no such tensor, or is quantized by hand.
+        """
+        module = module_of(node) if node.op == "call_module" else None
+        quantized = QUANTIZED.get(type(module))  # type: ignore[arg-type]
+        plan = plans.Plan(slot, descriptor, _role_inside(quantized, module, slot), self.pass_name, why)
+        if plans.plans_of(node).get(slot) == plan:
+            return
+        if quantized is None or module is None:
+            raise PassError(
+                f"pass {self.pass_name!r} plans {slot!r} inside of {node.name!r}: {_why_not_inside(module)}"
+            )
+        slots = quantized.weight_slots(module)
+        if not issubclass(quantized, WeightQuantized):  # the input of one that is stands in the graph: plan_input
+            slots = [*slots, *quantized.activation_slots(module)]
+        if slot not in slots:
+            raise PassError(
+                f"pass {self.pass_name!r} plans {slot!r} inside of {node.target!r}, and a {type(module).__name__} has "
+                f"no such tensor to quantize; it has {', '.join(slots)}"
+            )
+        self._plan(node, plan)
+
+    def drop_plan(self, node: Node, slot: int | str, reason: str) -> None:
+        """Take a plan of ``node`` back, and say why."""
+        plans.forget_plan(node, slot)
+        self.skip(node, reason)
+
+    def plan_output(self, node: Node, descriptor: QuantDescriptor, why: str) -> None:
+        """Plan a quantizer on the output of ``node``, for all that read it."""
+        if self._is_overwritten(node, node):
+            return
+        self._plan(node, plans.Plan(plans.OUTPUT, descriptor, "output", self.pass_name, why))
+
+    def share_range(self, nodes: Iterable[Node], group: str, why: str) -> None:
+        """Plan one range for the outputs of ``nodes``."""
+        for node in nodes:
+            if plans.note_group(node, group):
+                self._note("plan", node, f"shares the range of {group}: {why}")
+
+    def _is_overwritten(self, node: Node, producer: Node) -> bool:
+        """Note that ``node`` gets no quantizer if one on ``producer`` would miss what is written there later."""
+        writer = overwriting(producer)
+        if writer is not None:
+            self.skip(
+                node, f"{producer.name!r} is overwritten in place by {writer.name!r}, which a quantizer would miss"
+            )
+        return writer is not None
+
+    def _plan(self, node: Node, plan: plans.Plan) -> None:
+        if plans.note_plan(node, plan):
+            slot = f"{plan.role} {plan.slot}" if isinstance(plan.slot, int) else plan.slot
+            self._note("plan", node, f"{slot}: {plan.descriptor}: {plan.why}")
+
+    def _note(self, action: str, node: Node, text: str) -> None:
+        self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))
+
+
+def _role_inside(quantized: type[Quantized] | None, module: nn.Module | None, slot: str) -> str:
+    """Return the role of a tensor inside of ``module``, which ``quantized`` is to replace."""
+    if quantized is None or module is None or slot in quantized.weight_slots(module):
+        return "weight"
+    return "input" if issubclass(quantized, InputQuantized) else "inside"
+
+
+def _why_not_inside(module: nn.Module | None) -> str:
+    """Return why nothing inside of ``module`` can be planned; None is what calls no module."""
+    if module is None:
+        return "it calls no module; plan an input of it, or its output"
+    if isinstance(module, Quantized):
+        return f"{type(module).__name__} has its own quantizers: leave them, or hand prepare() the float module"
+    return f"fxq.nn.QUANTIZED has no quantized version of {type(module).__name__}"
