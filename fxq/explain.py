@@ -12,7 +12,7 @@ from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import is_quantizer, module_path, tensor_edges
 from fxq.graph.plan import Plan, inserted_for, planned_input, plans_by_module
 from fxq.nn import InputQuantized, Quantized, TensorQuantizer
-from fxq.nn.quantized_layer import quantizer_name
+from fxq.nn.quantized import quantizer_name
 from fxq.state import State, find_state
 
 _SILENT = frozenset({"placeholder", "get_attr", "getattr", "shape", "quantizer"})

@@ -21,7 +21,7 @@ from fxq.graph.match import input_edges, is_quantizer, output_edges
 from fxq.graph.memory import writes_in_place
 from fxq.graph.plan import inserted_for, planned_inputs, plans_by_module
 from fxq.nn import Quantized
-from fxq.nn.quantized_layer import quantizer_name
+from fxq.nn.quantized import quantizer_name
 from fxq.nn.tensor_quantizer import TensorQuantizer
 from fxq.quant import DEQUANTIZE, LOWERED_OPS, QUANTIZE
 from fxq.stage import Stage

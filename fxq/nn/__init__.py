@@ -26,7 +26,8 @@ from fxq.nn.pooling import (
     QuantMaxPool3d,
 )
 from fxq.nn.qparams import QParams
-from fxq.nn.quantized_layer import InputQuantized, ManyQuantized, OnlyInputQuantized, Quantized, Weight, WeightQuantized
+from fxq.nn.quantized import Quantized, Weight
+from fxq.nn.quantized_layer import InputQuantized, ManyQuantized, OnlyInputQuantized, WeightQuantized
 from fxq.nn.recurrent import QuantGRU, QuantLSTM, QuantRNN
 from fxq.nn.recurrent_cells import QuantGRUCell, QuantLSTMCell, QuantRNNCell
 from fxq.nn.tensor_quantizer import TensorQuantizer

@@ -14,7 +14,7 @@ class _QuantConv(WeightQuantized):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the quantized input and weight; shapes as in torch.nn."""
         # The quantizer comes before the padding: what pads is on the grid already.
-        return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)  # type: ignore[no-any-return, operator]
+        return self._conv_forward(self._quantized("input", input), self.quantized_weight(), self.bias)  # type: ignore[no-any-return, operator]
 
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return torch's convolution, or padded_conv for a padding mode other than zeros, and its options."""
@@ -29,7 +29,7 @@ class _QuantConvTranspose(WeightQuantized):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of the quantized input and weight; arguments as in torch.nn."""
         function, options = self.as_function()
-        inputs = self._quantized_input(input)
+        inputs = self._quantized("input", input)
         if output_size is not None:
             spatial = self.weight.dim() - 2
             sizes = (self.stride, self.padding, self.kernel_size, spatial, self.dilation)

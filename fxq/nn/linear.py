@@ -17,7 +17,7 @@ class QuantLinear(WeightQuantized, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer of the quantized input and weight; shapes as in torch.nn.Linear."""
-        return functional.linear(self._quantized_input(input), self.quantized_weight(), self.bias)
+        return functional.linear(self._quantized("input", input), self.quantized_weight(), self.bias)
 
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return (torch.nn.functional.linear, {})."""

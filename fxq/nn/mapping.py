@@ -9,7 +9,7 @@ from fxq.nn import conv, instancenorm, pooling, recurrent, recurrent_cells
 from fxq.nn.attention import QuantMultiheadAttention
 from fxq.nn.embedding import QuantEmbedding
 from fxq.nn.linear import QuantLinear
-from fxq.nn.quantized_layer import Quantized
+from fxq.nn.quantized import Quantized
 
 _CLASSES: tuple[type[Quantized], ...] = (
     conv.QuantConv1d,

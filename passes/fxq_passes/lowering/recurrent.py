@@ -16,7 +16,7 @@ from torch.fx import Node
 from fxq import GraphError, lowers
 from fxq.graph import shape_of
 from fxq.nn import QParams, QuantGRU, QuantLSTM, QuantRNN, Weight
-from fxq.nn.quantized_layer import quantizer_name
+from fxq.nn.quantized import quantizer_name
 from fxq.quant import DYNAMIC_LSTM_LAYER, GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from fxq_passes.lowering.qdq import Lowering, is_on
 from fxq_passes.lowering.stored_weights import integer_codes, is_linear_weight, select_rows
