@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
-from fxq.graph.restore_state import restored_state
+from fxq.graph.snapshot import restored_state
 from fxq.graph.stored import stored_input
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.quant import DEQUANTIZE, QUANTIZE

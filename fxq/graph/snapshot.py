@@ -1,9 +1,12 @@
-"""Snapshot: a model as it is, to come back to when a pass fails or hurts."""
+"""A model as it is, to come back to: when a pass fails or hurts, and after its Python ran."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from fxq.nn import TensorQuantizer
@@ -34,11 +37,7 @@ class Snapshot:
     def restore(self) -> None:
         """Make the model what it was. Tensors keep their identity; those that did not change are not written to."""
         graph = self._gm.graph
-        for module, attributes in self._attributes:
-            vars(module).clear()
-            vars(module).update(attributes)
-        for registry, items in self._registries:
-            _refill(registry, items)
+        _put_back(self._attributes, self._registries)
         with torch.no_grad():
             for tensor, value in self._values:
                 if not torch.equal(tensor, value):
@@ -47,6 +46,33 @@ class Snapshot:
             self._gm.graph = copy.deepcopy(self._graph)
 
 
-def _refill(registry: dict[Any, Any], items: dict[Any, Any]) -> None:
-    registry.clear()
-    registry.update(items)
+@contextlib.contextmanager
+def restored_state(model: nn.Module) -> Iterator[None]:
+    """Give every module back the attributes it had, and every dict and list attribute the items it had.
+
+    A forward may keep what it computes (a cache of attention biases, the last shape); while tracing that would be
+    proxies and fake tensors, which break the model and share their way into the traced one. No quantizer observes
+    meanwhile.
+    """
+    # A TorchScript module keeps its attributes in C++, where no proxy can get in.
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    attributes = [(module, dict(vars(module))) for module in modules]
+    containers = [value for _, values in attributes for value in values.values() if type(value) in (dict, list)]
+    items = [(container, container.copy()) for container in containers]
+    for module in modules:
+        if isinstance(module, TensorQuantizer):
+            module.disable_calib()  # what runs here is no data to calibrate on
+    try:
+        yield
+    finally:
+        _put_back(attributes, items)
+
+
+def _put_back(attributes: list[tuple[nn.Module, dict[str, Any]]], items: list[tuple[Any, Any]]) -> None:
+    """Give modules the attributes, and dicts and lists the items, that each is paired with."""
+    for module, values in attributes:
+        vars(module).clear()
+        vars(module).update(values)
+    for container, content in items:
+        container.clear()
+        container.extend(content) if isinstance(container, list) else container.update(content)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from fxq.errors import InputError, RecipeError, TraceError
-from fxq.graph.restore_state import restored_state
 from fxq.graph.shape_tracer import ShapeTracer
+from fxq.graph.snapshot import restored_state
 from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
 
 _QUESTION_METHODS = frozenset({"size", "numel", "nelement", "stride", "dim"})
