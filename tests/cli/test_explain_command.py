@@ -51,7 +51,7 @@ def test_passes_are_listed_with_stage_options_and_package(fxq: Fxq) -> None:
     assert fold["options"] == {"before": True}
     assert fold["summary"].startswith("Fold batch norm")
     stages = [entry["stage"] for entry in found]
-    assert stages == sorted(stages, key=["normalized", "planned", "prepared", "frozen", "lowered"].index)
+    assert stages == sorted(stages, key=["normalized", "planned", "prepared", "calibrated", "frozen", "lowered"].index)
 
 
 def test_the_listing_of_passes_fits_in_80_columns(fxq: Fxq) -> None:

@@ -93,7 +93,7 @@ with torch.no_grad():
 TRAINING = """
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.0001)
-lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer, scale=1, gamma=0.1)
+lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
 
 # Training takes about one and half hour per epoch on a single V100
 train_one_epoch(model, criterion, optimizer, data_loader, "cuda", 0, 100)
