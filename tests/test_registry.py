@@ -1,13 +1,11 @@
 import importlib.metadata
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from support.installed import Package, run_python
 from torch import nn
 
 import fxq
@@ -18,21 +16,8 @@ X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 
 
 def install(package: str, folder: Path, entry: str, module: str = "", code: str = "") -> None:
-    """Lay an installed package into ``folder``: its metadata with an entry point, and a module with ``code``."""
-    info = folder / f"{package.replace('-', '_')}-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(f"[fxq.passes]\n{entry}\n")
-    if module:
-        (folder / f"{module}.py").write_text(code)
-
-
-def run_python(code: str, path: Path) -> str:
-    """Run ``code`` in a new interpreter that finds the packages in ``path``; return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Lay an installed package with an entry point of fxq.passes into ``folder``."""
+    Package(package, "fxq.passes", entry).install(folder, module, code)
 
 
 def test_passes_of_an_installed_package_are_found_and_run_in_a_recipe(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_convert_leaves_the_prepared_model_and_the_example_inputs_as_they_were()
 def test_a_prepared_model_that_was_cast_is_compared_on_inputs_that_are_cast_too() -> None:
     prepared = fxq.prepare(net(), X)
     fxq.calibrate(prepared, [X], progress=False)
-    fxq.convert(prepared.half())
+    assert fxq.convert(prepared.half())(X.half()).dtype is torch.float16
 
 
 def test_convert_without_ranges_says_so_before_it_runs_anything() -> None:
