@@ -93,6 +93,7 @@ def convert(prepared: GraphModule) -> GraphModule:
         StageError: this is not a prepared model.
     """
     state = require_state(prepared, Stage.PREPARED, "convert")
+    _warn_of_passes_without_data(state)
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
     set_state(gm, State(Stage.LOWERED, state.recipe, state.settings, record, explanation, state.verify))
@@ -162,6 +163,18 @@ def _as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
     raise InputError(
         f"example_inputs must be a tensor or a tuple of positional inputs, got {type(example_inputs).__name__}"
     )
+
+
+def _warn_of_passes_without_data(state: State) -> None:
+    """Say which passes of the recipe wait for data: a recipe that needs none otherwise is easily converted without."""
+    waiting = [step.name for step in state.recipe.create_passes()[Stage.CALIBRATED] if not step.streams]
+    missed = [name for name in waiting if name not in state.record.passes]
+    if missed:
+        warnings.warn(
+            f"the recipe's {', '.join(missed)} did not run: call fxq.calibrate(prepared, batches) before fxq.convert "
+            "(after loading a state dict, what was calibrated before is in it)",
+            stacklevel=_levels_to_caller(),
+        )
 
 
 def _number_check(inputs: tuple[Any, ...] | None) -> NumberCheck:

@@ -40,8 +40,19 @@ class CalibrationReport:
     steps: tuple[CalibrationStep, ...]
     notes: tuple[str, ...] = ()
 
-    def table(self) -> Table:
-        """Return the steps as a table for rich."""
+    def table(self) -> str:
+        """Return the steps as a table of text, 120 columns wide at most."""
+        console = Console(width=_WIDTH, record=True, file=io.StringIO())
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._rich_table()
+
+    def _rich_table(self) -> Table:
         table = Table("pass", title="calibration", title_justify="left", caption="\n".join(self.notes) or None)
         table.caption_justify = "left"
         for heading in ("SQNR before", "after", "", "seconds"):
@@ -51,14 +62,6 @@ class CalibrationReport:
             cells = _decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db)
             table.add_row(step.name, *cells, "" if step.sqnr_after_db is None else kept, f"{step.seconds:.2f}")
         return table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.table()
-
-    def __str__(self) -> str:
-        console = Console(width=_WIDTH, record=True, file=io.StringIO())
-        console.print(self)
-        return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 
 def _decibel(value: float | None) -> str:

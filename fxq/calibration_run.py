@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from fxq.batches import call
 from fxq.calibration_report import CalibrationReport, CalibrationStep
 from fxq.data import Data
+from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
 from fxq.graph.settings import Settings
@@ -51,6 +52,8 @@ def _run(
     start = time.perf_counter()
     run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
     seconds = time.perf_counter() - start
+    if not step.streams:
+        _check_finite(gm, step)
     if before is None or saved is None:
         return CalibrationStep(step.name, None, None, kept=True, seconds=seconds)
     after = judge.sqnr_db()
@@ -63,6 +66,13 @@ def _run(
         record.become(old_record)
         record.add(Entry(step.name, "skip", "", "", f"undone: {before:.2f} dB before, {after:.2f} dB after it"))
     return CalibrationStep(step.name, before, after, kept, seconds)
+
+
+def _check_finite(gm: GraphModule, step: Pass) -> None:
+    """Refuse weights that a pass wrote NaN or infinity into, past ``rw.set_weight``, which looks."""
+    for path, parameter in gm.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise PassError(f"after pass {step.name!r} the parameter {path!r} holds NaN or infinity")
 
 
 def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge") -> tuple[str, ...]:

@@ -90,6 +90,19 @@ class Data:
             for inputs in track(self._samples.learned, description, self.progress):
                 call(gm, *inputs.args, **inputs.kwargs)
 
+    def __iter__(self) -> Iterator[Inputs]:
+        """Yield (args, kwargs) of the samples that were kept to learn from, batch by batch, as often as asked.
+
+        Raises:
+            CalibrationError: none were kept: no pass of the run needs them again.
+        """
+        if not self._was_read or not self._samples.learned:
+            raise CalibrationError(
+                "no samples were kept: they are where a pass of the recipe (without streams = True) needs them again, "
+                "once observe_ranges has read the batches"
+            )
+        return iter(self._samples.learned)
+
     def kept(self, gm: GraphModule) -> list[Inputs]:
         """Return the samples that were kept to learn from; read now if nothing has fed the batches yet."""
         if not self._was_read:

@@ -1,6 +1,6 @@
 """Kinds: what an operation computes, as one word. The vocabulary that targets, passes and reports share.
 
-The tables know the canonical spelling of an operation (``functional_to_module`` brings the others there first), and
+The tables know the canonical form of an operation (``functional_to_module`` brings the others there first), and
 the many names of operations that only move data. :func:`register_kind` adds words: what is registered is
 kept here, and not in ``fxq.registry``, since targets, which lie below the registry, speak these words.
 """

@@ -16,7 +16,8 @@ class Pass(abc.ABC):
         stage: the stage it works in.
         closes_stage: it has to see what all passes of its stage have done: ``Recipe.with_pass`` puts others before it.
         tolerance: how far the numbers of the graph may move: fxq.EXACT, fxq.ROUNDING, fxq.LSB(n) or fxq.ANY;
-            ``prepare(verify=True)`` holds each pass to it, ``convert`` those behind calibration in any case.
+            ``prepare(verify=True)`` holds each pass to it, ``convert`` those behind calibration in any case. It means
+            nothing for a CALIBRATED pass, which moves numbers on purpose.
         improves: a CALIBRATED pass that should make the quantized model more like the float one. It is measured on
             samples that no pass sees, and undone where it made things worse.
         streams: a CALIBRATED pass that reads the batches once, as they come, and changes nothing but ranges: where all

@@ -46,6 +46,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
     broken = set(find_problems(gm, passes[0].stage, settings.qat)) if passes else set()
     for step in passes:
         idle = set(idle_quantizers(gm).values()) if step.stage <= Stage.PREPARED else None
+        switched_on = _switched_on(gm) if step.stage in (Stage.CALIBRATED, Stage.FROZEN) else {}
         if numbers is not None:
             numbers.before(gm, step)
         before = _structure(gm)
@@ -56,6 +57,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
             gm.recompile()
         if idle is not None:
             _check_none_idle(gm, step, idle)
+        _check_still_on(step, switched_on)
         if numbers is not None:
             numbers.after(gm, step)
         previous = step.name
@@ -87,6 +89,21 @@ def _check_none_idle(gm: GraphModule, step: Pass, before: set[TensorQuantizer]) 
             f"{describe_pass(step)} puts in quantizers that are off and that nothing will switch on: {summary(idle)}. "
             'Plan them instead (rw.plan_inside(node, "weight", descriptor, why)): insert_quantizers makes what is '
             "planned. Or put them in switched on"
+        )
+
+
+def _switched_on(gm: GraphModule) -> dict[str, TensorQuantizer]:
+    found = {path: module for path, module in gm.named_modules() if isinstance(module, TensorQuantizer)}
+    return {path: module for path, module in found.items() if module.is_enabled and module.is_quant_enabled}
+
+
+def _check_still_on(step: Pass, before: dict[str, TensorQuantizer]) -> None:
+    """Refuse a pass that switches off what was planned: explain would have no reason for it, and the file be float."""
+    off = [path for path, quantizer in before.items() if not (quantizer.is_enabled and quantizer.is_quant_enabled)]
+    if off:
+        raise PassError(
+            f"{describe_pass(step)} switches quantizers off: {summary(off)}. Leave in float what is not to be "
+            "quantized while it is planned: by a rule of the recipe with None, or by rw.drop_plan"
         )
 
 

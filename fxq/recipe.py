@@ -189,6 +189,8 @@ class Recipe:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
+            if "ops" in fields:
+                raise RecipeError('this is a target and no recipe: write target = "FILE.toml" in a recipe')
             raise RecipeError(f"unknown entry {unknown[0]!r} in the recipe; there are {', '.join(sorted(known))}")
         if "target" not in fields:
             raise RecipeError(f"the recipe names no target; there are {', '.join(registered_targets())}")

@@ -1,4 +1,4 @@
-"""What a node computes: the kinds of :mod:`fxq.kinds`, asked of nodes. Passes match kinds, not spellings."""
+"""What a node computes: the kinds of :mod:`fxq.kinds`, asked of nodes."""
 
 import operator
 from typing import Any

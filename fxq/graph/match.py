@@ -101,12 +101,3 @@ def owner_path(node: Node) -> str:
 def module_path(node: Node) -> str:
     """Return the path that leads a person to ``node``: the module it calls, or the module whose forward holds it."""
     return str(node.target) if node.op == "call_module" else owner_path(node)
-
-
-def modules_called(node: Node) -> Iterator[str]:
-    """Yield the path of each module around ``node``, outermost first, the called module last."""
-    for path, _type in node.meta.get("nn_module_stack", {}).values():
-        if path:
-            yield path
-    if node.op == "call_module":
-        yield str(node.target)

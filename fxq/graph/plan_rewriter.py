@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from fxq.errors import PassError
 from fxq.graph import plan as plans
-from fxq.graph.kinds import module_of
+from fxq.graph.kinds import kind, module_of
 from fxq.graph.match import input_edges, module_path
 from fxq.graph.memory import overwriting
 from fxq.graph.settings import Settings
@@ -23,7 +23,7 @@ class PlanRewriter:
 
     Attributes:
         settings: what the run was asked for.
-        record: the diary to write into.
+        record: where plans and reasons are written down.
         pass_name: whose hands these are.
     """
 
@@ -112,6 +112,13 @@ class PlanRewriter:
         return writer is not None
 
     def _plan(self, node: Node, plan: plans.Plan) -> None:
+        where = f"{plan.slot!r} of {node.name!r}, planned by {self.pass_name!r}"
+        if not isinstance(plan.descriptor, QuantDescriptor):
+            raise PassError(f"{where}: a plan takes a fxq.QuantDescriptor, got {plan.descriptor!r}")
+        if plan.role == "weight":
+            self.target.check_weight(plan.descriptor, where, kind(node))
+        else:
+            self.target.check_activation(plan.descriptor, where)
         if plans.note_plan(node, plan):
             slot = f"{plan.role} {plan.slot}" if isinstance(plan.slot, int) else plan.slot
             self._note("plan", node, f"{slot}: {plan.descriptor}: {plan.why}")

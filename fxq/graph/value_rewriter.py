@@ -18,7 +18,7 @@ class ValueRewriter:
 
     Args:
         gm: the graph module; edited in place.
-        record: the diary to write into.
+        record: where changes are written down.
         pass_name: whose hands these are.
         data_stage: what passes of the stage CALIBRATED have beside the graph; None for all others.
     """

@@ -6,7 +6,18 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxq import LSB, GraphError, Pass, Rewriter, Stage, TensorQuantizer, find_lowering, register_pass
+from fxq import (
+    LSB,
+    FxqError,
+    GraphError,
+    Pass,
+    PassError,
+    Rewriter,
+    Stage,
+    TensorQuantizer,
+    find_lowering,
+    register_pass,
+)
 from fxq.graph import is_quantizer, module_of, stored_input
 from fxq.nn import InputQuantized, ManyQuantized, Quantized, WeightQuantized
 from fxq_passes.lowering import embedding, inline, recurrent  # noqa: F401 - they register what lowers modules
@@ -63,7 +74,15 @@ def _lower_module(lowering: Lowering, found: Any, node: Node, layer: Quantized) 
     reason = found.why_not(node, layer)
     if reason is not None:
         raise GraphError(f"{node.target!r} ({type(layer).__name__}): {reason}")
-    found.lower(lowering, node, layer)
+    try:
+        found.lower(lowering, node, layer)
+    except FxqError:
+        raise
+    except Exception as error:  # of a plugin's lowering, which may fail in any way
+        raise PassError(
+            f"{type(found).__name__}.lower failed at {node.target!r} ({type(layer).__name__}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _lower_quantizer(lowering: Lowering, node: Node, quantizer: TensorQuantizer) -> None:

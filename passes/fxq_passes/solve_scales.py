@@ -57,7 +57,8 @@ class SolveScales(Pass):
         order = {node: index for index, node in enumerate(rw.gm.graph.nodes)}
         for component in nx.connected_components(ties.graph):
             members = sorted(component, key=order.__getitem__)
-            fixed = fixed_range(rw, [node for node in members if node not in ties.followers])
+            own = [node for node in members if node not in ties.followers or rw.target.fixed(kind(node)) is not None]
+            fixed = fixed_range(rw, own)
             if fixed is not None:
                 fix_plans(rw, members, fixed)
             if len(members) > 1:

@@ -50,7 +50,9 @@ def test_modules_and_functions_of_a_registered_kind_stay_whole_and_have_it() -> 
 def test_a_cell_that_registers_again_changes_nothing_but_another_kind_is_refused() -> None:
     fxq.register_kind("test_gate", Gate)
     fxq.register_kind("test_gate", Gate)
-    with pytest.raises(fxq.PluginError, match=r"test_kinds.Gate is of kind 'test_gate' and cannot be of kind 'relu'"):
+    with pytest.raises(
+        fxq.PluginError, match=r"test_register_kind.Gate is of kind 'test_gate' and cannot be of kind 'relu'"
+    ):
         fxq.register_kind("relu", Gate)
     with pytest.raises(fxq.PluginError, match=r"Linear is of kind 'linear' and cannot be of kind 'test_gate'"):
         fxq.register_kind("test_gate", nn.Linear)

@@ -4,7 +4,7 @@ Where the range of an input is measured as it runs, a linear layer becomes one o
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -140,9 +140,9 @@ class Lowering:
         return self.rw.insert_call(node, DEQUANTIZE, (stored, scale, zero, axis, bias.dtype), like=node)
 
 
-def is_on(quantizer: TensorQuantizer) -> bool:
-    """Return whether the quantizer changes its input: the user may have switched it off."""
-    return quantizer.is_enabled and quantizer.is_quant_enabled
+def is_on(quantizer: TensorQuantizer | None) -> TypeGuard[TensorQuantizer]:
+    """Return whether there is a quantizer that changes its input: the user may have switched it off."""
+    return quantizer is not None and quantizer.is_enabled and quantizer.is_quant_enabled
 
 
 def _output_padding(layer: Any, node: Node, size: Any) -> Any:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fxq import GraphError, lowers
+from fxq import GraphError, TensorQuantizer, lowers
 from fxq.graph import shape_of
-from fxq.nn import QParams, QuantGRU, QuantLSTM, QuantRNN, Weight
-from fxq.nn.quantized import quantizer_name
+from fxq.nn import QParams, QuantGRU, QuantLSTM, QuantRNN
 from fxq.quant import DYNAMIC_LSTM_LAYER, GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from fxq_passes.lowering.qdq import Lowering, is_on
 from fxq_passes.lowering.stored_weights import integer_codes, is_linear_weight, select_rows
@@ -168,7 +167,7 @@ class _Call:
     def _quantized_weight(self, name: str) -> tuple[Tensor, QParams | None]:
         """Return a weight and its quantization with the gates in the order of ONNX."""
         weight = self._parameter(name)
-        quantizer = getattr(self.layer, quantizer_name(name))
+        quantizer = self.layer.quantizer_of(name)
         rows = self._rows(weight)
         return weight[rows], select_rows(quantizer.qparams(), rows) if is_on(quantizer) else None
 
@@ -221,7 +220,11 @@ def _is_dynamic(node: Node, layer: Recurrent) -> bool:
     if not active:
         return False
     found = {(quantizer.descriptor.is_dynamic, quantizer.descriptor.symmetric) for quantizer in active}
-    if layer.mode == "LSTM" and found == {(True, False)} and all(map(_is_int8, layer.weights())):
+    if (
+        layer.mode == "LSTM"
+        and found == {(True, False)}
+        and all(_is_int8(layer.quantizer_of(slot)) for slot in layer.weight_slots(layer))
+    ):
         return True
     raise GraphError(
         f"{node.target!r} ({type(layer).__name__}) quantizes its hidden state, which in ONNX only an LSTM with 8-bit "
@@ -230,5 +233,5 @@ def _is_dynamic(node: Node, layer: Recurrent) -> bool:
     )
 
 
-def _is_int8(weight: Weight) -> bool:
-    return is_on(weight.quantizer) and is_linear_weight(weight.quantizer.qparams())
+def _is_int8(quantizer: TensorQuantizer | None) -> bool:
+    return is_on(quantizer) and is_linear_weight(quantizer.qparams())

@@ -48,6 +48,10 @@ class LayerPlanner:
             return f"rule {rw.settings.rule_for(node)} leaves it in float"
         if isinstance(module, Quantized):
             return None if planned_inside(node) else "already quantized by hand"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return (
+                f"{type(module).__name__} has forward hooks, which do not come along into integers: remove them first"
+            )
         if type(module) not in QUANTIZED:
             if is_parametrized(module):
                 return "its weight is computed: call torch.nn.utils.parametrize.remove_parametrizations first"
