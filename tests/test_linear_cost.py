@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.work import work_of
 from torch import Tensor, nn
 
 import fxq
 from fxq.graph.trace import trace
-from tests.support.work import work_of
 
 IMAGE = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
