@@ -14,7 +14,7 @@ them the bound is three times what rounding alone does to the model (rounding_no
 first bound fails.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,9 @@ class OutputParity:
         )
 
 
+Floors = tuple[OutputParity, ...]
+
+
 def compare(name: str, want: Tensor, have: Tensor, step: float) -> OutputParity:
     """Compare two tensors of one shape; infinities and NaN are equal to themselves, infinitely far from others."""
     if not want.numel():
@@ -77,11 +80,24 @@ def is_rounding(error: float, want: Tensor) -> bool:
     return error <= max(1e-4, 16 * torch.finfo(want.dtype).eps) * max(largest_finite(want), 1e-6)
 
 
-def rounding_floors(gm: fx.GraphModule, inputs: tuple[Any, ...], expected: Named, steps: Sequence[float]) -> list[Any]:
-    """Return what rounding alone does to each output of ``gm``, which makes ``expected`` of ``inputs``."""
-    draws = []
+def rounding_floors(
+    gm: fx.GraphModule,
+    inputs: tuple[Any, ...],
+    expected: Named,
+    steps: Sequence[float],
+    is_enough: Callable[[Floors], bool],
+) -> Floors:
+    """Return what rounding alone does to each output of ``gm``, which makes ``expected`` of ``inputs``.
+
+    It is drawn several times, until ``is_enough`` says that what was found explains the error in question.
+    """
+    worst: Floors = ()
     for seed in range(NOISE_DRAWS):
         with running_alike(gm):
             noisy = run_with_rounding_noise(gm, copies(inputs), seed)
-        draws.append(compare_all(expected, [output for _, output in noisy], steps))
-    return [max(floors, key=lambda drawn: drawn.mean_lsb) for floors in zip(*draws, strict=True)]
+        drawn = compare_all(expected, [output for _, output in noisy], steps)
+        pairs = zip(worst or drawn, drawn, strict=True)
+        worst = tuple(max(pair, key=lambda found: found.mean_lsb) for pair in pairs)
+        if is_enough(worst):
+            break
+    return worst
