@@ -1,6 +1,5 @@
 """prepare, convert, quantize, export_onnx: thin, they run the stages."""
 
-import copy
 import os
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from fxq.data import Data
 from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
 from fxq.graph.check import check_graph
+from fxq.graph.modules import deep_copy
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
 from fxq.nn import Quantized
@@ -219,7 +219,7 @@ def _levels_to_caller() -> int:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return deep_copy(model)
     except Exception as error:  # a module may hold anything, and refuse to be copied in any way
         raise TraceError(
             f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}; fxq works on a "

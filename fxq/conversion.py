@@ -4,12 +4,12 @@ Without ``verify`` the two ends are compared once, around passes that promise no
 again on a fresh copy, one by one, to find out which it was.
 """
 
-import copy
 from typing import Any
 
 from torch.fx import GraphModule
 
 from fxq.errors import FxqError, InputError, PassError
+from fxq.graph.modules import deep_copy
 from fxq.graph.moved import follow_move
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.nn import TensorQuantizer
@@ -44,10 +44,9 @@ def copy_graph(gm: GraphModule) -> GraphModule:
     """Return a deep copy; the state in its meta is shared, since it is immutable but for the record."""
     meta, gm.meta = gm.meta, {}
     try:
-        copied: GraphModule = copy.deepcopy(gm)
+        return deep_copy(gm)
     finally:
         gm.meta = meta
-    return copied
 
 
 def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any, ...] | None]:
