@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from fxq.compare.outputs import Named, copies, largest_finite, running_alike
-from fxq.compare.rounding_noise import run_with_rounding_noise
+from fxq.compare.rounding_noise import UNITS_IN_THE_LAST_PLACE, run_with_rounding_noise
 
 MAX_MEAN_LSB = 1.0
 MAX_LSB = 16.0
@@ -86,15 +86,17 @@ def rounding_floors(
     expected: Named,
     steps: Sequence[float],
     is_enough: Callable[[Floors], bool],
+    units: float = UNITS_IN_THE_LAST_PLACE,
 ) -> Floors:
     """Return what rounding alone does to each output of ``gm``, which makes ``expected`` of ``inputs``.
 
-    It is drawn several times, until ``is_enough`` says that what was found explains the error in question.
+    It is drawn several times, until ``is_enough`` says that what was found explains the error in question. ``units``:
+    as in run_with_rounding_noise.
     """
     worst: Floors = ()
     for seed in range(NOISE_DRAWS):
         with running_alike(gm):
-            noisy = run_with_rounding_noise(gm, copies(inputs), seed)
+            noisy = run_with_rounding_noise(gm, copies(inputs), seed, units)
         drawn = compare_all(expected, [output for _, output in noisy], steps)
         pairs = zip(worst or drawn, drawn, strict=True)
         worst = tuple(max(pair, key=lambda found: found.mean_lsb) for pair in pairs)

@@ -19,14 +19,28 @@ from fxq.quant import LOWERED_OPS
 UNITS_IN_THE_LAST_PLACE = 2.0
 
 
-def run_with_rounding_noise(gm: fx.GraphModule, inputs: tuple[Any, ...], seed: int) -> list[tuple[str, Tensor]]:
-    """Return the named outputs of ``gm`` with every float result slightly moved; the same for the same ``seed``."""
-    return named_leaves(_Noisy(gm, seed).run(*inputs), "output", Tensor)
+# A bias that becomes int32 moves by up to half of input step x weight step: some thousandths of the output's own step.
+UNITS_OF_LOWERING = 256.0
+
+
+def run_with_rounding_noise(
+    gm: fx.GraphModule, inputs: tuple[Any, ...], seed: int, units: float = UNITS_IN_THE_LAST_PLACE
+) -> list[tuple[str, Tensor]]:
+    """Return the named outputs of ``gm`` with every float result slightly moved; the same for the same ``seed``.
+
+    Args:
+        gm: the graph module.
+        inputs: positional; not modified by fxq, but the model may.
+        seed: of the noise.
+        units: how far, in units in the last place of the largest value.
+    """
+    return named_leaves(_Noisy(gm, seed, units).run(*inputs), "output", Tensor)
 
 
 class _Noisy(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule, seed: int) -> None:
+    def __init__(self, gm: fx.GraphModule, seed: int, units: float) -> None:
         super().__init__(gm)
+        self.units = units
         self.generator = torch.Generator().manual_seed(seed)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -39,6 +53,6 @@ class _Noisy(fx.Interpreter):
     def _moved(self, result: Tensor) -> Tensor:
         if not result.is_floating_point() or not result.numel():
             return result
-        step = result.abs().max() * torch.finfo(result.dtype).eps * UNITS_IN_THE_LAST_PLACE
+        step = result.abs().max() * torch.finfo(result.dtype).eps * self.units
         noise = torch.rand(result.shape, generator=self.generator).to(result) * 2 - 1
         return result + noise * step
