@@ -1,4 +1,4 @@
-"""Doors for scripts written for other tools: their module layout and names, thin over fxq."""
+"""For scripts written for other tools: their module layout and names, thin over fxq."""
 
 from fxq.compat.alias import install_alias
 

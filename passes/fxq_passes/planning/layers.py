@@ -8,11 +8,10 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.utils.parametrize import is_parametrized
 
-from fxq import Rewriter
+from fxq import Rewriter, find_lowering
 from fxq.graph import is_weighted, kind, planned_inside
 from fxq.nn import QUANTIZED, ManyQuantized, Quantized, WeightQuantized
 from fxq_passes.planning.plan_questions import activation_descriptor, check_activation, weight_descriptor
-from fxq_passes.planning.swap_questions import why_not_lowered
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class LayerPlanner:
         if read is not None:
             return f"{read!r} is also read outside of it, where integers would be no use"
         if not is_weighted(node):
-            return _why_no_input(rw, node, module) or why_not_lowered(node, module)
+            return _why_no_input(rw, node, module) or _why_not_lowered(node, module)
         return None if kind(node) == "linear" else self._why_not_conv(module)
 
     def plan(self, node: Node) -> None:
@@ -115,6 +114,14 @@ def _read_outside(rw: Rewriter) -> dict[str, str]:
 
 def _has_weight(module: nn.Module) -> bool:
     return issubclass(QUANTIZED[type(module)], WeightQuantized | ManyQuantized)
+
+
+def _why_not_lowered(node: Node, module: Any) -> str | None:
+    """Return why a call of ``module`` has no lowered form, so that it stays in float; None if it has one."""
+    if kind(node) == "embedding" and module.sparse:
+        return "sparse gradients do not pass a quantizer"
+    found = find_lowering(module)
+    return None if found is None else found.why_not(node, module)
 
 
 def _why_no_input(rw: Rewriter, node: Node, module: nn.Module) -> str | None:
