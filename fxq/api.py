@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from fxq.batches import Forward, first_inputs
 from fxq.calibration import calibrate, needs_data
+from fxq.collector import paused_collector
 from fxq.compare.traced import check_traced
 from fxq.conversion import run_conversion
 from fxq.data import Data
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fxq.export import ExportReport
 
 
+@paused_collector()
 def prepare(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | None = None,
@@ -78,6 +80,7 @@ def prepare(
     return gm
 
 
+@paused_collector()
 def convert(prepared: GraphModule) -> GraphModule:
     """Return a copy of a calibrated or trained model with explicit quantize and dequantize nodes and integer weights.
 
@@ -121,6 +124,7 @@ def quantize(
     return convert(prepared)
 
 
+@paused_collector()
 def export_onnx(
     converted: GraphModule,
     path: str | os.PathLike[str],

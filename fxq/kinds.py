@@ -6,6 +6,7 @@ kept here, and not in ``fxq.registry``, since targets, which lie below the regis
 """
 
 import difflib
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -150,6 +151,7 @@ def register_kind(word: str, *operations: type[nn.Module] | Callable[..., Any]) 
         if taken not in (None, word):
             raise PluginError(f"{_name(operation)} is of kind {taken!r} and cannot be of kind {word!r} as well")
     _registered.update(dict.fromkeys(operations, word))
+    class_kind.cache_clear()
 
 
 def own_kind(operation: Any) -> str | None:
@@ -157,6 +159,7 @@ def own_kind(operation: Any) -> str | None:
     return _registered.get(operation) or MODULE_KINDS.get(operation) or FUNCTION_KINDS.get(operation)
 
 
+@functools.lru_cache(maxsize=1024)
 def class_kind(module_type: type[nn.Module]) -> str | None:
     """Return the kind of the first class in the ancestry that has one, None where none has."""
     return next((found for found in map(own_kind, module_type.__mro__) if found is not None), None)

@@ -44,8 +44,8 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
     """
     previous = record.passes[-1] if record.passes else "tracing"
     broken = set(find_problems(gm, passes[0].stage, settings.qat)) if passes else set()
+    idle = set(idle_quantizers(gm).values()) if passes and passes[0].stage <= Stage.PREPARED else None
     for step in passes:
-        idle = set(idle_quantizers(gm).values()) if step.stage <= Stage.PREPARED else None
         switched_on = _switched_on(gm) if step.stage in (Stage.CALIBRATED, Stage.FROZEN) else {}
         if numbers is not None:
             numbers.before(gm, step)
@@ -56,7 +56,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
         if _structure(gm) != before:
             gm.recompile()
         if idle is not None:
-            _check_none_idle(gm, step, idle)
+            idle = _check_none_idle(gm, step, idle)
         _check_still_on(step, switched_on)
         if numbers is not None:
             numbers.after(gm, step)
@@ -81,15 +81,17 @@ def _run(step: Pass, rw: Rewriter, previous: str) -> None:
         raise PassError(f"{describe_pass(step)} failed after {previous}: {type(error).__name__}: {error}") from error
 
 
-def _check_none_idle(gm: GraphModule, step: Pass, before: set[TensorQuantizer]) -> None:
+def _check_none_idle(gm: GraphModule, step: Pass, before: set[TensorQuantizer]) -> set[TensorQuantizer]:
     """Refuse quantizers that a pass put in switched off: they would stay off, and what they stand for in float."""
-    idle = [path for path, quantizer in idle_quantizers(gm).items() if quantizer not in before]
+    found = idle_quantizers(gm)
+    idle = [path for path, quantizer in found.items() if quantizer not in before]
     if idle:
         raise PassError(
             f"{describe_pass(step)} puts in quantizers that are off and that nothing will switch on: {summary(idle)}. "
             'Plan them instead (rw.plan_inside(node, "weight", descriptor, why)): insert_quantizers makes what is '
             "planned. Or put them in switched on"
         )
+    return set(found.values())
 
 
 def _switched_on(gm: GraphModule) -> dict[str, TensorQuantizer]:

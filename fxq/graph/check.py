@@ -86,8 +86,9 @@ def _normalized(gm: GraphModule, qat: bool) -> Iterator[str]:
 
 def _planned(gm: GraphModule) -> Iterator[str]:
     for node in gm.graph.nodes:
-        count = len(input_edges(node))
-        for position in planned_inputs(node):
+        planned = planned_inputs(node)
+        count = len(input_edges(node)) if planned else 0
+        for position in planned:
             if position >= count:
                 yield f"node {node.name!r} has a plan for input {position} and only {count} inputs"
 
@@ -95,12 +96,13 @@ def _planned(gm: GraphModule) -> Iterator[str]:
 def _prepared(gm: GraphModule, must_be_on: bool) -> Iterator[str]:
     yield from _planned(gm)
     for node in gm.graph.nodes:
-        edges = input_edges(node)
-        for position in planned_inputs(node):
+        planned = planned_inputs(node)
+        edges = input_edges(node) if planned else []
+        for position in planned:
             if position < len(edges) and not _quantizes(edges[position].producer, must_be_on):
                 yield f"input {position} of node {node.name!r} is planned and has no quantizer that is on"
-        if is_quantizer(node) and is_quantizer(edges[0].producer):
-            yield f"quantizer {node.target!r} reads the quantizer {edges[0].producer.target!r}"
+        if is_quantizer(node) and is_quantizer(node.all_input_nodes[0]):
+            yield f"quantizer {node.target!r} reads the quantizer {node.all_input_nodes[0].target!r}"
     for path, plans in plans_by_module(gm).items():
         module = gm.get_submodule(path)
         for slot in plans:
