@@ -17,6 +17,7 @@ from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
+from fxq.graph.stale import fit_again, ranges_behind
 from fxq.passbase import Pass
 from fxq.pipeline import run_passes
 from fxq.record import Entry, Record
@@ -49,8 +50,10 @@ def _run(
 ) -> CalibrationStep:
     before = judge.sqnr_db() if step.improves else None
     saved = None if before is None else (Snapshot(gm, has_weights=True), stage.copy(), record.copy())
-    start = time.perf_counter()
+    start, unchanged = time.perf_counter(), len(stage.changed)
     run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
+    if not step.keeps_ranges:
+        _fit_stale(gm, step, record, stage, stage.changed[unchanged:])
     seconds = time.perf_counter() - start
     if not step.streams:
         _check_finite(gm, step)
@@ -66,6 +69,13 @@ def _run(
         record.become(old_record)
         record.add(Entry(step.name, "skip", "", "", f"undone: {before:.2f} dB before, {after:.2f} dB after it"))
     return CalibrationStep(step.name, before, after, kept, seconds)
+
+
+def _fit_stale(gm: GraphModule, step: Pass, record: Record, stage: DataStage, changed: Sequence[str]) -> None:
+    stale = ranges_behind(gm, changed) if changed else {}
+    if stale and stage.data is not None:
+        fit_again(gm, stale, stage.data)
+        record.add(Entry(step.name, "edit", "", "", f"ranges behind what it changed, fitted again: {', '.join(stale)}"))
 
 
 def _check_finite(gm: GraphModule, step: Pass) -> None:

@@ -27,6 +27,7 @@ class MatchOutputs(fxq.Pass):
     stage = fxq.Stage.CALIBRATED
     tolerance = fxq.ANY
     improves = True
+    keeps_ranges = True
     most_gain: float = 2.0
 
     def run(self, rw: fxq.Rewriter) -> None:

@@ -42,6 +42,7 @@ class CorrectBias(Pass):
     stage = Stage.CALIBRATED
     tolerance = ANY
     improves = True
+    keeps_ranges = True
     behind_rectifier: bool = True
 
     def run(self, rw: Rewriter) -> None:
