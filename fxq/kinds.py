@@ -6,11 +6,11 @@ kept here, and not in ``fxq.registry``, since targets, which lie below the regis
 """
 
 import difflib
-import functools
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -124,6 +124,7 @@ WEIGHTED_KINDS = frozenset({
 BUILT_IN_KINDS = _OTHER_WORDS.union(MODULE_KINDS.values(), FUNCTION_KINDS.values(), METHOD_KINDS.values())
 
 _registered: dict[Any, str] = {}
+_class_kinds: WeakKeyDictionary[type[nn.Module], str | None] = WeakKeyDictionary()  # what was looked up
 
 
 def register_kind(word: str, *operations: type[nn.Module] | Callable[..., Any]) -> None:
@@ -151,7 +152,7 @@ def register_kind(word: str, *operations: type[nn.Module] | Callable[..., Any]) 
         if taken not in (None, word):
             raise PluginError(f"{_name(operation)} is of kind {taken!r} and cannot be of kind {word!r} as well")
     _registered.update(dict.fromkeys(operations, word))
-    class_kind.cache_clear()
+    _class_kinds.clear()
 
 
 def own_kind(operation: Any) -> str | None:
@@ -159,10 +160,11 @@ def own_kind(operation: Any) -> str | None:
     return _registered.get(operation) or MODULE_KINDS.get(operation) or FUNCTION_KINDS.get(operation)
 
 
-@functools.lru_cache(maxsize=1024)
 def class_kind(module_type: type[nn.Module]) -> str | None:
     """Return the kind of the first class in the ancestry that has one, None where none has."""
-    return next((found for found in map(own_kind, module_type.__mro__) if found is not None), None)
+    if module_type not in _class_kinds:
+        _class_kinds[module_type] = next(filter(None, map(own_kind, module_type.__mro__)), None)
+    return _class_kinds[module_type]
 
 
 def is_registered(module_type: type[nn.Module]) -> bool:

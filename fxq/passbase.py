@@ -20,8 +20,8 @@ class Pass(abc.ABC):
             nothing for a CALIBRATED pass, which moves numbers on purpose.
         improves: a CALIBRATED pass that should make the quantized model more like the float one. It is measured on
             samples that no pass sees, and undone where it made things worse.
-        keeps_ranges: a CALIBRATED pass whose weights and biases make up for quantization and leave the activations where
-            they were, as a correction does. Else the ranges behind what it changed are stale, and are fitted again.
+        keeps_ranges: a CALIBRATED pass whose weights and biases make up for quantization, and so leave the activations
+            where they were. Else the ranges behind what it changed are stale, and are fitted again.
         streams: a CALIBRATED pass that reads the batches once, as they come, and changes nothing but ranges: where all
             do, no sample is kept and no weight copied.
     """

@@ -6,7 +6,6 @@ from torch.fx import GraphModule, Node
 
 from fxq.data import Data
 from fxq.graph.kinds import module_of
-from fxq.graph.match import is_quantizer
 from fxq.graph.observers import fit_observed, observing, observing_quantizers
 from fxq.graph.stored import stored_input
 from fxq.nn import Quantized, TensorQuantizer

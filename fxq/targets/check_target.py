@@ -17,6 +17,8 @@ from fxq.targets.op_rule import SLOTS, WHEN, OpRule
 if TYPE_CHECKING:
     from fxq.targets.target import Target
 
+_FIRST_OPSET, _LAST_OPSET = 13, 28
+
 
 def check_target(target: "Target") -> None:
     """Raise a TargetError for the first field that cannot be."""
@@ -24,6 +26,7 @@ def check_target(target: "Target") -> None:
         raise TargetError(f"a target is named by letters, digits, '_' and '-', got {target.name!r}")
     where = f"target {target.name!r}"
     _check_options(target.file, FileRules, f"{where}: file")
+    _check_file(target.file, f"{where}: file")
     _check_options(target.formats, Formats, f"{where}: formats")
     for name in ("fused_activations", "float_readers"):
         _check_kinds(getattr(target, name), f"{where}: {name}")
@@ -55,6 +58,20 @@ def _check_options(options: Any, wanted: type, where: str) -> None:
             is_good = all(isinstance(one, item) for one in given)
         if not is_good:
             raise TargetError(f"{where}.{field.name} must look like {default!r}, got {given!r}")
+
+
+def _check_file(file: FileRules, where: str) -> None:
+    operators = dict(FileRules().weight_axes)
+    for operator, _ in file.weight_axes:
+        if operator not in operators:
+            close = difflib.get_close_matches(str(operator), operators, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(operators)}"
+            raise TargetError(f"{where}.weight_axes: no operator {operator!r} has a per-channel weight; {hint}")
+    if not _FIRST_OPSET <= file.minimum_opset <= _LAST_OPSET:
+        raise TargetError(
+            f"{where}.minimum_opset must be an ONNX opset that has QuantizeLinear per axis, {_FIRST_OPSET} to "
+            f"{_LAST_OPSET}, got {file.minimum_opset}"
+        )
 
 
 def _check_kinds(words: Any, where: str) -> None:

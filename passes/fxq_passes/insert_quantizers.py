@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from fxq import Pass, QuantDescriptor, Rewriter, Stage, TensorQuantizer, register_pass
+from fxq import Pass, PassError, QuantDescriptor, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import (
     Edge,
     Plan,
@@ -36,7 +36,7 @@ class InsertQuantizers(Pass):
     def run(self, rw: Rewriter) -> None:
         """Insert quantizers that are disabled until attach_observers: this pass changes no numbers."""
         swap_modules(rw)
-        shared: dict[tuple[str, QuantDescriptor], tuple[str, TensorQuantizer]] = {}
+        shared: dict[str, tuple[str, TensorQuantizer, QuantDescriptor]] = {}  # by range group
         for producer in rw.nodes():
             readings: dict[QuantDescriptor, list[tuple[Edge, Plan]]] = {}
             for edge, plan in _planned_readings(rw, producer):
@@ -68,17 +68,22 @@ def _insert(
     producer: Node,
     descriptor: QuantDescriptor,
     found: list[tuple[Edge, Plan]],
-    shared: dict[tuple[str, QuantDescriptor], tuple[str, TensorQuantizer]],
+    shared: dict[str, tuple[str, TensorQuantizer, QuantDescriptor]],
 ) -> None:
     edges, plans = [edge for edge, _ in found], tuple(dict.fromkeys(plan for _, plan in found))
     group = range_group(producer)
-    key = (group or "", descriptor)
-    if group is not None and key in shared:
-        path, quantizer = shared[key]
+    if group is not None and group in shared:
+        path, quantizer, first = shared[group]
+        if first != descriptor:
+            raise PassError(
+                f"{producer.name!r} is to share one range with what {path!r} quantizes (group {group!r}), and they are "
+                f"planned as {descriptor} and as {first}: one range takes one descriptor; plan them alike, or apart"
+            )
     else:
         path = free_path(rw.gm, _quantizer_path(edges[0], plans[0]))
         quantizer = TensorQuantizer(descriptor.replace(name=path), disabled=True)
-        shared[key] = path, quantizer
+        if group is not None:
+            shared[group] = path, quantizer, descriptor
     node = rw.insert_module_on(edges, path, quantizer, "; ".join(dict.fromkeys(plan.why for plan in plans)))
     note_inserted(node, plans)
 

@@ -89,6 +89,25 @@ def test_a_tensor_that_one_node_reads_twice_is_quantized_at_both_readings(name: 
     assert_rewrites(PASSES, model=Unary(body), inputs=X, target="onnxruntime", after=after)
 
 
+class ShareBoth(fxq.Pass):
+    """Plan the two inputs of an add with different descriptors, and one range for both."""
+
+    stage = fxq.Stage.PLANNED
+    name = "share_both"
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        (add,) = rw.nodes(lambda node: node.name == "add")
+        for position, calibrator in enumerate(("max", "histogram")):
+            rw.plan_input(add, position, fxq.QuantDescriptor(calibrator=calibrator), "a test")
+        rw.share_range(add.all_input_nodes, "both", "a test")
+
+
+def test_one_range_for_two_descriptors_is_refused() -> None:
+    model = Unary(lambda x: torch.relu(x) + torch.sigmoid(x))
+    with pytest.raises(fxq.PassError, match=r"'sigmoid' is to share one range with what .* quantizes.*plan them alike"):
+        assert_rewrites([ShareBoth(), InsertQuantizers()], model=model, inputs=X, after="")
+
+
 def test_one_argument_of_two_may_be_planned() -> None:
     class Once(fxq.Pass):
         """Plan the second reading of x alone."""

@@ -161,6 +161,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a descriptor of another type": (lambda: Target("mine", weight="int8"), "weight must be a QuantDescriptor"),
     "file rules of another type": (lambda: Target("mine", file=3), "target 'mine': file must be a FileRules, got 3"),
+    "an opset that does not exist": (
+        lambda: Target("mine", file=FileRules(minimum_opset=99)),
+        "file.minimum_opset must be an ONNX opset that has QuantizeLinear per axis, 13 to 28, got 99",
+    ),
+    "the axis of no operator": (
+        lambda: Target("mine", file=FileRules(weight_axes=(("Conf", 0),))),
+        "no operator 'Conf' has a per-channel weight; did you mean 'Conv'?",
+    ),
     "a file rule of another type": (
         lambda: Target("mine", file=FileRules(minimum_opset="21")),
         "file.minimum_opset must look like 18, got '21'",
