@@ -1,29 +1,34 @@
 """prepare, convert, quantize, export_onnx: thin, they run the stages."""
 
+import contextlib
 import os
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxq.batches import Forward, first_inputs
+from fxq.batches import Forward, Inputs, first_inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.collector import paused_collector
 from fxq.compare.traced import check_traced
+from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
 from fxq.data import Data
 from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
+from fxq.float_reference import ORIGINAL, FloatReference
 from fxq.graph.check import check_graph
 from fxq.graph.modules import deep_copy
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
-from fxq.nn import Quantized
+from fxq.nn import Quantized, TensorQuantizer
 from fxq.number_check import NumberCheck
+from fxq.original import Original
 from fxq.pipeline import run_passes
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
@@ -31,6 +36,7 @@ from fxq.registry import find_lowering
 from fxq.rules import check_rules
 from fxq.stage import Stage
 from fxq.state import State, find_state, require_state, set_state
+from fxq.verdict import judge
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
@@ -67,8 +73,7 @@ def prepare(
     _check_model(model)
     copied = _copy(model).eval()
     gm = trace(copied, inputs, (*chosen.leaf_modules, *_own_layers(copied)))
-    if inputs is not None:
-        check_traced(copied, gm, inputs)
+    expected = [] if inputs is None else check_traced(copied, gm, inputs)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
     check_rules(chosen.rules, model, gm)
     state = State(Stage.TRACED, chosen, settings, verify=verify)
@@ -76,19 +81,30 @@ def prepare(
     check_graph(gm, Stage.TRACED)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
         run_passes(gm, passes[stage], settings, state.record, numbers)
-    set_state(gm, state.at(Stage.PREPARED))
+    original = Original.of(model, gm)
+    reference = None
+    if inputs is not None and expected:
+        reference = FloatReference((Inputs(inputs, {}),), (expected,), ORIGINAL, original.prepared)
+    set_state(gm, replace(state, stage=Stage.PREPARED, original=original, reference=reference))
+    _warn_of_nothing(gm, chosen)
     return gm
 
 
 @paused_collector()
-def convert(prepared: GraphModule) -> GraphModule:
+def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: bool = False) -> GraphModule:
     """Return a copy of a calibrated or trained model with explicit quantize and dequantize nodes and integer weights.
+
+    It is compared with the original float model on some of the calibration samples (or on the example inputs, where
+    there was no calibration); ``fxq.explain(converted).quality`` says how close it is.
 
     Args:
         prepared: the result of ``prepare``, with a range in every quantizer that needs one; not modified. Weights that
             were not fitted are.
+        min_sqnr_db: warn where an output has a lower signal to quantization noise ratio; None for what the recipe says.
+        strict: raise instead of warning.
 
     Raises:
+        AccuracyError: ``strict``, and the result is too far from the float model.
         CalibrationError: quantizers have no range; their module paths are listed.
         PassError: the result computes something else than ``prepared``; the pass is named. Compared on the example
             inputs of ``prepare``, if it got any: after each pass if it was asked to verify, else at the end.
@@ -99,17 +115,28 @@ def convert(prepared: GraphModule) -> GraphModule:
     _warn_of_passes_without_data(state)
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
-    set_state(gm, State(Stage.LOWERED, state.recipe, state.settings, record, explanation, state.verify))
+    reference = None if state.reference is None else state.reference.now(prepared)
+    quality = None if reference is None else reference.quality(gm)
+    explanation = replace(explanation, quality=quality)
+    set_state(gm, replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference))
+    if reference is not None and quality is not None:
+        least = state.recipe.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
+        judge(
+            "the converted model", quality, explanation.coverage, least, strict,
+            lambda: worst_layers(prepared, reference.inputs[:1]), _levels_to_caller(),
+        )  # fmt: skip
     return gm
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     model: nn.Module,
     batches: Iterable[Any] | Data | None = None,
     recipe: str | Recipe = "tensorrt",
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     forward: Forward | None = None,
     progress: bool = True,
+    min_sqnr_db: float | None = None,
+    strict: bool = False,
 ) -> GraphModule:
     """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
 
@@ -121,7 +148,7 @@ def quantize(
     prepared = prepare(model, example_inputs, recipe)
     if needs_data(prepared):
         calibrate(prepared, batches, forward, progress)
-    return convert(prepared)
+    return convert(prepared, min_sqnr_db, strict)
 
 
 @paused_collector()
@@ -181,6 +208,15 @@ def _warn_of_passes_without_data(state: State) -> None:
         )
 
 
+def _warn_of_nothing(prepared: GraphModule, recipe: Recipe) -> None:
+    if not any(isinstance(module, TensorQuantizer) and module.is_enabled for module in prepared.modules()):
+        warnings.warn(
+            f"nothing was quantized: with recipe {recipe.name!r} the result computes in float throughout. "
+            "print(fxq.explain(prepared)) says why, operation by operation",
+            stacklevel=_levels_to_caller(),
+        )
+
+
 def _number_check(inputs: tuple[Any, ...] | None) -> NumberCheck:
     if inputs is None:
         raise PassError("verify=True runs the model before and after each pass: give prepare() example_inputs")
@@ -218,7 +254,8 @@ def _own_layers(model: nn.Module) -> Iterator[str]:
 def _levels_to_caller() -> int:
     """Return the stacklevel of a warning that shall point to whoever called this file."""
     files = [frame.filename for frame in traceback.extract_stack()[-2::-1]]
-    return next((level for level, file in enumerate(files, start=1) if file != __file__), 1)
+    ours = (__file__, contextlib.__file__)
+    return next((level for level, file in enumerate(files, start=1) if file not in ours), 1)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -16,12 +16,14 @@ from fxq.calibration_report import CalibrationReport
 from fxq.calibration_run import run_calibrated_passes
 from fxq.data import Data
 from fxq.errors import CalibrationError, InputError
+from fxq.float_reference import refer
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import copied_weights
 from fxq.graph.observers import fit_observed, forget, observing_quantizers
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.weight_changes import WeightChanges
+from fxq.original import checksum
 from fxq.passbase import Pass
 from fxq.quant.registry import find_fit
 from fxq.stage import Stage
@@ -58,6 +60,7 @@ def calibrate(
         CalibrationError: there is no batch, or a quantizer saw NaN or infinity.
         InputError: a batch does not fit the model.
         PassError: a pass failed.
+        TraceError: on this data the traced graph computes something else than the model.
     """
     state = require_state(prepared, Stage.PREPARED, "calibrate")
     passes = state.recipe.create_passes()[Stage.CALIBRATED]
@@ -185,11 +188,15 @@ def _run(
 ) -> tuple[CalibrationReport, State]:
     """Run the passes; return what they did, and the state of the calibrated model."""
     record = state.record.copy(without={step.name for step in passes})
+    is_untrained = state.original is not None and checksum(prepared) == state.original.prepared
     start = copied_weights(prepared) if _may_change_weights(passes) else None
     stage = DataStage(data, None if start is None else dict(start))
     report = run_calibrated_passes(prepared, passes, state.settings, record, stage)
     changes = WeightChanges() if start is None else WeightChanges.since(start, prepared)
-    return report, replace(state, stage=Stage.CALIBRATED, record=record, changes=changes)
+    reference = state.reference
+    if data is not None and data.compared:
+        reference = refer(prepared, data.compared, state.original if is_untrained else None, start)
+    return report, replace(state, stage=Stage.CALIBRATED, record=record, changes=changes, reference=reference)
 
 
 @contextmanager

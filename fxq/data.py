@@ -115,6 +115,11 @@ class Data:
         return self._samples.held_out
 
     @property
+    def compared(self) -> list[Inputs]:
+        """The samples to compare the quantized model on: those held out, or else a few that it was calibrated on."""
+        return self._samples.held_out or self._samples.shown
+
+    @property
     def seen(self) -> int:
         """How many samples were read, those held out included."""
         return self._samples.seen
@@ -151,6 +156,7 @@ class Data:
             self._take_forward(gm, batch, self.forward, runs)
             return
         inputs = as_inputs(gm, batch)
+        self._samples.show(inputs)
         rest = None if inputs.samples == 0 else self._samples.take(inputs)
         if runs and rest is not None:
             call(gm, *rest.args, **rest.kwargs)
@@ -159,7 +165,7 @@ class Data:
         """Let the user's function feed a batch; it alone can take one apart, so whole ones are held out."""
         if not self._samples.most:
             self._samples.seen += 1
-            forward(gm, batch)
+            self._samples.show(_seen_call(gm, batch, forward))
             return
         inputs = _first_call(gm, batch, forward)
         if inputs is None:
@@ -177,6 +183,22 @@ class Data:
                 f"the loader has a length of {promised} batches and ended after {count}; those {count} were used",
                 stacklevel=2,
             )
+
+
+def _seen_call(gm: GraphModule, batch: Any, forward: Forward) -> Inputs:
+    """Let the user's function feed a batch; return the arguments with which it called the model first, or none."""
+    found: list[Inputs] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not found:
+            found.append(Inputs(args, kwargs))
+
+    handle = gm.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        forward(gm, batch)
+    finally:
+        handle.remove()
+    return found[0] if found else Inputs((), {})
 
 
 class _StopForward(BaseException):

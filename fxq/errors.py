@@ -69,6 +69,10 @@ class ExportError(FxqError, RuntimeError):
     """An ONNX file could not be written, breaks a rule, or does not compute what the model computes."""
 
 
+class AccuracyError(FxqError, RuntimeError):
+    """A quantized model is further from the float model than was asked for (``strict=True``)."""
+
+
 class RuntimeUnavailableError(FxqError, ImportError):
     """A runtime does not exist, is not installed, or cannot do here what was asked of it."""
 

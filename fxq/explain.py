@@ -6,6 +6,7 @@ from types import FunctionType
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from fxq.coverage import coverage_of
 from fxq.errors import StageError
 from fxq.explanation import Explanation, NodeExplanation, QuantizedTensor
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
@@ -36,7 +37,7 @@ def explain_graph(gm: GraphModule, state: State) -> Explanation:
     nodes = tuple(
         _explain_node(node, state, inside.get(str(node.target), {})) for node in gm.graph.nodes if not _is_silent(node)
     )
-    return Explanation(state.settings.target.name, state.recipe.name, nodes)
+    return Explanation(state.settings.target.name, state.recipe.name, nodes, coverage_of(gm))
 
 
 def _is_silent(node: Node) -> bool:

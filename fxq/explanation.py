@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from fxq.compare.quality import Quality
+from fxq.coverage import Coverage
+
 _WIDTH = 160
 # Below, six columns would break their words.
 _WIDE = 120
@@ -54,11 +57,17 @@ class NodeExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What became of each operation. ``print`` shows a table; ``to_dict`` and ``nodes`` are for programs."""
+    """What became of each operation. ``print`` shows a table; ``to_dict`` and ``nodes`` are for programs.
+
+    ``coverage``: which layers compute with integers. ``quality``: how close a converted model is to the float one, None
+    where it is not known.
+    """
 
     target: str
     recipe: str
     nodes: tuple[NodeExplanation, ...]
+    coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
+    quality: Quality | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -123,7 +132,8 @@ class Explanation:
     @property
     def _title(self) -> str:
         recipe = self.recipe if self.recipe == self.target else f"{self.recipe} for {self.target}"
-        return f"{recipe}: {_counted(self.counts)}"
+        quality = "" if self.quality is None else f"\n{self.quality}"
+        return f"{recipe}: {_counted(self.counts)}\n{_safe(str(self.coverage))}{_safe(quality)}"
 
 
 def _role(tensor: QuantizedTensor) -> str:

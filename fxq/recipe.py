@@ -13,6 +13,7 @@ from typing import Any, Self
 import tomli_w
 from torch import nn
 
+from fxq.compare.quality import LEAST_DB
 from fxq.errors import FxqError, RecipeError
 from fxq.passbase import Pass
 from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, calibrator_names
@@ -63,6 +64,8 @@ class Recipe:
             fits the maximum and lets ``fit_ranges`` try the methods without the data.
         passes: in order of their stages.
         leaf_modules: globs on module paths or class names that tracing does not enter; they stay in float.
+        min_sqnr_db: ``convert`` and ``export_onnx`` warn of an output that is further from the float model's; 0 dB is
+            an error as large as the signal.
     """
 
     name: str = ""
@@ -72,6 +75,7 @@ class Recipe:
     calibrator: str = "histogram"
     passes: tuple[PassSpec, ...] = DEFAULT_PASSES
     leaf_modules: tuple[str, ...] = ()
+    min_sqnr_db: float = LEAST_DB
 
     def __post_init__(self) -> None:
         if isinstance(self.target, str) and self.target.endswith(".toml"):
@@ -87,6 +91,8 @@ class Recipe:
             raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(names)}")
         if not isinstance(self.default, QConfig):
             raise RecipeError(f"default must be a fxq.QConfig, got {self.default!r}")
+        if isinstance(self.min_sqnr_db, bool) or not isinstance(self.min_sqnr_db, int | float):
+            raise RecipeError(f"min_sqnr_db must be a number of dB, got {self.min_sqnr_db!r}")
         if isinstance(self.leaf_modules, str):
             raise RecipeError(f"leaf_modules must be a tuple of globs, got the string {self.leaf_modules!r}")
         object.__setattr__(self, "rules", tuple(_as_rule(rule) for rule in self.rules))
@@ -157,6 +163,8 @@ class Recipe:
         target = self.resolved_target
         written = target.name if is_registered(target) else target.to_dict()
         fields: dict[str, Any] = {"name": self.name, "target": written, "calibrator": self.calibrator}
+        if self.min_sqnr_db != LEAST_DB:
+            fields["min_sqnr_db"] = self.min_sqnr_db
         if self.leaf_modules:
             fields["leaf_modules"] = list(self.leaf_modules)
         if self.default != QConfig():

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from fxq.batches import Inputs
+
+# Enough to tell good from bad, of several batches, since a loader may be sorted.
+_MOST_SHOWN, _MOST_SHOWN_OF_BATCH, _MOST_SHOWN_BYTES = 16, 4, 2**27
 
 
 @dataclass
@@ -14,6 +20,7 @@ class Samples:
         share: how many of them to hold out.
         learned: kept to learn from.
         held_out: kept to judge by.
+        shown: a few of the first batches, kept in any case, for the quantized model to be compared on.
         seen: how many samples came by, kept or not.
     """
 
@@ -21,6 +28,7 @@ class Samples:
     share: float = 0.0
     learned: list[Inputs] = field(default_factory=list)
     held_out: list[Inputs] = field(default_factory=list)
+    shown: list[Inputs] = field(default_factory=list)
     seen: int = 0
 
     @property
@@ -51,6 +59,16 @@ class Samples:
             self.learned.append(rest.part(0, room))
         return rest
 
+    def show(self, inputs: Inputs) -> None:
+        """Keep a few samples of ``inputs``, a batch, to compare on, as long as they are few and small."""
+        count = inputs.samples or 1
+        room = min(_MOST_SHOWN - _count(self.shown), _MOST_SHOWN_OF_BATCH, count)
+        one = _bytes(inputs) / count
+        if self.shown and one:
+            room = min(room, int((_MOST_SHOWN_BYTES - sum(map(_bytes, self.shown))) / one))
+        if room > 0:
+            self.shown.append(inputs.part(0, room))
+
     def _due(self, count: int, is_whole: bool) -> int:
         """Return how many of the next ``count`` samples are held out: the share of all, spread over the batches."""
         share = min(int((self.seen + count) * self.share), int(self.most * self.share))
@@ -61,6 +79,10 @@ class Samples:
 
     def _room_to_learn(self) -> int:
         return max(self.most - int(self.most * self.share) - _count(self.learned), 0)
+
+
+def _bytes(inputs: Inputs) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(tuple(inputs)) if isinstance(leaf, Tensor))
 
 
 def _count(batches: list[Inputs]) -> int:

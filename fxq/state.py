@@ -7,8 +7,10 @@ from torch.fx import GraphModule
 
 from fxq.errors import StageError
 from fxq.explanation import Explanation
+from fxq.float_reference import FloatReference
 from fxq.graph.settings import Settings
 from fxq.graph.weight_changes import WeightChanges
+from fxq.original import Original
 from fxq.recipe import Recipe
 from fxq.record import Record
 from fxq.stage import Stage
@@ -20,7 +22,8 @@ _KEY = "fxq"
 class State:
     """The stage of a graph module, how it came there, and what calibration did to its weights.
 
-    ``verify``: hold each pass to its tolerance, one by one.
+    ``verify``: hold each pass to its tolerance, one by one. ``original``: the user's model; ``reference``: what it, or
+    the float model in the graph, makes of some samples; None where there were no inputs.
     """
 
     stage: Stage
@@ -30,6 +33,8 @@ class State:
     explanation: Explanation | None = None
     verify: bool = False
     changes: WeightChanges = field(default_factory=WeightChanges)
+    original: Original | None = None
+    reference: FloatReference | None = None
 
     def at(self, stage: Stage) -> "State":
         """Return the state at another stage."""

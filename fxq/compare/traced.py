@@ -21,8 +21,11 @@ from fxq.graph.trace_failure import describe
 _MOST_SHOWN = 5
 
 
-def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> None:
+def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> Named:
     """Compare ``gm`` with ``model``, which it was traced from, on ``inputs``; neither is changed.
+
+    Returns:
+        What the model makes of the inputs; nothing where there are no numbers, on the meta device.
 
     Raises:
         TraceError: they return different numbers, or different tensors.
@@ -30,7 +33,7 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
     """
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)]
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
-        return  # there are no numbers to compare
+        return []
     with _plain_transformers():
         expected = _run(model, model, inputs)
         found = _run(gm, model, inputs)
@@ -45,6 +48,7 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
         error = compare(name, want, have, step=1.0).max_abs
         if not is_rounding(error, want):
             raise _misled(model, f"computes another {name!r}: it differs from the model's by up to {error:.3g}")
+    return expected
 
 
 def _run(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> Named:

@@ -17,6 +17,11 @@ def copied_weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def own_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of ``model`` by path, not copied."""
+    return {path: parameter.detach() for path, parameter in model.named_parameters(remove_duplicate=False)}
+
+
 @contextmanager
 def in_float(module: nn.Module, weights: Mapping[str, Tensor], path: str = "") -> Iterator[None]:
     """Let ``module`` compute with the weights given and its quantizers off; all is as before afterwards.

@@ -1,0 +1,118 @@
+"""FloatReference: samples, and what the float model makes of them, for the quantized model to be compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxq.batches import Inputs
+from fxq.compare.outputs import Named, named_leaves, running_alike
+from fxq.compare.parity import compare, is_rounding
+from fxq.compare.quality import Quality, measure
+from fxq.errors import TraceError
+from fxq.graph.float_model import in_float, own_weights
+from fxq.graph.moved import follow_move
+from fxq.original import Original, checksum
+
+ORIGINAL, GRAPH, CHANGED = "the original model", "the traced float model", "the model with its quantizers off"
+
+
+@dataclass(frozen=True)
+class FloatReference:
+    """What to compare with.
+
+    Args:
+        inputs: of some calls of the model.
+        outputs: what the float model returns for each.
+        against: which float model that was.
+        checksum: of the prepared model's weights for which this holds.
+    """
+
+    inputs: tuple[Inputs, ...]
+    outputs: tuple[Named, ...]
+    against: str
+    checksum: str
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return sum(one.samples or 1 for one in self.inputs)
+
+    def now(self, prepared: GraphModule) -> "FloatReference":
+        """Return the reference for the weights that ``prepared`` has now: training, or a state dict, changes it."""
+        found = checksum(prepared)
+        if found == self.checksum:
+            return self
+        inputs = follow_move(prepared, self.inputs)
+        with in_float(prepared, own_weights(prepared)):
+            outputs = run_all(prepared, inputs)
+        return FloatReference(inputs, outputs, CHANGED, found)
+
+    def quality(self, model: GraphModule) -> Quality:
+        """Run ``model`` on the samples, and compare."""
+        return measure(self.outputs, run_all(model, follow_move(model, self.inputs)), self.samples, self.against)
+
+
+def refer(
+    prepared: GraphModule, inputs: Sequence[Inputs], original: Original | None, weights: dict[str, Tensor] | None
+) -> FloatReference:
+    """Return what the float model makes of ``inputs``; the original's outputs, where it is there.
+
+    Args:
+        prepared: the model that will be quantized.
+        inputs: of some calls.
+        original: the user's model; None where the prepared one is another by now.
+        weights: those of the float model by path, where passes changed them; None for its own.
+
+    Raises:
+        TraceError: the traced graph computes something else than the original.
+    """
+    with in_float(prepared, weights or own_weights(prepared)):
+        traced = run_all(prepared, inputs)
+    model = original.find() if original is not None else None
+    if model is None:
+        return FloatReference(tuple(inputs), traced, GRAPH, checksum(prepared))
+    outputs = run_all(model, _placed_like(model, inputs))
+    for expected, found in zip(outputs, traced, strict=True):
+        _check_alike(model, expected, found)
+    return FloatReference(tuple(inputs), outputs, ORIGINAL, checksum(prepared))
+
+
+def run_all(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
+    """Return the named outputs of ``model`` for each of ``inputs``; it runs as in ``running_alike``."""
+    found = []
+    for one in inputs:
+        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(one))
+        with running_alike(model):
+            result = nn.Module.__call__(model, *args, **kwargs)
+        found.append([(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)])
+    return tuple(found)
+
+
+def _placed_like(model: nn.Module, inputs: Sequence[Inputs]) -> Any:
+    own = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
+    return inputs if own is None else pytree.tree_map_only(Tensor, lambda tensor: tensor.to(own.device), tuple(inputs))
+
+
+def _check_alike(model: nn.Module, expected: Named, found: Named) -> None:
+    names = [name for name, _ in expected]
+    if names != [name for name, _ in found]:
+        raise _misled(model, f"returns {', '.join(name for name, _ in found)} where it returns {', '.join(names)}")
+    for (name, want), (_, have) in zip(expected, found, strict=True):
+        if want.shape != have.shape:
+            raise _misled(model, f"returns {name!r} of shape {tuple(have.shape)} where it has {tuple(want.shape)}")
+        error = compare(name, want, have, step=1.0).max_abs
+        if not is_rounding(error, want):
+            raise _misled(model, f"computes another {name!r}, which differs by up to {error:.3g}")
+
+
+def _misled(model: nn.Module, what: str) -> TraceError:
+    return TraceError(
+        f"on calibration data the traced graph {what} in the model itself ({type(model).__name__}). It was traced on "
+        "the example inputs, and a branch or number in its Python that depends on the data was burned in. Make the "
+        "choice a tensor operation (torch.where), or name the module that holds it in "
+        "recipe.replace(leaf_modules=(...,)); it is then left in float"
+    )

@@ -1,0 +1,58 @@
+"""The model that the user handed over, to compare with: not kept alive, and believed only while it is what it was."""
+
+import hashlib
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fxq.nn import TensorQuantizer
+
+
+@dataclass(frozen=True)
+class Original:
+    """A model, as long as somebody else keeps it.
+
+    Args:
+        reference: to the model.
+        checksum: of its tensors when it was prepared.
+        prepared: that of the prepared model then.
+    """
+
+    reference: weakref.ref[nn.Module]
+    checksum: str
+    prepared: str
+
+    @classmethod
+    def of(cls, model: nn.Module, prepared: nn.Module) -> "Original":
+        """Remember ``model``, of which ``prepared`` was made."""
+        return cls(weakref.ref(model), checksum(model), checksum(prepared))
+
+    def find(self) -> nn.Module | None:
+        """Return the model if it is there, with the tensors that it had."""
+        model = self.reference()
+        return model if model is not None and checksum(model) == self.checksum else None
+
+
+def checksum(model: nn.Module) -> str:
+    """Return a sum over all parameters and buffers but those of quantizers: two are equal where no tensor changed.
+
+    One look at each tensor where it is; the same on any device.
+    """
+    found = hashlib.sha256()
+    for path, module in model.named_modules():
+        if isinstance(module, TensorQuantizer):
+            continue
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            found.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)} {_sum(tensor)}\n".encode())
+    return found.hexdigest()
+
+
+def _sum(tensor: Tensor) -> int:
+    """Return the sum of the bits, read as integers; 0 for what holds none that can be read so."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        return 0
+    plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
+    return int(plain.view(integer).sum(dtype=torch.int64))
