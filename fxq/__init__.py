@@ -6,6 +6,7 @@ from fxq.calibration import calibrate, calibrate_weights, fit_ranges
 from fxq.calibration_report import CalibrationReport
 from fxq.data import Data
 from fxq.errors import (
+    AccuracyError,
     CalibrationError,
     CompatError,
     DescriptorError,
@@ -81,6 +82,7 @@ __all__ = [
     "QUANT_DESC_8BIT_PER_TENSOR",
     "QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR",
     "ROUNDING",
+    "AccuracyError",
     "CalibrationError",
     "CalibrationReport",
     "CompatError",
