@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from fxq.compare.outputs import Named, named_outputs, output_steps
 from fxq.compare.parity import OutputParity, compare_all, is_rounding, rounding_floors
-from fxq.compare.rounding_noise import UNITS_IN_THE_LAST_PLACE, UNITS_OF_LOWERING
+from fxq.compare.rounding_noise import LOWERED, REORDERED
 from fxq.errors import PassError
 from fxq.passbase import Pass, describe_pass
 from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
@@ -92,9 +92,9 @@ class NumberCheck:
         def is_kept(known: Sequence[OutputParity | None]) -> bool:
             return all(map(_is_kept, [tolerance] * len(parity), parity, expected, known))
 
-        units = UNITS_OF_LOWERING if tolerance.lsb else UNITS_IN_THE_LAST_PLACE
+        noise = LOWERED if tolerance.lsb else REORDERED
         if not is_kept(floors) and tolerance != EXACT:
-            floors = [*rounding_floors(gm, self.inputs, found, steps, is_kept, units)]
+            floors = [*rounding_floors(gm, self.inputs, found, steps, is_kept, noise)]
         for output, pair, floor in zip(parity, expected, floors, strict=True):
             if not _is_kept(tolerance, output, pair, floor):
                 raise PassError(self._message(output, pair[1], tolerance))

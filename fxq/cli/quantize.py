@@ -122,7 +122,8 @@ def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    worst = max(report.parity, key=lambda output: output.max_lsb, default=None)
+    # As it is used; where that was not run, nothing was.
+    worst = max(report.optimized_parity, key=lambda output: output.max_lsb, default=None)
     batch = "dynamic" if report.dynamic_batch else "static"
     table.add_row("wrote", f"[bold]{report.path}[/]")
     table.add_row("recipe", recipe)

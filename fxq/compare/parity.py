@@ -11,7 +11,8 @@ collect several. A range that is measured at run time adds nothing: its step mov
 and that, too, shows only in values that lie between two codes. A wrong scale, axis, zero point or weight is off by many
 LSB everywhere. Hence: mean at most 1 LSB, and at most 16 LSB for any value. Untrained deep models amplify flips; for
 them the bound is three times what rounding alone does to the model (rounding_noise.py), which is measured only when the
-first bound fails.
+first bound fails. A runtime's fused integer kernels are held to the same bounds: they round the same tensors to the
+same codes, and what they round beside these, biases to int32 and what MatMulNBits reads, is in the noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from fxq.compare.outputs import Named, copies, largest_finite, running_alike
-from fxq.compare.rounding_noise import UNITS_IN_THE_LAST_PLACE, run_with_rounding_noise
+from fxq.compare.rounding_noise import REORDERED, Noise, run_with_rounding_noise
 
 MAX_MEAN_LSB = 1.0
 MAX_LSB = 16.0
@@ -86,17 +87,16 @@ def rounding_floors(
     expected: Named,
     steps: Sequence[float],
     is_enough: Callable[[Floors], bool],
-    units: float = UNITS_IN_THE_LAST_PLACE,
+    noise: Noise = REORDERED,
 ) -> Floors:
     """Return what rounding alone does to each output of ``gm``, which makes ``expected`` of ``inputs``.
 
-    It is drawn several times, until ``is_enough`` says that what was found explains the error in question. ``units``:
-    as in run_with_rounding_noise.
+    It is drawn several times, until ``is_enough`` says that what was found explains the error in question.
     """
     worst: Floors = ()
     for seed in range(NOISE_DRAWS):
         with running_alike(gm):
-            noisy = run_with_rounding_noise(gm, copies(inputs), seed, units)
+            noisy = run_with_rounding_noise(gm, copies(inputs), seed, noise)
         drawn = compare_all(expected, [output for _, output in noisy], steps)
         pairs = zip(worst or drawn, drawn, strict=True)
         worst = tuple(max(pair, key=lambda found: found.mean_lsb) for pair in pairs)

@@ -5,26 +5,46 @@ order of summation does. In a trained model a few codes flip and little happens.
 feed each other until most of the output is noise; then no comparison of runtimes can be closer than that.
 """
 
+import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import named_leaves
 from fxq.graph.match import is_quantizer
-from fxq.quant import LOWERED_OPS
+from fxq.quant import LOWERED_OPS, lowered_kind
 
-# Two units in the last place of the largest value; a float32 convolution in another order is off by about as much.
-UNITS_IN_THE_LAST_PLACE = 2.0
+_PRODUCTS = (functional.linear, torch.matmul, operator.matmul)
+_HALF_A_STEP = 0.5 / 127
 
 
+@dataclass(frozen=True)
+class Noise:
+    """How far rounding moves what a graph computes.
+
+    Args:
+        units: each float result, in units in the last place of its largest value.
+        rounds_activations: to 8 bits, in front of a layer that has a stored integer weight and computes in float.
+    """
+
+    units: float
+    rounds_activations: bool = False
+
+
+# Another order of summation: a float32 convolution is off by about two units.
+REORDERED = Noise(2.0)
 # A bias that becomes int32 moves by up to half of input step x weight step: some thousandths of the output's own step.
-UNITS_OF_LOWERING = 256.0
+LOWERED = Noise(256.0)
+# ONNX Runtime's fusions make such biases too, and its MatMulNBits rounds what it reads (export/stored_weights.py).
+FUSED = Noise(256.0, rounds_activations=True)
 
 
 def run_with_rounding_noise(
-    gm: fx.GraphModule, inputs: tuple[Any, ...], seed: int, units: float = UNITS_IN_THE_LAST_PLACE
+    gm: fx.GraphModule, inputs: tuple[Any, ...], seed: int, noise: Noise = REORDERED
 ) -> list[tuple[str, Tensor]]:
     """Return the named outputs of ``gm`` with every float result slightly moved; the same for the same ``seed``.
 
@@ -32,15 +52,15 @@ def run_with_rounding_noise(
         gm: the graph module.
         inputs: positional; not modified by fxq, but the model may.
         seed: of the noise.
-        units: how far, in units in the last place of the largest value.
+        noise: how far.
     """
-    return named_leaves(_Noisy(gm, seed, units).run(*inputs), "output", Tensor)
+    return named_leaves(_Noisy(gm, seed, noise).run(*inputs), "output", Tensor)
 
 
 class _Noisy(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule, seed: int, units: float) -> None:
+    def __init__(self, gm: fx.GraphModule, seed: int, noise: Noise) -> None:
         super().__init__(gm)
-        self.units = units
+        self.noise = noise
         self.generator = torch.Generator().manual_seed(seed)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -50,9 +70,27 @@ class _Noisy(fx.Interpreter):
         exact = not computes or is_quantizer(n) or (row is not None and row.is_exact)
         return result if exact else pytree.tree_map_only(Tensor, self._moved, result)
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if self.noise.rounds_activations and _reads_only_weight_in_integers(n):
+            return (self._shaken(args[0], _HALF_A_STEP), *args[1:]), kwargs
+        return args, kwargs
+
     def _moved(self, result: Tensor) -> Tensor:
         if not result.is_floating_point() or not result.numel():
             return result
-        step = result.abs().max() * torch.finfo(result.dtype).eps * self.units
-        noise = torch.rand(result.shape, generator=self.generator).to(result) * 2 - 1
-        return result + noise * step
+        return self._shaken(result, torch.finfo(result.dtype).eps * self.noise.units)
+
+    def _shaken(self, value: Tensor, share: float) -> Tensor:
+        """Move each element by up to ``share`` of the largest one."""
+        noise = torch.rand(value.shape, generator=self.generator).to(value) * 2 - 1
+        return value + noise * (value.abs().max() * share)
+
+
+def _reads_only_weight_in_integers(node: fx.Node) -> bool:
+    if node.target not in _PRODUCTS or len(node.args) < 2:
+        return False
+    value, weight = node.args[:2]
+    assert isinstance(value, fx.Node)
+    is_stored = isinstance(weight, fx.Node) and lowered_kind(weight.target) == "dequantize"
+    return is_stored and lowered_kind(value.target) != "dequantize" and weight.args[0].op == "get_attr"  # type: ignore[union-attr]

@@ -80,9 +80,14 @@ def _name_batch(model: ir.Model) -> None:
     """Call the one dynamic dimension ``batch`` where torch calls it s33 or the like."""
     for value in _values(model.graph):
         if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
-            value.shape = ir.Shape(
-                [dim if isinstance(dim, int) else _SYMBOL.sub(BATCH, str(dim.value)) for dim in value.shape]
-            )
+            value.shape = ir.Shape([_named(dim) for dim in value.shape])
+
+
+def _named(dim: int | ir.SymbolicDim) -> int | str | None:
+    """Return a size as it is written; sizes of one name are equal, and runtimes let them share memory."""
+    if isinstance(dim, int):
+        return dim
+    return None if dim.value is None else _SYMBOL.sub(BATCH, dim.value)
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

@@ -16,7 +16,8 @@ class ExportOptions:
 
     Args:
         dynamic_batch: dimension 0 of every input is dynamic; None leaves it to ``rules``.
-        check: check the file, and compare it with the model in ONNX Runtime, before it takes its place.
+        check: check the file, and compare it with the model in ONNX Runtime, before it takes its place: as it is
+            written, with the default optimizations, and with these at another batch size where that is dynamic.
         rules: what the runtime demands.
         metadata: text to store in the file (``metadata_props``).
         external_data_threshold: weights of more bytes than this go to ``<file>.data``; protobuf ends at 2 GB.
@@ -36,7 +37,15 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written; ``dynamic_nodes`` counts the operators that quantize on the fly."""
+    """What was written, and how far ONNX Runtime is from the converted model.
+
+    Args:
+        parity: of each output, with the operators as the file has them.
+        optimized_parity: with ONNX Runtime's default optimizations, as it is used.
+        other_batch_parity: optimized too, with one sample, or two where the example inputs are one; empty where the
+            batch is static.
+        dynamic_nodes: how many operators quantize on the fly.
+    """
 
     path: Path
     opset: int
@@ -44,9 +53,11 @@ class ExportReport:
     quantize_nodes: int
     dequantize_nodes: int
     dynamic_batch: bool
-    parity: tuple[OutputParity, ...]
+    parity: tuple[OutputParity, ...] = ()
     external_data: Path | None = None
     dynamic_nodes: int = 0
+    optimized_parity: tuple[OutputParity, ...] = ()
+    other_batch_parity: tuple[OutputParity, ...] = ()
 
     def __str__(self) -> str:
         batch = "dynamic" if self.dynamic_batch else "static"
@@ -55,8 +66,14 @@ class ExportReport:
             f"{self.quantize_nodes} QuantizeLinear, {self.dequantize_nodes} DequantizeLinear"
             + (f", {self.dynamic_nodes} quantized on the fly" if self.dynamic_nodes else "")
         ]
+        runs = {
+            "onnxruntime": self.parity,
+            "optimized": self.optimized_parity,
+            "optimized, another batch size": self.other_batch_parity,
+        }
         lines += [
-            f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, max abs {p.max_abs:.3g} (onnxruntime)"
-            for p in self.parity
+            f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, max abs {p.max_abs:.3g} ({run})"
+            for run, parity in runs.items()
+            for p in parity
         ]
         return "\n".join(lines)

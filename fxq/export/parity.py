@@ -22,6 +22,7 @@ from fxq.compare.parity import (
     compare_all,
     rounding_floors,
 )
+from fxq.compare.rounding_noise import FUSED, REORDERED, Noise
 from fxq.errors import ExportError, InputError, RuntimeRefusedError
 from fxq.runtimes import get_runtime
 
@@ -47,50 +48,59 @@ class Reference:
             raise InputError(f"the model does not run on the example inputs: {error}") from error
 
 
-def check_parity(model: ir.Model, path: Path, reference: Reference) -> tuple[OutputParity, ...]:
-    """Compare the file with the module; ``model`` is the file at ``path``, loaded.
+def check_parity(model: ir.Model, path: Path, reference: Reference, optimize: bool = False) -> tuple[OutputParity, ...]:
+    """Compare the file with the module.
+
+    Args:
+        model: the file at ``path``, loaded.
+        path: the file.
+        reference: what the module makes of its inputs.
+        optimize: run it with ONNX Runtime's default optimizations, as its users do, rather than as it is written.
 
     Raises:
         ExportError: ONNX Runtime does not run the file, or an output is too far off; names the output.
     """
-    actual = [torch.from_numpy(array) for array in _run_onnxruntime(model, path, reference.inputs)]
+    how = "onnxruntime, with its default optimizations," if optimize else "onnxruntime"
+    actual = [torch.from_numpy(array) for array in _run_onnxruntime(model, path, reference.inputs, optimize)]
     if len(reference.outputs) != len(actual):
         raise ExportError(f"the file has {len(actual)} outputs and the model {len(reference.outputs)}")
     for (name, want), have in zip(reference.outputs, actual, strict=True):
         if want.shape != have.shape:
-            shapes = f"{tuple(have.shape)} in onnxruntime and {tuple(want.shape)} in the model"
+            shapes = f"{tuple(have.shape)} in {how} and {tuple(want.shape)} in the model"
             raise ExportError(f"output {name!r} has shape {shapes}")
     steps = output_steps(reference.gm, reference.outputs)
     parity = compare_all(reference.outputs, actual, steps)
-    if not all(output.is_within() for output in parity):
-        _check_against_noise(parity, reference, steps)
-    return parity
-
-
-def _check_against_noise(parity: tuple[OutputParity, ...], reference: Reference, steps: list[float]) -> None:
-    def is_explained(floors: Floors) -> bool:
-        return all(output.is_within(noise=floor) for output, floor in zip(parity, floors, strict=True))
-
-    floors = rounding_floors(reference.gm, reference.inputs, reference.outputs, steps, is_explained)
+    if all(output.is_within() for output in parity):
+        return parity
+    cause = "Its fusions compute something else than the file" if optimize else "An operator is translated wrongly"
+    floors = _floors(parity, reference, steps, FUSED if optimize else REORDERED)
     for output, floor in zip(parity, floors, strict=True):
         if not output.is_within(noise=floor):
             raise ExportError(
-                f"onnxruntime computes another {output.name!r} than the model: mean error {output.mean_lsb:.2f} LSB, "
+                f"{how} computes another {output.name!r} than the model: mean error {output.mean_lsb:.2f} LSB, "
                 f"largest {output.max_lsb:.2f} LSB, one LSB being {output.step:.3g}; allowed are {MAX_MEAN_LSB:g} and "
                 f"{MAX_LSB:g}, or {NOISE_FACTOR:g} times what rounding does to this model ({floor.mean_lsb:.2f} and "
-                f"{floor.max_lsb:.2f}). An operator is translated wrongly; check=False writes the file anyway"
+                f"{floor.max_lsb:.2f}). {cause}; check=False writes the file anyway"
             )
+    return parity
 
 
-def _run_onnxruntime(model: ir.Model, path: Path, inputs: tuple[Any, ...]) -> list[np.ndarray]:
+def _floors(parity: tuple[OutputParity, ...], reference: Reference, steps: list[float], noise: Noise) -> Floors:
+    def is_explained(floors: Floors) -> bool:
+        return all(output.is_within(noise=floor) for output, floor in zip(parity, floors, strict=True))
+
+    return rounding_floors(reference.gm, reference.inputs, reference.outputs, steps, is_explained, noise)
+
+
+def _run_onnxruntime(model: ir.Model, path: Path, inputs: tuple[Any, ...], optimize: bool) -> list[np.ndarray]:
     # With several threads each quantizes the hidden states of its own samples, with their own range.
     threads = 1 if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph) else None
-    # The file is judged, not onnxruntime's fusions of it.
-    runtime = get_runtime("onnxruntime", optimize=False, threads=threads)
+    runtime = get_runtime("onnxruntime", optimize=optimize, threads=threads)
     try:
         return runtime.run(path, [_as_numpy(tensor) for _, tensor in named_leaves(inputs, "input", Tensor)])
     except (RuntimeRefusedError, InputError) as error:
-        raise ExportError(f"{error} (check=False writes a file for another runtime unchecked)") from error
+        how = "with its default optimizations, " if optimize else ""
+        raise ExportError(f"{how}{error} (check=False writes a file for another runtime unchecked)") from error
 
 
 def _as_numpy(tensor: Tensor) -> np.ndarray:

@@ -8,12 +8,18 @@ import onnx_ir as ir
 import pytest
 import timm
 import torch
+from hand_built import Builder
 from lowered_models import lower, lowered_residual
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
-from fxq.errors import ExportError
+import fxq
+from fxq.errors import ExportError, RuntimeRefusedError
 from fxq.export import ExportOptions, export_onnx
 from fxq.export.parity import MAX_MEAN_LSB, Reference, check_parity
 from fxq.export.qdq_rules import check_qdq
+from fxq.quant import DEQUANTIZE, QUANTIZE
+from fxq.runtimes.onnxruntime import OnnxRuntime
 from fxq.targets import TENSORRT, FileRules
 
 STRICT = TENSORRT.file
@@ -148,3 +154,75 @@ def test_a_file_that_onnxruntime_cannot_run_says_how_to_get_it(tmp_path: Path) -
     report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(check=False))
     assert report.parity == ()
     assert report.opset == 22
+
+
+def overflowing() -> tuple[fx.GraphModule, Tensor]:
+    """A linear layer that computes right as it is written; fused, its integer bias leaves no room in 32 bits."""
+    build = Builder()
+    step_x, step_w = torch.tensor(2.0**-6), torch.full((4,), 2.0**-24)
+
+    def dequantized(path: str, codes: Tensor, step: Tensor) -> fx.Node:
+        zero = build.read(f"{path}_zero", torch.zeros_like(step, dtype=codes.dtype))
+        args = build.read(path, codes), build.read(f"{path}_step", step), zero
+        return build.call(DEQUANTIZE, *args, 0 if step.dim() else None, torch.float32)
+
+    def quantized(value: fx.Node, path: str, step: Tensor) -> fx.Node:
+        read = build.read(f"{path}_step", step), build.read(f"{path}_zero", torch.tensor(128, dtype=torch.uint8))
+        codes = build.call(QUANTIZE, value, *read, None, 0, 255, torch.uint8)
+        return build.call(DEQUANTIZE, codes, *read, None, torch.float32)
+
+    x = quantized(build.input(), "x", step_x)
+    weight = dequantized("weight", torch.full((4, 8), 127, dtype=torch.int8), step_w)
+    bias = dequantized("bias", torch.full((4,), 2**31 - 1000, dtype=torch.int32), step_x * step_w)
+    result = quantized(build.call(functional.linear, x, weight, bias), "y", torch.tensor(0.03))
+    return build.finish(result), torch.ones(2, 8)
+
+
+def test_what_onnxruntime_makes_of_the_file_is_checked_too(tmp_path: Path) -> None:
+    gm, x = overflowing()
+    with pytest.raises(ExportError, match="with its default optimizations, computes another 'output'"):
+        export_onnx(gm, tmp_path / "model.onnx", x)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_report_has_the_figures_of_each_run(tmp_path: Path, batch: int) -> None:
+    gm, x = lowered_residual()
+    report = export_onnx(gm, tmp_path / "model.onnx", x.repeat(batch, 1, 1, 1))
+    for parity in (report.parity, report.optimized_parity, report.other_batch_parity):
+        assert [output.name for output in parity] == ["output"]
+        assert parity[0].is_within()
+    assert str(report).count("optimized") == 2
+    report = export_onnx(gm, tmp_path / "model.onnx", x, ExportOptions(dynamic_batch=False))
+    assert report.optimized_parity
+    assert report.other_batch_parity == ()
+
+
+def test_a_file_that_only_the_optimizations_break_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind = OnnxRuntime.bind
+
+    def refuse(self: OnnxRuntime, *args: object) -> object:
+        if self.optimize:
+            raise RuntimeRefusedError("onnxruntime does not run model.onnx: shape mismatch")
+        return bind(self, *args)
+
+    monkeypatch.setattr(OnnxRuntime, "bind", refuse)
+    gm, x = lowered_residual()
+    with pytest.raises(ExportError, match="with its default optimizations, onnxruntime does not run"):
+        export_onnx(gm, tmp_path / "model.onnx", x)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_matmulnbits_rounds_is_no_error_of_the_file(tmp_path: Path) -> None:
+    # Many layers, each of which reads activations in 8 bits: more than the first bound, 1 LSB on average.
+    torch.manual_seed(0)
+    layers = [layer for _ in range(40) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    x = torch.randn(2, 64)
+    converted = fxq.quantize(nn.Sequential(*layers[:-1]).eval(), recipe="weight_only", example_inputs=x)
+    report = fxq.export_onnx(converted, tmp_path / "model.onnx")
+    assert report.parity[0].mean_lsb < 0.1
+    assert report.optimized_parity[0].mean_lsb > MAX_MEAN_LSB
