@@ -15,9 +15,11 @@ from torch.fx import GraphModule
 from fxq.batches import Forward, Inputs, first_inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.collector import paused_collector
+from fxq.compare.quality import Quality
 from fxq.compare.traced import check_traced
 from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
+from fxq.coverage import Coverage
 from fxq.data import Data
 from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
@@ -152,12 +154,14 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
 
 
 @paused_collector()
-def export_onnx(
+def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
     converted: GraphModule,
     path: str | os.PathLike[str],
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     dynamic_batch: bool | None = None,
     check: bool = True,
+    min_sqnr_db: float | None = None,
+    strict: bool = False,
 ) -> "ExportReport":
     """Write a converted model as a checked QDQ ONNX file; under a temporary name first, so never half a file.
 
@@ -166,9 +170,12 @@ def export_onnx(
         path: the .onnx file; its directory must exist.
         example_inputs: as in ``prepare``; None for those given there.
         dynamic_batch: leave dimension 0 of every input open; None for what the target prefers.
-        check: check the file against ONNX and the target's rules, and its numbers in ONNX Runtime.
+        check: check the file against ONNX and the target's rules, and its numbers in ONNX Runtime: against the
+            converted model, and against the float model on the samples that ``convert`` used.
+        min_sqnr_db, strict: as in ``convert``, of the file; with ``strict`` one that is worse is not written.
 
     Raises:
+        AccuracyError: ``strict``, and the file is too far from the float model.
         ExportError: the file cannot be written, breaks a rule, or computes something else.
     """
     state = require_state(converted, Stage.LOWERED, "export_onnx")
@@ -180,8 +187,21 @@ def export_onnx(
     from fxq.export import export_onnx as write_onnx  # noqa: PLC0415
 
     metadata = {"fxq.version": version("fxq"), "fxq.recipe": state.recipe.to_text()}
-    options = ExportOptions(dynamic_batch, check, state.settings.target.file, metadata)
-    return write_onnx(converted, path, inputs, options)
+    coverage = Coverage() if state.explanation is None else state.explanation.coverage
+    least = state.recipe.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
+    level = _levels_to_caller()
+
+    def judge_file(quality: Quality) -> None:
+        # What convert has said already is not said again.
+        known = None if state.explanation is None else state.explanation.quality
+        is_said = min_sqnr_db is None and known is not None and known.sqnr_db is not None and known.sqnr_db < least
+        if strict or not is_said:
+            judge("the file in ONNX Runtime", quality, coverage, least, strict, list, level)
+
+    options = ExportOptions(
+        dynamic_batch, check, state.settings.target.file, metadata, float_reference=state.reference, judge=judge_file
+    )
+    return replace(write_onnx(converted, path, inputs, options), coverage=coverage)
 
 
 def _as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:

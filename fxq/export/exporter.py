@@ -13,12 +13,14 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxq.compare.parity import OutputParity
+from fxq.compare.quality import Quality
 from fxq.errors import ExportError, InputError, StageError
 from fxq.export.capture import batch_size, capture, with_batch
 from fxq.export.clean import clean
+from fxq.export.file_quality import measure_file
 from fxq.export.names import apply_names, input_names_of
 from fxq.export.options import ExportOptions, ExportReport
-from fxq.export.parity import Reference, check_parity
+from fxq.export.parity import Reference, check_parity, threads_for
 from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
@@ -60,6 +62,7 @@ def export_onnx(
             staged = Path(staging) / path.name
             _save(model, staged, options.external_data_threshold)
             parity = _check(staged, reference, options) if options.check else {}
+            quality = _quality(staged, model, reference, options) if options.check else None
             # The weights first: the model file is what makes the pair valid.
             staged_files = sorted(Path(staging).iterdir(), key=lambda file: file == staged)
             for file in staged_files:
@@ -77,6 +80,7 @@ def export_onnx(
         dynamic_nodes=dynamic_nodes,
         dynamic_batch=options.batch_is_dynamic,
         external_data=next((file for file in files if file != path), None),
+        quality=quality,
         **parity,
     )
 
@@ -141,7 +145,7 @@ def _save(model: ir.Model, path: Path, external_data_threshold: int) -> None:
     ir.save(model, path, external_data=f"{path.name}.data" if size > external_data_threshold else None)
 
 
-def _check(path: Path, reference: Reference, options: ExportOptions) -> dict[str, tuple[OutputParity, ...]]:
+def _check(path: Path, reference: Reference, options: ExportOptions) -> dict[str, Any]:
     """Check the file against the rules, then its numbers; return these by the field of the report."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -156,6 +160,17 @@ def _check(path: Path, reference: Reference, options: ExportOptions) -> dict[str
     }
     if options.batch_is_dynamic and batch_size(reference.inputs):
         found["other_batch_parity"] = _check_other_batch(model, path, reference)
+    return found
+
+
+def _quality(path: Path, model: ir.Model, reference: Reference, options: ExportOptions) -> Quality | None:
+    if options.float_reference is None:
+        return None
+    batch = 0 if options.batch_is_dynamic else batch_size(reference.inputs)
+    threads = threads_for(model)
+    found = measure_file(path, threads, reference.gm, reference.inputs, options.float_reference, batch)
+    if found is not None and options.judge is not None:
+        options.judge(found)
     return found
 
 

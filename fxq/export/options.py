@@ -1,10 +1,13 @@
 """What a caller may choose about an export, and what an export reports back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fxq.compare.parity import OutputParity
+from fxq.compare.quality import Quality
+from fxq.coverage import Coverage
+from fxq.float_reference import FloatReference
 from fxq.targets import FileRules
 
 _ANY_FILE = FileRules()
@@ -20,6 +23,8 @@ class ExportOptions:
             written, with the default optimizations, and with these at another batch size where that is dynamic.
         rules: what the runtime demands.
         metadata: text to store in the file (``metadata_props``).
+        float_reference: samples and what the float model makes of them, to compare the file with.
+        judge: called with the file's quality before the file takes its place; it may raise.
         external_data_threshold: weights of more bytes than this go to ``<file>.data``; protobuf ends at 2 GB.
     """
 
@@ -28,6 +33,8 @@ class ExportOptions:
     rules: FileRules = _ANY_FILE
     metadata: Mapping[str, str] = field(default_factory=dict)
     external_data_threshold: int = 1_900_000_000
+    float_reference: FloatReference | None = None
+    judge: Callable[[Quality], None] | None = None
 
     @property
     def batch_is_dynamic(self) -> bool:
@@ -45,6 +52,9 @@ class ExportReport:
         other_batch_parity: optimized too, with one sample, or two where the example inputs are one; empty where the
             batch is static.
         dynamic_nodes: how many operators quantize on the fly.
+        quality: of the file in ONNX Runtime, optimized, against the float model; None where nothing was kept to compare
+            on, or it does not fit the file's sizes.
+        coverage: which layers compute with integers.
     """
 
     path: Path
@@ -58,6 +68,8 @@ class ExportReport:
     dynamic_nodes: int = 0
     optimized_parity: tuple[OutputParity, ...] = ()
     other_batch_parity: tuple[OutputParity, ...] = ()
+    quality: Quality | None = None
+    coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
 
     def __str__(self) -> str:
         batch = "dynamic" if self.dynamic_batch else "static"
@@ -76,4 +88,8 @@ class ExportReport:
             for run, parity in runs.items()
             for p in parity
         ]
+        if self.coverage.total:
+            lines.append(f"  {self.coverage}")
+        if self.quality is not None:
+            lines += [f"  {one.name}: {one}, against {self.quality.against}" for one in self.quality.outputs]
         return "\n".join(lines)

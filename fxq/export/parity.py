@@ -3,6 +3,7 @@
 What an LSB is, and how many may be: fxq/compare/parity.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -61,7 +62,8 @@ def check_parity(model: ir.Model, path: Path, reference: Reference, optimize: bo
         ExportError: ONNX Runtime does not run the file, or an output is too far off; names the output.
     """
     how = "onnxruntime, with its default optimizations," if optimize else "onnxruntime"
-    actual = [torch.from_numpy(array) for array in _run_onnxruntime(model, path, reference.inputs, optimize)]
+    inputs = [tensor for _, tensor in named_leaves(reference.inputs, "input", Tensor)]
+    actual = [torch.from_numpy(array) for array in run_onnxruntime(path, inputs, optimize, threads_for(model))]
     if len(reference.outputs) != len(actual):
         raise ExportError(f"the file has {len(actual)} outputs and the model {len(reference.outputs)}")
     for (name, want), have in zip(reference.outputs, actual, strict=True):
@@ -92,12 +94,21 @@ def _floors(parity: tuple[OutputParity, ...], reference: Reference, steps: list[
     return rounding_floors(reference.gm, reference.inputs, reference.outputs, steps, is_explained, noise)
 
 
-def _run_onnxruntime(model: ir.Model, path: Path, inputs: tuple[Any, ...], optimize: bool) -> list[np.ndarray]:
+def threads_for(model: ir.Model) -> int | None:
+    """Return how many threads ONNX Runtime may take for the file; None for as many as it likes."""
     # With several threads each quantizes the hidden states of its own samples, with their own range.
-    threads = 1 if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph) else None
+    return 1 if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph) else None
+
+
+def run_onnxruntime(path: Path, inputs: Sequence[Tensor], optimize: bool, threads: int | None) -> list[np.ndarray]:
+    """Return what ONNX Runtime makes of a file.
+
+    Raises:
+        ExportError: it does not load or run it.
+    """
     runtime = get_runtime("onnxruntime", optimize=optimize, threads=threads)
     try:
-        return runtime.run(path, [_as_numpy(tensor) for _, tensor in named_leaves(inputs, "input", Tensor)])
+        return runtime.run(path, [_as_numpy(tensor) for tensor in inputs])
     except (RuntimeRefusedError, InputError) as error:
         how = "with its default optimizations, " if optimize else ""
         raise ExportError(f"{how}{error} (check=False writes a file for another runtime unchecked)") from error
