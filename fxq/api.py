@@ -64,7 +64,8 @@ def prepare(
             first that moves the numbers further than its tolerance.
 
     Returns:
-        A GraphModule with the model's call signature, on its device, in its dtype, in eval mode.
+        A GraphModule with the model's call signature, on its device, in its dtype, in eval mode. An argument that is
+        not among the example inputs has its default for good: a call with another value is an InputError.
 
     Raises:
         FxqError: of the kind that fits (StageError, TraceError, InputError, RecipeError, TargetError, PassError).

@@ -1,7 +1,7 @@
 """Does the traced graph compute what the model computes? Tracing follows the model's Python, which can mislead it.
 
-What a graph cannot hold is left out without a word: a hook on a submodule that is entered, an ``isinstance(x, Tensor)``
-that a proxy fails, a number that was burned in. So both run once on the example inputs.
+What tracing cannot see is left out without a word: an ``x is True`` of a proxy, a number from outside that was burned
+in. So both run once on the example inputs.
 """
 
 import contextlib
@@ -83,8 +83,8 @@ def _misled(model: nn.Module, what: str) -> TraceError:
     hooks = f" (forward hooks: {', '.join(hooked[:_MOST_SHOWN])})" if hooked else ""
     return TraceError(
         f"the graph traced from the model ({type(model).__name__}) {what}. Something in its Python was left out: a "
-        f"forward hook of a module that was traced through{hooks}, or a test such as isinstance(x, Tensor), which is "
-        "another one while tracing. Remove it, or name the module that holds it in "
+        f"forward hook of a module that was traced through{hooks}, or a test such as `x is True`, which is another "
+        "one while tracing. Remove it, or name the module that holds it in "
         "recipe.replace(leaf_modules=(...,)); it is then left in float"
     )
 

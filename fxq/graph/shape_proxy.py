@@ -8,7 +8,9 @@ number (``if``, ``int``, ``range``) is burned in.
 import contextlib
 import functools
 import operator
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,9 +19,15 @@ from torch.fx import Proxy
 from torch.fx.proxy import Attribute, TraceError
 from torch.overrides import TorchFunctionMode
 
+from fxq.graph.source_lines import is_user_code
+
 # Answered at once and without a node: they ask for the kind of a tensor, which no other batch changes.
 _KIND_METHODS = frozenset({
-    "dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "is_contiguous", "get_device",
+    "dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "is_contiguous", "get_device", "is_conj",
+    "is_neg", "is_inference",
+})  # fmt: skip
+_KIND_FUNCTIONS = frozenset({
+    torch.is_floating_point, torch.is_complex, torch.is_signed, torch.is_conj, torch.is_neg, torch.is_inference,
 })  # fmt: skip
 _SIZED = ("zeros", "ones", "empty", "rand", "randn")
 _UNKNOWN = object()
@@ -28,13 +36,27 @@ _UNKNOWN = object()
 class ShapeProxy(Proxy):
     """A torch.fx proxy that answers questions about shape and kind from its node's ``meta["val"]``."""
 
+    tracer: Any
+
+    @property  # type: ignore[misc]  # of object it can be set
+    def __class__(self) -> Any:
+        """What ``isinstance`` finds: the type of the value."""
+        if value_of(self) is _UNKNOWN and not _is_asked_by_the_model(sys._getframe(1)):
+            return ShapeProxy
+        return type_of(self)
+
     def __getattr__(self, name: str) -> Any:
         value = value_of(self)
         if value is _UNKNOWN:
-            return Attribute(self, name)
+            is_question = not hasattr(Tensor, name) or name.startswith("is_") or name == "requires_grad"
+            if is_question and _is_asked_by_the_model(sys._getframe(1)):
+                raise TraceError(f"{name!r} of '{self.node}' is asked for, and is not known while tracing")
+            return _UnknownAttribute(self, name)
         attribute = getattr(value, name)  # AttributeError as in eager code, so that hasattr tells the truth
         if name in _KIND_METHODS:
             return attribute
+        if isinstance(value, dict) and name in ("items", "values", "keys", "get"):
+            self.tracer.take_for_given(self.node)
         if isinstance(value, dict) and name in ("items", "values"):
             pairs = [(key, item_of(self, key)) for key in value]
             return lambda: pairs if name == "items" else [item for _, item in pairs]
@@ -58,6 +80,7 @@ class ShapeProxy(Proxy):
 
     def __contains__(self, item: Any) -> bool:
         if isinstance(value_of(self), dict):
+            self.tracer.take_for_given(self.node)
             return item in value_of(self)
         return any(bool(item == element) for element in self)
 
@@ -80,6 +103,10 @@ class ShapeProxy(Proxy):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Record a torch function as a node; an assertion about shapes is decided here and leaves no node."""
+        if orig_method in _KIND_FUNCTIONS and args and isinstance(args[0], Proxy):
+            if value_of(args[0]) is _UNKNOWN:
+                raise TraceError(f"{orig_method.__name__}({args[0].node}) is asked, and is not known while tracing")
+            return orig_method(value_of(args[0]))
         if orig_method is torch._assert and args and not _holds_tensor(args[0]):
             torch._assert(bool(args[0]), args[1] if len(args) > 1 else (kwargs or {}).get("message", ""))
             return None
@@ -91,7 +118,18 @@ class ShapeProxy(Proxy):
             raise TraceError(f"{wanted} of '{self.node}' is needed while tracing, and its shape is not known")
         if isinstance(value, Tensor) and wanted != "len":
             raise TraceError(f"{wanted} of the tensor '{self.node}' depends on data")
+        self.tracer.take_for_given(self.node)
         return value
+
+
+class _UnknownAttribute(Attribute):
+    """An attribute or method of a value that is not known."""
+
+    @property  # type: ignore[misc]  # of object it can be set
+    def __class__(self) -> Any:
+        if _is_asked_by_the_model(sys._getframe(1)):
+            raise TraceError(f"the type of {self.attr!r} of '{self.root.node}' is asked for, and is not known")
+        return _UnknownAttribute
 
 
 class RecordSizes(TorchFunctionMode):
@@ -142,6 +180,14 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
     setattr(ShapeProxy, f"__{_name}__", _in_place(_name))
 
 
+def type_of(proxy: Proxy) -> type:
+    """Return the type of what the proxy stands for."""
+    value = value_of(proxy)
+    if value is _UNKNOWN:
+        raise TraceError(f"the type of '{proxy.node}' is asked for, and is not known while tracing")
+    return Tensor if isinstance(value, Tensor) else type(value)
+
+
 def value_of(proxy: Proxy) -> Any:
     """Return what the proxy's node computed on the example inputs, or a marker that is like no value."""
     return proxy.node.meta.get("val", _UNKNOWN)
@@ -163,21 +209,23 @@ def has_proxy(argument: Any) -> bool:
     return isinstance(argument, slice) and any(map(has_proxy, (argument.start, argument.stop, argument.step)))
 
 
-def truth(proxy: Proxy) -> bool:
+def truth(proxy: Any) -> bool:
     """Return the truth of a proxy whose value is a number, a string or a container."""
     value = value_of(proxy)
     if value is _UNKNOWN:
         raise TraceError(f"control flow depends on '{proxy.node}', whose value is not known while tracing")
     if isinstance(value, Tensor):
         raise TraceError(f"control flow depends on the data in the tensor '{proxy.node}'")
+    proxy.tracer.take_for_given(proxy.node)
     return bool(value)
 
 
-def elements(proxy: Proxy) -> Iterator[Any]:
+def elements(proxy: Any) -> Iterator[Any]:
     """Return the elements of a proxy that stands for a container, a shape or a tensor (along its first dimension)."""
     value = value_of(proxy)
     if value is _UNKNOWN:
         raise TraceError(f"iteration over '{proxy.node}', whose length is not known while tracing")
+    proxy.tracer.take_for_given(proxy.node)
     if isinstance(value, dict):
         return iter(value)
     if isinstance(value, Tensor) and value.dim() == 0:
@@ -196,6 +244,11 @@ def _gather_sizes(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _may_vary(attribute: Any) -> bool:
     """Whether an attribute is a tensor or a size, which must stay in the graph; dtype, device and flags need not."""
     return isinstance(attribute, Tensor | tuple) or type(attribute) is int
+
+
+def _is_asked_by_the_model(frame: FrameType) -> bool:
+    """Whether a question comes from the model's code, or through ``torch.is_tensor``; torch and fx ask a lot too."""
+    return is_user_code(frame.f_code.co_filename) or frame.f_code is torch.is_tensor.__code__
 
 
 def _holds_tensor(condition: Any) -> bool:

@@ -6,12 +6,9 @@ look at each node.
 
 import contextlib
 import functools
-import os
+import operator
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -27,8 +24,10 @@ from torch.fx import Node, Proxy, Tracer
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fxq.graph.arguments import Fact, facts_about
 from fxq.graph.known_results import KnownResults
 from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
+from fxq.graph.source_lines import user_stack
 from fxq.graph.trace_transformer import STACKS, plain_forward
 from fxq.kinds import is_registered
 
@@ -39,7 +38,10 @@ _NOT_KNOWABLE = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
-_NOT_USER_CODE = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
+# They may compare sizes.
+_COMPARISONS = frozenset({
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_,
+})  # fmt: skip
 
 
 class ShapeTracer(Tracer):
@@ -64,6 +66,7 @@ class ShapeTracer(Tracer):
         self.inputs = dict(inputs or {})
         self.defaults = dict(defaults or {})
         self.newest: Node | None = None  # where to look when tracing fails
+        self.facts: list[Fact] = []  # what the graph takes for given about the parameters of forward
         self._evaluating = False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._known = KnownResults()
@@ -102,6 +105,24 @@ class ShapeTracer(Tracer):
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
 
+    def create_arg(self, a: Any) -> Any:
+        """Return a proxy's node, and whatever else a graph can hold; a proxy looks like what it stands for."""
+        return a.node if isinstance(a, Proxy) else super().create_arg(a)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        """Record a node; what is no tensor, no size and no container is known for good and is returned as it is."""
+        proxy = super().create_proxy(*args, **kwargs)
+        value = value_of(proxy)
+        if proxy.node.op == "placeholder" or not _is_known_for_good(proxy.node, value):
+            return proxy
+        if value is not None or proxy.node.target is operator.getitem:
+            self.take_for_given(proxy.node)
+        return value
+
+    def take_for_given(self, node: Node) -> None:
+        """Remember that the graph is only right where ``node`` computes what it computes now."""
+        self.facts += [fact for fact in facts_about(node) if fact not in self.facts]
+
     def proxy(self, node: Node) -> ShapeProxy:
         """Wrap a node."""
         return ShapeProxy(node, self)
@@ -117,6 +138,7 @@ class ShapeTracer(Tracer):
     def keys(self, obj: Proxy) -> Any:
         """Return the keys of a proxy that stands for a dict, for ``**``."""
         value = value_of(obj)
+        self.take_for_given(obj.node)
         return list(value) if isinstance(value, dict) else super().keys(obj)
 
     def create_args_for_root(
@@ -133,7 +155,7 @@ class ShapeTracer(Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         """Record a node with its source line, and compute its value where its inputs' values are known."""
         node = self.newest = super().create_node(*args, **kwargs)
-        node.stack_trace = _user_stack(sys._getframe())
+        node.stack_trace = user_stack(sys._getframe())
         if node.op == "placeholder":
             self._place(node)
             return node
@@ -158,6 +180,7 @@ class ShapeTracer(Tracer):
         if value is proxy or _stays_an_input(value):
             return proxy
         proxy.node.meta["burned_in"] = value
+        self.facts.append(Fact(str(proxy.node.target).lstrip("*"), value))
         return value
 
     def _evaluate(self, node: Node) -> Any:
@@ -178,27 +201,18 @@ class ShapeTracer(Tracer):
         return self._known.call(node.target, args, kwargs)
 
 
-def is_user_code(filename: str) -> bool:
-    """Whether a source file is neither torch's nor fxq's."""
-    return not filename.startswith(_NOT_USER_CODE)
-
-
-def _user_stack(frame: FrameType | None) -> str:
-    """Return the lines of the model's code that lead to ``frame``, outermost first, as a traceback prints them."""
-    stop: CodeType = Tracer.trace.__code__
-    frames: list[tuple[FrameType, int]] = []
-    while frame is not None and frame.f_code is not stop:
-        if is_user_code(frame.f_code.co_filename):
-            frames.append((frame, frame.f_lineno))
-        frame = frame.f_back
-    return "".join(traceback.StackSummary.extract(iter(frames[::-1])).format()).strip()
-
-
 def _attribute(root: nn.Module, path: str) -> Any:
     value: Any = root
     for name in path.split("."):
         value = getattr(value, name)
     return value
+
+
+def _is_known_for_good(node: Node, value: Any) -> bool:
+    """Whether a result is None, a text, a dtype or an answer, and not a number that another input may change."""
+    if isinstance(value, bool):
+        return node.target not in _COMPARISONS
+    return value is None or isinstance(value, str | torch.dtype | torch.device | torch.layout)
 
 
 def _stays_an_input(value: Any) -> bool:

@@ -19,9 +19,11 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from fxq.errors import InputError, RecipeError, TraceError
+from fxq.graph.arguments import Fact, check_calls
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
 from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
+from fxq.graph.type_questions import types_may_be_asked
 
 _QUESTION_METHODS = frozenset({"size", "numel", "nelement", "stride", "dim"})
 _QUESTION_FUNCTIONS = frozenset({
@@ -36,7 +38,8 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
     """Return ``model`` as a graph module with the same call signature; its leaf modules are shared, not copied.
 
     Modules of torch.nn (but not containers, nor stacks of transformer layers) and of fxq stay whole. A parameter of
-    forward whose example or default is None, a flag or a text is burned in.
+    forward whose example or default is None, a flag or a text is burned in; so is a number, a length or a key that the
+    model's Python decides by. A call with another one is an InputError.
 
     Args:
         model: traced in the mode it is in.
@@ -53,8 +56,10 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
     inputs, defaults = _bind(model, example_inputs)
     tracer = ShapeTracer(leaves, inputs, defaults)
     try:
-        with restored_state(model):
-            graph = tracer.trace(model)
+        with restored_state(model), types_may_be_asked(model):
+            with torch.no_grad():  # as at inference, whatever the caller's mode is
+                graph = tracer.trace(model)
+            check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
             _check_no_buffer_was_assigned(model)
             erase_dead_questions(graph)
             traced = GraphModule(model, graph, type(model).__name__)
@@ -127,6 +132,16 @@ def _check_no_buffer_was_assigned(model: nn.Module) -> None:
                     f"cannot trace module '{path}' ({type(module).__name__}): its forward assigns the buffer '{name}'; "
                     f"change it in place (copy_, add_), or {leaf_cure(path)}"
                 )
+
+
+def _given(graph: Graph, inputs: dict[str, Any]) -> list[Fact]:
+    """Return that optional inputs are given: those the graph reads."""
+    optional = [
+        str(node.target)
+        for node in graph.nodes
+        if node.op == "placeholder" and node.args == (None,) and node.target in inputs
+    ]
+    return [Fact(name, False, (), "is None") for name in optional if inputs[name] is not None]
 
 
 def erase_dead_questions(graph: Graph) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fxq.errors import FxqError, InputError, TraceError
-from fxq.graph.shape_tracer import ShapeTracer, is_user_code
+from fxq.graph.shape_tracer import ShapeTracer
+from fxq.graph.source_lines import is_user_code
 
 
 def explain_failure(
