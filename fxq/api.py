@@ -25,6 +25,7 @@ from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
 from fxq.float_reference import ORIGINAL, FloatReference
 from fxq.graph.check import check_graph
+from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.modules import deep_copy
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
@@ -34,6 +35,7 @@ from fxq.original import Original
 from fxq.pipeline import run_passes
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
+from fxq.record import Record
 from fxq.registry import find_lowering
 from fxq.rules import check_rules
 from fxq.stage import Stage
@@ -76,10 +78,12 @@ def prepare(
     _check_model(model)
     copied = _copy(model).eval()
     gm = trace(copied, inputs, (*chosen.leaf_modules, *_own_layers(copied)))
+    record = Record()
+    erase_dead_nodes(gm, record)
     expected = [] if inputs is None else check_traced(copied, gm, inputs)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
     check_rules(chosen.rules, model, gm)
-    state = State(Stage.TRACED, chosen, settings, verify=verify)
+    state = State(Stage.TRACED, chosen, settings, record, verify=verify)
     numbers = _number_check(inputs) if verify else None
     check_graph(gm, Stage.TRACED)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):

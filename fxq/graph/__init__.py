@@ -17,7 +17,7 @@ from fxq.graph.match import (
     owner_path,
     tensor_edges,
 )
-from fxq.graph.memory import aliases, out_of_place_target, overwriting, writes_in_place
+from fxq.graph.memory import aliases, out_of_place_arguments, out_of_place_target, overwriting, writes_in_place
 from fxq.graph.modules import free_path
 from fxq.graph.observers import activation_quantizers, fit_observed, forget, observing, observing_quantizers
 from fxq.graph.plan import (
@@ -70,6 +70,7 @@ __all__ = [
     "observing",
     "observing_quantizers",
     "only_reader",
+    "out_of_place_arguments",
     "out_of_place_target",
     "output_edges",
     "overwriting",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from torch.fx import GraphModule, Node
 
 from fxq.errors import GraphError
+from fxq.graph.dead_nodes import has_effect
 from fxq.graph.kinds import kind, module_of, produces_tensor
 from fxq.graph.match import input_edges, is_quantizer, output_edges
 from fxq.graph.memory import writes_in_place
@@ -69,12 +70,8 @@ def _structure(gm: GraphModule) -> Iterator[str]:
         yield str(error)
         return
     for node in gm.graph.nodes:
-        if not node.users and not _has_effect(node):
+        if not (node.users or has_effect(node) or writes_in_place(node)):
             yield f"node {node.name!r} is dead: erase it or give it a reader"
-
-
-def _has_effect(node: Node) -> bool:
-    return node.op in ("placeholder", "output") or node.is_impure() or writes_in_place(node)
 
 
 def _normalized(gm: GraphModule, qat: bool) -> Iterator[str]:

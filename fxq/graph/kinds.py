@@ -13,7 +13,8 @@ from fxq.kinds import ACTIVATIONS, METHOD_KINDS, MOVES_DATA, class_kind, own_kin
 from fxq.nn.tensor_quantizer import TensorQuantizer
 
 __all__ = [
-    "ACTIVATIONS", "MOVES_DATA", "kind", "module_kind", "module_of", "produces_tensor", "produces_values", "shape_of",
+    "ACTIVATIONS", "MOVES_DATA", "kind", "module_kind", "module_of", "produces_tensor", "produces_values",
+    "reads_shape", "shape_of",
 ]  # fmt: skip
 
 # They produce tuples of tensors; an operator.getitem behind them takes one out.
@@ -54,7 +55,7 @@ def produces_tensor(node: Node) -> bool:
     if "val" in node.meta and node.meta["val"] is not None:
         return isinstance(node.meta["val"], torch.Tensor)
     found = kind(node)
-    if found == "shape" or (found == "getattr" and node.args[1] in _SHAPE_ATTRIBUTES):
+    if reads_shape(node):
         return False
     if node.target in _TUPLE_MAKERS:
         return False
@@ -63,6 +64,12 @@ def produces_tensor(node: Node) -> bool:
     if found in {"slice", "add", "sub", "mul", "div"} or node.target in (operator.floordiv, operator.mod):
         return any(produces_tensor(producer) for producer in node.all_input_nodes)
     return node.op != "output"
+
+
+def reads_shape(node: Node) -> bool:
+    """Return whether ``node`` asks for the shape or the type of its input, and reads no values."""
+    found = kind(node)
+    return found == "shape" or (found == "getattr" and node.args[1] in _SHAPE_ATTRIBUTES)
 
 
 def produces_values(node: Node) -> bool:

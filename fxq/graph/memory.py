@@ -44,7 +44,7 @@ def writes_in_place(node: Node) -> bool:
         return name.endswith("_") and not name.endswith("__") and callable(getattr(torch.Tensor, name, None))
     if node.op != "call_function":
         return False
-    is_spelled_so = bool(node.kwargs.get("inplace", False)) or node.target is operator.setitem
+    is_spelled_so = _is_asked_to(node) or node.target is operator.setitem
     return is_spelled_so or node.target in _OUT_OF_PLACE or _is_torch_inplace(node.target)
 
 
@@ -83,6 +83,25 @@ def overwriting(node: Node) -> Node | None:
     sharing = aliases(node)
     writers = [user for alias in sharing for user in alias.users if user is not node and user > node]
     return next((user for user in writers if writes_in_place(user) and user.all_input_nodes[0] in sharing), None)
+
+
+def out_of_place_arguments(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a function or method without ``inplace``."""
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+    return node.args[: _position_of_inplace(node)], kwargs
+
+
+def _is_asked_to(node: Node) -> bool:
+    position = _position_of_inplace(node)
+    given = node.args[position] if position < len(node.args) else node.kwargs.get("inplace", False)
+    return given is True
+
+
+def _position_of_inplace(node: Node) -> int:
+    """Return where a function of torch.nn.functional takes ``inplace``; behind its arguments where it does not."""
+    code = getattr(node.target, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return names.index("inplace") if "inplace" in names else len(node.args)
 
 
 def _may_alias_input(node: Node) -> bool:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from fxq.errors import PassError
 from fxq.graph import plan as plans
+from fxq.graph.dead_nodes import nodes_without_values
 from fxq.graph.kinds import kind, module_of
 from fxq.graph.match import input_edges, module_path
 from fxq.graph.memory import overwriting
@@ -27,9 +28,11 @@ class PlanRewriter:
         pass_name: whose hands these are.
     """
 
+    gm: GraphModule
     settings: Settings
     record: Record
     pass_name: str
+    _without_values: set[Node] | None = None  # once asked for; a pass that plans does not edit
 
     @property
     def target(self) -> Target:
@@ -119,6 +122,11 @@ class PlanRewriter:
             self.target.check_weight(plan.descriptor, where, kind(node))
         else:
             self.target.check_activation(plan.descriptor, where)
+        if self._without_values is None:
+            self._without_values = nodes_without_values(self.gm)
+        if node in self._without_values:
+            self.skip(node, "nothing reads its values, at most its shape is")
+            return
         if plans.note_plan(node, plan):
             slot = f"{plan.role} {plan.slot}" if isinstance(plan.slot, int) else plan.slot
             self._note("plan", node, f"{slot}: {plan.descriptor}: {plan.why}")

@@ -49,7 +49,7 @@ class ShapeProxy(Proxy):
         value = value_of(self)
         if value is _UNKNOWN:
             is_question = not hasattr(Tensor, name) or name.startswith("is_") or name == "requires_grad"
-            if is_question and _is_asked_by_the_model(sys._getframe(1)):
+            if is_question and not name.startswith("__") and is_user_code(sys._getframe(1).f_code.co_filename):
                 raise TraceError(f"{name!r} of '{self.node}' is asked for, and is not known while tracing")
             return _UnknownAttribute(self, name)
         attribute = getattr(value, name)  # AttributeError as in eager code, so that hasattr tells the truth
@@ -247,8 +247,14 @@ def _may_vary(attribute: Any) -> bool:
 
 
 def _is_asked_by_the_model(frame: FrameType) -> bool:
-    """Whether a question comes from the model's code, or through ``torch.is_tensor``; torch and fx ask a lot too."""
-    return is_user_code(frame.f_code.co_filename) or frame.f_code is torch.is_tensor.__code__
+    """Whether the model's code asks for a type, itself or through ``torch.is_tensor``.
+
+    torch and fx ask a lot too, and where torch does in C++, the frame is that of whoever called it.
+    """
+    code = frame.f_code
+    if code is torch.is_tensor.__code__:
+        return True
+    return is_user_code(code.co_filename) and not {"isinstance", "__class__"}.isdisjoint(code.co_names)
 
 
 def _holds_tensor(condition: Any) -> bool:

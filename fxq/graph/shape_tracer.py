@@ -38,6 +38,7 @@ _NOT_KNOWABLE = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+_PACKAGES = frozenset({"torch", "_operator", "builtins"})
 # They may compare sizes.
 _COMPARISONS = frozenset({
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_,
@@ -113,7 +114,7 @@ class ShapeTracer(Tracer):
         """Record a node; what is no tensor, no size and no container is known for good and is returned as it is."""
         proxy = super().create_proxy(*args, **kwargs)
         value = value_of(proxy)
-        if proxy.node.op == "placeholder" or not _is_known_for_good(proxy.node, value):
+        if not _is_known_for_good(proxy.node, value):
             return proxy
         if value is not None or proxy.node.target is operator.getitem:
             self.take_for_given(proxy.node)
@@ -210,6 +211,9 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 def _is_known_for_good(node: Node, value: Any) -> bool:
     """Whether a result is None, a text, a dtype or an answer, and not a number that another input may change."""
+    package = str(getattr(node.target, "__module__", None)).partition(".")[0]
+    if node.op == "placeholder" or (node.op == "call_function" and package not in _PACKAGES):
+        return False  # torch.fx.wrap wants a proxy for the functions of others
     if isinstance(value, bool):
         return node.target not in _COMPARISONS
     return value is None or isinstance(value, str | torch.dtype | torch.device | torch.layout)

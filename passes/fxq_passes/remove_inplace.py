@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fxq import EXACT, Pass, Rewriter, Stage, register_pass
-from fxq.graph import aliases, out_of_place_target, produces_tensor, writes_in_place
+from fxq.graph import aliases, out_of_place_arguments, out_of_place_target, produces_tensor, writes_in_place
 
 
 @register_pass("remove_inplace")
@@ -75,5 +75,4 @@ def _replace(rw: Rewriter, node: Node) -> Node:
         rw.module(node).inplace = False
         rw.edit(node, why)
         return node
-    kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
-    return rw.call_instead(node, out_of_place_target(node), node.args, kwargs, why)
+    return rw.call_instead(node, out_of_place_target(node), *out_of_place_arguments(node), why)

@@ -94,6 +94,14 @@ def test_what_is_a_parameter_is_known_without_example_inputs(question: Any) -> N
     assert torch.equal(trace(Asks(question).eval(), None)(X), X * 2)
 
 
+def test_torch_may_ask_what_the_model_does_not() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.arange(x.shape[1], dtype=x.dtype) * torch.ones(x.shape[0], 1)
+
+    assert torch.equal(trace(Counts(), None)(X), Counts()(X))
+
+
 def test_files_of_the_model_keep_their_own_words() -> None:
     def fail(self: Any, x: Any) -> bool:
         raise KeyError
