@@ -28,6 +28,7 @@ from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.modules import deep_copy
 from fxq.graph.settings import Settings
+from fxq.graph.snapshot import torch_as_before
 from fxq.graph.trace import trace
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.number_check import NumberCheck
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from fxq.export import ExportReport
 
 
+@torch_as_before()
 @paused_collector()
 def prepare(
     model: nn.Module,
@@ -97,6 +99,7 @@ def prepare(
     return gm
 
 
+@torch_as_before()
 @paused_collector()
 def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: bool = False) -> GraphModule:
     """Return a copy of a calibrated or trained model with explicit quantize and dequantize nodes and integer weights.

@@ -39,8 +39,12 @@ def hand_over(node: Node, value: Any) -> Iterator[Node]:
 
 
 def inherited_meta(node: Node) -> dict[str, Any]:
-    """Return the meta of ``node`` that also holds for a node inserted behind it: no plans."""
-    return {key: value for key, value in node.meta.items() if not key.startswith("fxq_")}
+    """Return the meta of ``node`` that also holds for a node inserted behind it.
+
+    No plans; and no ``is_wrapped``, which has generated code register the called function with torch.fx by its name,
+    for the rest of the process.
+    """
+    return {key: value for key, value in node.meta.items() if not key.startswith("fxq_") and key != "is_wrapped"}
 
 
 def last_of_kind(producer: Node) -> Node:

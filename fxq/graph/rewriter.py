@@ -180,7 +180,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
         return module_of(node)
 
     def _replace(self, node: Node, new: Node, why: str) -> Node:
-        new.meta = dict(node.meta)
+        new.meta = {key: value for key, value in node.meta.items() if key != "is_wrapped"}  # see inherited_meta
         self._note("edit", node, why)
         node.replace_all_uses_with(new)
         self._erase(node)
