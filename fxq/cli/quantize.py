@@ -1,6 +1,5 @@
 """``fxq quantize``: model and data in, checked ONNX file out."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from fxq.cli.quality import sqnr_db
 from fxq.cli.recipes import RecipeChoice
 from fxq.errors import ExportError, ModelError
 from fxq.explain import explain
+from fxq.output_file import OutputFile
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
@@ -90,16 +90,8 @@ def check_writable(out: Path) -> None:
     """Raise an ExportError, before long work, if the file could not be written after it."""
     if out.suffix != ".onnx":
         raise ExportError(f"cannot write {out}: the file name must end in .onnx")
-    if out.is_dir():
-        raise ExportError(f"cannot write {out}: it is a directory")
-    if not out.parent.is_dir():
-        raise ExportError(f"cannot write {out}: the directory {out.parent} does not exist; create it first")
-    try:
-        tempfile.TemporaryFile(dir=out.parent).close()
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {out}: {error.strerror} in {out.parent}; choose a directory that you may write to"
-        ) from error
+    with OutputFile(out).staging():
+        pass
 
 
 def _as_tuple(batch: Any) -> tuple[Tensor, ...]:

@@ -1,7 +1,6 @@
 """Lowered graph -> QDQ ONNX file: capture, clean, name, write, check, and only then put in place."""
 
 import os
-import tempfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
 from fxq.graph.kinds import produces_values
+from fxq.output_file import OutputFile
 from fxq.quant import LOWERED_OPS
 
 DEFAULT_OPTIONS = ExportOptions()
@@ -38,8 +38,8 @@ def export_onnx(
 ) -> ExportReport:
     """Write a converted model as QDQ ONNX and check the file.
 
-    The file appears under its name complete and checked, or not at all; an older one stays until then. The model is
-    not modified. Prints nothing.
+    The file appears under its name complete and checked, or not at all; an older one stays until then, and lends the
+    new one its permissions. A link is written through. The model is not modified. Prints nothing.
 
     Args:
         converted: a LOWERED graph, what ``fxq.convert`` returns.
@@ -51,49 +51,32 @@ def export_onnx(
         InputError: no example inputs, or the model does not run on them.
         StageError: ``converted`` is no graph.
     """
-    path = _checked_path(path)
+    output = OutputFile(path)
     inputs = _as_tuple(example_inputs)
     _check_is_graph(converted)
     _check_outputs(converted)
     reference = Reference.run(converted, inputs)
     model = _build(reference, options)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".fxq-", dir=path.parent) as staging:
-            staged = Path(staging) / path.name
-            _save(model, staged, options.external_data_threshold)
-            parity = _check(staged, reference, options) if options.check else {}
-            quality = _quality(staged, model, reference, options) if options.check else None
-            # The weights first: the model file is what makes the pair valid.
-            staged_files = sorted(Path(staging).iterdir(), key=lambda file: file == staged)
-            for file in staged_files:
-                os.replace(file, path.parent / file.name)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    with output.staging() as folder:
+        # Under the name that the file will have: it stores the name of its weights.
+        staged = folder / output.real.name
+        _save(model, staged, options.external_data_threshold)
+        parity = _check(staged, reference, options) if options.check else {}
+        quality = _quality(staged, model, reference, options) if options.check else None
+        files = output.place(staged)
     quantize_nodes, dequantize_nodes, dynamic_nodes = count_ops(model)
-    files = [path.parent / file.name for file in staged_files]
     return ExportReport(
-        path=path,
+        path=output.path,
         opset=model.opset_imports[""],
         size_bytes=sum(file.stat().st_size for file in files),
         quantize_nodes=quantize_nodes,
         dequantize_nodes=dequantize_nodes,
         dynamic_nodes=dynamic_nodes,
         dynamic_batch=options.batch_is_dynamic,
-        external_data=next((file for file in files if file != path), None),
+        external_data=files[1] if len(files) > 1 else None,
         quality=quality,
         **parity,
     )
-
-
-def _checked_path(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise ExportError(f"path must be a file name such as 'model.onnx', got {path!r}")
-    path = Path(path)
-    if path.is_dir():
-        raise ExportError(f"cannot write {path}: it is a directory; add a file name such as model.onnx")
-    if not path.parent.is_dir():
-        raise ExportError(f"cannot write {path}: the directory {path.parent} does not exist; create it first")
-    return path
 
 
 def _as_tuple(example_inputs: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -246,6 +246,8 @@ def test_large_weights_go_to_a_file_beside_it(tmp_path: Path) -> None:
     for file in (report.path, report.external_data):
         file.rename(moved / file.name)
     run(moved / "big.onnx", x)
+    report = export_onnx(gm, moved / "big.onnx", x)
+    assert (report.external_data, [file.name for file in moved.iterdir()]) == (None, ["big.onnx"])
 
 
 def test_nothing_is_printed_warned_or_modified(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
