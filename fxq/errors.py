@@ -57,6 +57,10 @@ class RecipeError(FxqError, ValueError):
     """A recipe names something that does not exist or cannot be written as text."""
 
 
+class RecipeDescriptorError(RecipeError, DescriptorError):
+    """A descriptor in a recipe is out of range, or has a field that does not exist."""
+
+
 class TargetError(FxqError, ValueError):
     """A target does not exist, or cannot run what was asked of it."""
 

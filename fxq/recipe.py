@@ -3,8 +3,7 @@
 import dataclasses
 import difflib
 import itertools
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from fxq.registry import create_pass, get_target, is_registered, registered_targ
 from fxq.rule_text import config_from_dict, rule_from_dict, rule_to_dict
 from fxq.stage import Stage
 from fxq.targets import TARGETS, Target
+from fxq.toml_text import parse_toml, read_text
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Recipe:
     min_sqnr_db: float = LEAST_DB
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise RecipeError(f"name must be a text, got {self.name!r}")
         if isinstance(self.target, str) and self.target.endswith(".toml"):
             object.__setattr__(self, "target", Target.from_file(self.target))
         if isinstance(self.target, str):
@@ -86,6 +88,8 @@ class Recipe:
             raise RecipeError(f"target must be a name, a .toml file or a fxq.Target, got {self.target!r}")
         object.__setattr__(self, "name", self.name or self.resolved_target.name)
         # "dynamic" observes nothing: it is part of a descriptor, as in the recipe of that name.
+        if not isinstance(self.calibrator, str):
+            raise RecipeError(f"calibrator must be a name such as 'histogram', got {self.calibrator!r}")
         if self.calibrator == "dynamic" or not (self.calibrator in CALIBRATORS or is_fit(self.calibrator)):
             names = [name for name in calibrator_names() if name != "dynamic"]
             raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(names)}")
@@ -93,11 +97,13 @@ class Recipe:
             raise RecipeError(f"default must be a fxq.QConfig, got {self.default!r}")
         if isinstance(self.min_sqnr_db, bool) or not isinstance(self.min_sqnr_db, int | float):
             raise RecipeError(f"min_sqnr_db must be a number of dB, got {self.min_sqnr_db!r}")
-        if isinstance(self.leaf_modules, str):
-            raise RecipeError(f"leaf_modules must be a tuple of globs, got the string {self.leaf_modules!r}")
-        object.__setattr__(self, "rules", tuple(_as_rule(rule) for rule in self.rules))
-        object.__setattr__(self, "leaf_modules", tuple(self.leaf_modules))
-        object.__setattr__(self, "passes", tuple(_as_pass_spec(spec) for spec in self.passes))
+        leaf_modules = _as_tuple(self.leaf_modules, "leaf_modules", "globs")
+        for glob in leaf_modules:
+            if not isinstance(glob, str):
+                raise RecipeError(f"leaf_modules must be a tuple of globs, which are texts, got {glob!r} in it")
+        object.__setattr__(self, "leaf_modules", leaf_modules)
+        object.__setattr__(self, "rules", tuple(map(_as_rule, _as_tuple(self.rules, "rules", "rules"))))
+        object.__setattr__(self, "passes", tuple(map(_as_pass_spec, _as_tuple(self.passes, "passes", "names"))))
 
     @property
     def resolved_target(self) -> Target:
@@ -190,10 +196,7 @@ class Recipe:
             text: TOML.
             folder: where a target's .toml file that the text names is looked for.
         """
-        try:
-            fields = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"the recipe is not valid TOML: {error}") from error
+        fields = parse_toml(text, "the recipe", RecipeError)
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
@@ -205,14 +208,14 @@ class Recipe:
         values = dict(fields)
         if isinstance(fields["target"], dict):
             values["target"] = Target.from_dict(fields["target"])
-        elif str(fields["target"]).endswith(".toml"):
-            values["target"] = Target.from_file(folder / str(fields["target"]))
+        elif isinstance(fields["target"], str) and fields["target"].endswith(".toml"):
+            values["target"] = Target.from_file(folder / fields["target"])
         if "default" in fields:
-            values["default"] = config_from_dict(fields["default"])
+            values["default"] = config_from_dict(fields["default"], "default")
         if "rules" in fields:
-            values["rules"] = tuple(rule_from_dict(rule) for rule in _tables(fields, "rules"))
+            values["rules"] = tuple(rule_from_dict(rule, where) for rule, where in _tables(fields, "rules"))
         if "passes" in fields:
-            values["passes"] = tuple(_spec_from_dict(spec) for spec in _tables(fields, "passes"))
+            values["passes"] = tuple(_spec_from_dict(spec, where) for spec, where in _tables(fields, "passes"))
         return cls(**values)
 
     def _index_of(self, name: str) -> int:
@@ -247,16 +250,23 @@ def recipe(name: str | Path | Recipe) -> Recipe:
 
 def _read_recipe(path: Path) -> Recipe:
     """Return the recipe of a TOML file; a target's file that it names lies beside it."""
+    text = read_text(path, "the recipe", RecipeError)
     try:
-        return Recipe.from_toml(path.read_text(), path.parent)
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+        return Recipe.from_toml(text, path.parent)
     except FxqError as error:
         raise RecipeError(f"{path}: {error}") from error
 
 
 def _runs_before(found: Pass, new: Pass) -> bool:
     return found.stage < new.stage or (found.stage == new.stage and (new.closes_stage or not found.closes_stage))
+
+
+def _as_tuple(given: Any, name: str, of: str) -> tuple[Any, ...]:
+    if isinstance(given, str):
+        raise RecipeError(f"{name} must be a tuple of {of}, got the string {given!r}")
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        raise RecipeError(f"{name} must be a tuple of {of}, got {given!r}")
+    return tuple(given)
 
 
 def _as_rule(rule: Any) -> Rule:
@@ -275,20 +285,21 @@ def _as_pass_spec(spec: Any) -> PassSpec:
     raise RecipeError(f"a pass of a recipe is named, as a text or a fxq.PassSpec(name, options), got {spec!r}")
 
 
-def _tables(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _tables(fields: Mapping[str, Any], name: str) -> list[tuple[dict[str, Any], str]]:
+    """Return the tables under ``name``, each with what to call it."""
     tables = fields[name]
     if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
         raise RecipeError(f"{name!r} in a recipe is a list of tables ([[{name}]]), got {tables!r}")
-    return tables
+    return [(table, f"{name}[{index}]") for index, table in enumerate(tables)]
 
 
-def _spec_from_dict(fields: Mapping[str, Any]) -> PassSpec:
+def _spec_from_dict(fields: Mapping[str, Any], where: str) -> PassSpec:
     unknown = sorted(set(fields) - {"name", "options"})
     if unknown or "name" not in fields:
-        raise RecipeError(f"a pass has a 'name' and 'options', got {dict(fields)}")
+        raise RecipeError(f"{where}: a pass has a 'name' and 'options', got {dict(fields)}")
     options = fields.get("options", {})
     if not isinstance(fields["name"], str) or not isinstance(options, dict):
-        raise RecipeError(f"a pass has a name (text) and options (a table), got {dict(fields)}")
+        raise RecipeError(f"{where}: a pass has a name (text) and options (a table), got {dict(fields)}")
     # Lists become tuples, as everywhere in a recipe, so that it stays hashable and equal to what was written.
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return PassSpec(fields["name"], tuple(found.items()))

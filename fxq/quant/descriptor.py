@@ -7,15 +7,16 @@ exponent and mantissa bits, as in pytorch-quantization; its bounds are its large
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Self
 
 import tomli_w
 
-from fxq.errors import DescriptorError
+from fxq.errors import DescriptorError, DescriptorTypeError
 from fxq.quant.registry import fit_names, is_fit
+from fxq.toml_text import parse_toml
 
 MIN_BITS, MAX_BITS = 2, 16
 MAX_BLOCK_BITS = 8  # ONNX has blocks of 4 and 8 bits
@@ -66,6 +67,7 @@ class QuantDescriptor:
     range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         object.__setattr__(self, "num_bits", _as_num_bits(self.num_bits))
         object.__setattr__(self, "axis", _as_axis(self.axis))
         object.__setattr__(self, "amax", _as_amax(self.amax))
@@ -76,7 +78,7 @@ class QuantDescriptor:
             )
         if self.unsigned and self.narrow_range:
             raise DescriptorError("narrow_range leaves out the lowest signed code; unsigned codes have none: drop one")
-        if self.scale_amax is not None and not (math.isfinite(self.scale_amax) and self.scale_amax > 0):
+        if self.scale_amax is not None and not (is_finite(self.scale_amax) and self.scale_amax > 0):
             raise DescriptorError(f"scale_amax must be a positive number, got {self.scale_amax}")
         if not self.symmetric and self.amax is not None:
             raise DescriptorError("amax describes a symmetric range; give an affine descriptor range=(low, high)")
@@ -98,6 +100,19 @@ class QuantDescriptor:
         if self.is_dynamic and (self.is_fixed or self.learn_amax):
             given = "learn_amax" if self.learn_amax else "range" if self.amax is None else "amax"
             raise DescriptorError(f'calibrator="dynamic" stores no range: drop {given}, or choose another calibrator')
+
+    def _check_types(self) -> None:
+        """Check the fields that are kept as they are given."""
+        for name in ("unsigned", "symmetric", "learn_amax", "fake_quant", "narrow_range"):
+            given = getattr(self, name)
+            if not (isinstance(given, bool) or (given is None and name == "narrow_range")):
+                raise DescriptorTypeError(f"{name} must be True or False, got {given!r}")
+        if not isinstance(self.calibrator, str):
+            raise DescriptorTypeError(f"calibrator must be a name such as 'max', got {self.calibrator!r}")
+        if not isinstance(self.name, str | None):
+            raise DescriptorTypeError(f"name must be a text or None, got {self.name!r}")
+        if isinstance(self.scale_amax, bool) or not isinstance(self.scale_amax, Real | None):
+            raise DescriptorTypeError(f"scale_amax must be a positive number, got {self.scale_amax!r}")
 
     def _check_float8(self) -> None:
         forbidden = {
@@ -194,11 +209,7 @@ class QuantDescriptor:
     @classmethod
     def from_toml(cls, text: str) -> Self:
         """Build a descriptor from TOML text."""
-        try:
-            fields = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise DescriptorError(f"the descriptor is not valid TOML: {error}") from error
-        return cls.from_dict(fields)
+        return cls.from_dict(parse_toml(text, "the descriptor", DescriptorError))
 
     def __str__(self) -> str:
         kind = "float8 e4m3" if self.is_float8 else f"{'u' if self.unsigned else ''}int{self.num_bits}"
@@ -231,6 +242,14 @@ def integer_bounds(num_bits: int, unsigned: bool, narrow_range: bool) -> tuple[i
     return (-hi if narrow_range else -hi - 1), hi
 
 
+def is_finite(number: float) -> bool:
+    """Return whether a number is one as a float: an integer of Python may be too large."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 def _as_num_bits(num_bits: Any) -> int | tuple[int, int]:
     if isinstance(num_bits, list | tuple):
         if tuple(num_bits) == E4M3:
@@ -261,7 +280,7 @@ def _as_amax(amax: Any) -> float | tuple[float, ...] | None:
         amax = values[0]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) or not values:
         raise DescriptorError(f"amax must be a number or a flat list of numbers, got {amax!r}")
-    if not all(math.isfinite(value) and value >= 0 for value in values):
+    if not all(is_finite(value) and value >= 0 for value in values):
         raise DescriptorError(f"amax must be finite and not negative, got {amax!r}")
     return tuple(float(value) for value in values) if isinstance(amax, list | tuple) else float(amax)
 
@@ -270,7 +289,7 @@ def _as_range(bounds: Any) -> tuple[float, float] | None:
     if bounds is None:
         return None
     is_pair = isinstance(bounds, list | tuple) and len(bounds) == 2
-    if not is_pair or not all(type(bound) in (int, float) and math.isfinite(bound) for bound in bounds):
+    if not is_pair or not all(type(bound) in (int, float) and is_finite(bound) for bound in bounds):
         raise DescriptorError(f"range is a pair of finite numbers (low, high), got {bounds!r}")
     low, high = (float(bound) for bound in bounds)
     if not low < high:

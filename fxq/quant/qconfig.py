@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fxq.errors import RecipeError
+from fxq.errors import DescriptorError, RecipeDescriptorError, RecipeError
 from fxq.quant.descriptor import QuantDescriptor
 
 Match = str | type[nn.Module] | Callable[[str, nn.Module | None], bool]
@@ -34,11 +34,17 @@ class QConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "QConfig":
-        """Build from plain data."""
+        """Build from plain data; anything it does not know is a RecipeError."""
         unknown = sorted(set(fields) - {"activation", "weight"})
         if unknown:
             raise RecipeError(f"unknown entry {unknown[0]!r} in a config; there are 'activation' and 'weight'")
-        return cls(**{name: QuantDescriptor.from_dict(part) for name, part in fields.items()})
+        found = {}
+        for name, part in fields.items():
+            try:
+                found[name] = QuantDescriptor.from_dict(part)
+            except DescriptorError as error:
+                raise RecipeDescriptorError(f"{name}: {error}") from error
+        return cls(**found)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Whether a constraint of a target can be fulfilled."""
 
 import difflib
-import math
 from typing import TYPE_CHECKING, Any
 
 from fxq.errors import TargetError
 from fxq.kinds import check_kind
-from fxq.quant.descriptor import QuantDescriptor
+from fxq.quant.descriptor import QuantDescriptor, is_finite
 from fxq.targets.constraints import Derived, Fixed, Same
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def check_constraint(target: "Target", item: Any, where: str) -> None:
     if not isinstance(item, Same | Fixed | Derived):
         raise TargetError(f"{where} must be a fxq.Same, fxq.Fixed or fxq.Derived, got {item!r}")
     if not item.kinds:
-        raise TargetError(f"{where} names no kind")
+        raise TargetError(f'{where} names no kind: add kinds=("conv",)')
     for kind in item.kinds:
         check_kind(kind, f"{where}.kinds")
     if isinstance(item, Same):
@@ -53,7 +52,7 @@ def _check_same(target: "Target", item: Same, where: str) -> None:
 def _check_fixed(target: "Target", item: Fixed, where: str) -> None:
     for name in ("low", "high"):
         bound = getattr(item, name)
-        if type(bound) not in (int, float) or not math.isfinite(bound):
+        if type(bound) not in (int, float) or not is_finite(bound):
             raise TargetError(f"{where}.{name} must be a finite number, got {bound!r}")
     if not item.low < item.high:
         raise TargetError(f"{where}: low {item.low:g} is not below high {item.high:g}")

@@ -53,9 +53,9 @@ def _check_options(options: Any, wanted: type, where: str) -> None:
         given, default = getattr(options, field.name), field.default
         is_good = type(given) is type(default)
         if is_good and isinstance(default, tuple | frozenset):
-            item: type | tuple[type, ...] = int if field.name.endswith(("_bits", "_sizes")) else str
+            item: type = int if field.name.endswith(("_bits", "_sizes")) else str
             item = tuple if field.name == "weight_axes" else item
-            is_good = all(isinstance(one, item) for one in given)
+            is_good = all(type(one) is item for one in given)
         if not is_good:
             raise TargetError(f"{where}.{field.name} must look like {default!r}, got {given!r}")
 
@@ -98,7 +98,7 @@ def _check_row(target: "Target", row: Any, where: str) -> None:
     if not isinstance(row, OpRule):
         raise TargetError(f"{where} must be a fxq.OpRule, got {row!r}")
     if not row.kinds:
-        raise TargetError(f"{where} names no kind")
+        raise TargetError(f'{where} names no kind: add kinds=("conv",)')
     _check_kinds(row.kinds, f"{where}.kinds")
     for slot in SLOTS:
         given = getattr(row, slot)

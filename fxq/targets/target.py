@@ -18,7 +18,8 @@ from fxq.targets.constraints import Constraint, Derived, Fixed, Same
 from fxq.targets.file_rules import FileRules
 from fxq.targets.formats import Formats
 from fxq.targets.op_rule import OpRule
-from fxq.targets.target_text import arguments_from_dict, fields_from_toml, target_to_dict
+from fxq.targets.target_text import arguments_from_dict, target_to_dict
+from fxq.toml_text import parse_toml, read_text
 
 # The ONNX operators that have weights of their own, whose axis FileRules names.
 _WEIGHT_OPERATORS = MappingProxyType({"conv": "Conv", "conv_transpose": "ConvTranspose"})
@@ -162,14 +163,13 @@ class Target:
     @classmethod
     def from_toml(cls, text: str) -> Self:
         """Build a target from text; anything it does not know is a TargetError."""
-        return cls.from_dict(fields_from_toml(text))
+        return cls.from_dict(parse_toml(text, "the target", TargetError))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Read a target from a TOML file; one that cannot be read, or means nothing, is a TargetError."""
+        text = read_text(path, "the target", TargetError)
         try:
-            return cls.from_toml(Path(path).read_text())
-        except OSError as error:
-            raise TargetError(f"cannot read the target {path}: {error.strerror}") from error
+            return cls.from_toml(text)
         except TargetError as error:
             raise TargetError(f"{path}: {error}") from error

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import tomllib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +34,6 @@ def target_to_dict(target: "Target") -> dict[str, Any]:
     names = {kind: name for name, kind in _CONSTRAINTS.items()}
     plain["constraints"] = [{"type": names[type(item)], **_plain_fields(item)} for item in target.constraints]
     return {name: value for name, value in plain.items() if value != []}
-
-
-def fields_from_toml(text: str) -> dict[str, Any]:
-    """Return what TOML text says; a TargetError if it is none."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TargetError(f"the target is not valid TOML: {error}") from error
 
 
 def arguments_from_dict(fields: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
@@ -133,6 +124,11 @@ def _options(kind: type, given: Any, where: str) -> Any:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if isinstance(values.get("weight_axes"), dict):
         values["weight_axes"] = tuple(values["weight_axes"].items())
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise TargetError(f"{where}.{name} must be no table, got {value!r}")
+        if isinstance(value, tuple) and any(isinstance(item, list | dict) for item in value):
+            raise TargetError(f"{where}.{name} must be a flat list, got {given[name]!r}")
     return kind(**values)
 
 

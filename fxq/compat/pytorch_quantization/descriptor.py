@@ -42,6 +42,9 @@ class ScaledQuantDescriptor(QuantDescriptor):
         unused = sorted(set(kwargs) - set(_FIELDS))
         if unused:
             raise DescriptorTypeError(f"Unused keys: {unused}; the keys are {', '.join(_FIELDS)} and calib_method")
+        for flag in ("unsigned", "learn_amax", "fake_quant"):  # the original takes whatever is true or false
+            if flag in kwargs:
+                kwargs[flag] = bool(kwargs[flag])
         if kwargs.get("learn_amax") and kwargs.get("axis") is not None:
             raise DescriptorTypeError(
                 f"axis is ignored and must be None when learn_amax is true, got {kwargs['axis']}: a learned clip has "
