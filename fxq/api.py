@@ -289,7 +289,9 @@ def _levels_to_caller() -> int:
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return deep_copy(model)
-    except Exception as error:  # a module may hold anything, and refuse to be copied in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may hold anything, and refuse to be copied in any way
         raise TraceError(
             f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}; fxq works on a "
             "copy, so give its attributes a __deepcopy__, or detach tensors that a forward left behind"

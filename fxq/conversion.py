@@ -82,9 +82,9 @@ def _watched(gm: GraphModule, inputs: tuple[Any, ...], each_pass: bool) -> Numbe
     numbers = NumberCheck(inputs, each_pass)
     try:
         numbers.look_at(gm)
-    except FxqError:
+    except (FxqError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the model's own code runs: it may raise anything
+    except BaseException as error:  # the model's own code runs: it may raise anything
         raise InputError(
             f"the prepared model does not run on the example inputs that prepare() got: {type(error).__name__}: "
             f"{error}; convert compares its numbers on them, so prepare again with inputs that it runs on"

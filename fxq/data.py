@@ -58,7 +58,7 @@ class Data:
         self.max_samples, self.held_out = max_samples, float(held_out)
         self._samples = Samples()
         self._was_read = False
-        self.loader_error: Exception | None = None
+        self.loader_error: BaseException | None = None
 
     def begin(self, keep: bool, hold_out: bool) -> None:
         """Start a run.
@@ -147,7 +147,7 @@ class Data:
     def _loaded(self, description: str) -> Iterator[Any]:
         try:
             yield from track(self.batches, description, self.progress)
-        except Exception as error:  # of the user's loader: it is not the pass that failed
+        except BaseException as error:  # of the user's loader: it is not the pass that failed
             self.loader_error = error
             raise
 

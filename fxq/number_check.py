@@ -60,7 +60,9 @@ class NumberCheck:
             return
         try:
             found = named_outputs(gm, self.inputs)
-        except Exception as error:  # the model's own code runs: it may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the model's own code runs: it may raise anything
             raise PassError(
                 f"{self._blamed()} left a graph that fails on the example inputs: {type(error).__name__}: {error}"
             ) from error

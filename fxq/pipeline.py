@@ -75,7 +75,9 @@ def _run(step: Pass, rw: Rewriter, previous: str) -> None:
     except FxqError as error:
         error.add_note(f"raised by {describe_pass(step)}, run after {previous}")
         raise
-    except Exception as error:  # a user's pass may fail in any way; say which pass it was
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's pass may fail in any way, sys.exit too; say which pass it was
         if rw.has_failed_to_load(error):
             raise
         raise PassError(f"{describe_pass(step)} failed after {previous}: {type(error).__name__}: {error}") from error

@@ -118,7 +118,9 @@ def _import(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the user's module may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module may fail in any way, sys.exit too
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise ModelError(
                 f"there is no module {error.name!r} in the current directory or among the installed packages; {_FORMS}"
@@ -131,7 +133,9 @@ def _call(found: Any, where: str) -> Any:
         raise ModelError(f"{where} is a {type(found).__name__}; name a module, a class or a function without arguments")
     try:
         return found()
-    except Exception as error:  # the user's function may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's function may fail in any way, sys.exit too
         raise ModelError(
             f"calling {where} without arguments failed: {type(error).__name__}: {error}; "
             "wrap it in a function that takes none"

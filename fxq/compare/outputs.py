@@ -14,6 +14,7 @@ from fxq.graph.match import is_quantizer
 from fxq.graph.snapshot import restored_state
 from fxq.graph.stored import stored_input
 from fxq.nn import Quantized, TensorQuantizer
+from fxq.process_lock import PROCESS_LOCK
 from fxq.quant import DEQUANTIZE, QUANTIZE
 
 Leaf = TypeVar("Leaf")
@@ -38,7 +39,7 @@ def running_alike(model: nn.Module) -> Iterator[None]:
 
     What it writes into its own attributes and buffers is undone.
     """
-    with evaluated(model), _as_before(model), _seeded(model), torch.no_grad():
+    with PROCESS_LOCK, evaluated(model), _as_before(model), _seeded(model), torch.no_grad():
         yield
 
 

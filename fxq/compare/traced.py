@@ -17,6 +17,7 @@ from fxq.compare.outputs import Named, named_outputs
 from fxq.compare.parity import compare, is_rounding
 from fxq.errors import InputError, TraceError
 from fxq.graph.trace_failure import describe
+from fxq.process_lock import PROCESS_LOCK
 
 _MOST_SHOWN = 5
 
@@ -34,7 +35,7 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)]
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
         return []
-    with _plain_transformers():
+    with PROCESS_LOCK, _plain_transformers():
         expected = _run(model, model, inputs)
         found = _run(gm, model, inputs)
     if [name for name, _ in expected] != [name for name, _ in found]:
@@ -54,7 +55,9 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
 def _run(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> Named:
     try:
         return named_outputs(running, inputs)
-    except Exception as error:  # the model's own code ran: it may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the model's own code ran: it may raise anything
         reason = f"{type(error).__name__}: {error}"
         if running is model:
             raise InputError(

@@ -21,6 +21,7 @@ from fxq.compare.outputs import evaluated
 from fxq.errors import ExportError
 from fxq.export.decompositions import decompose_where_needed
 from fxq.export.translate import translation_table
+from fxq.process_lock import PROCESS_LOCK
 from fxq.quant import lowered_kind
 
 BATCH = "batch"
@@ -38,7 +39,7 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, dynamic_bat
     # torch.export takes a size of 1 for a constant, so a single example is traced as a batch of two.
     examples = with_batch(inputs, 2) if dynamic_batch and batch_size(inputs) == 1 else inputs
     try:
-        with _quiet(), _no_stack_traces(), evaluated(gm), torch.no_grad():
+        with PROCESS_LOCK, _quiet(), _no_stack_traces(), evaluated(gm), torch.no_grad():
             # Not around torch.onnx.export: decomposing a recurrent layer would trip over the kept meta.
             with fx.traceback.preserve_node_meta():
                 program = torch.export.export(_ScopedModel(gm), examples, dynamic_shapes=shapes, strict=False)

@@ -24,6 +24,7 @@ from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
 from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
 from fxq.graph.type_questions import types_may_be_asked
+from fxq.process_lock import PROCESS_LOCK
 
 _QUESTION_METHODS = frozenset({"size", "numel", "nelement", "stride", "dim"})
 _QUESTION_FUNCTIONS = frozenset({
@@ -56,16 +57,16 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
     inputs, defaults = _bind(model, example_inputs)
     tracer = ShapeTracer(leaves, inputs, defaults)
     try:
-        with restored_state(model), types_may_be_asked(model):
+        with PROCESS_LOCK, restored_state(model), types_may_be_asked(model):
             with torch.no_grad():  # as at inference, whatever the caller's mode is
                 graph = tracer.trace(model)
             check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
             _check_no_buffer_was_assigned(model)
             erase_dead_questions(graph)
             traced = GraphModule(model, graph, type(model).__name__)
-    except TraceError:
+    except (TraceError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the model's own code ran: it may raise anything
+    except BaseException as error:  # the model's own code ran: it may raise anything, SystemExit too
         raise explain_failure(tracer, model, example_inputs, error) from error
     _copy_modes(model, traced)
     return traced

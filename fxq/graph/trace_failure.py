@@ -14,7 +14,7 @@ from fxq.graph.source_lines import is_user_code
 
 
 def explain_failure(
-    tracer: ShapeTracer, model: nn.Module, example_inputs: tuple[Any, ...] | None, error: Exception
+    tracer: ShapeTracer, model: nn.Module, example_inputs: tuple[Any, ...] | None, error: BaseException
 ) -> FxqError:
     """Return the error for the user: InputError if the model itself refuses the inputs, TraceError otherwise."""
     path, kind = _module(tracer, model)
@@ -62,7 +62,7 @@ def _module(tracer: ShapeTracer, model: nn.Module) -> tuple[str, str]:
     return path, getattr(kind, "__name__", str(kind))
 
 
-def _source_line(error: Exception) -> str:
+def _source_line(error: BaseException) -> str:
     """Return file, line and text of the innermost line of the model's own code that led to the error."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_user_code(frame.filename)]
     if not frames:
@@ -75,6 +75,8 @@ def _model_refuses(model: Callable[..., Any], example_inputs: tuple[Any, ...]) -
     try:
         with torch.no_grad():
             model(*inputs)
-    except Exception:  # the model's own code: it may raise anything, and all of it means that the inputs do not fit
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # the model's own code: it may raise anything, and all of it means that the inputs do not fit
         return True
     return False

@@ -50,7 +50,7 @@ class ValueRewriter:
             )
         return stage.data
 
-    def has_failed_to_load(self, error: Exception) -> bool:
+    def has_failed_to_load(self, error: BaseException) -> bool:
         """Return whether ``error`` is the user's loader's own, and no pass's."""
         stage = self._data_stage
         return stage is not None and stage.data is not None and stage.data.loader_error is error

@@ -79,7 +79,9 @@ def _load(entry: importlib.metadata.EntryPoint) -> Fit:
     where = f"calibration method {entry.name!r} ({entry.value}, of package {entry.dist.name if entry.dist else '?'})"
     try:
         fit = entry.load()
-    except Exception as error:  # a plugin may fail in any way; the user must learn which one it was
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may fail in any way, sys.exit too; the user must learn which one it was
         raise PluginError(
             f"{where} does not import: {type(error).__name__}: {error}; fix or uninstall the package"
         ) from error

@@ -70,7 +70,9 @@ def create_pass(name: str, options: Mapping[str, Any]) -> Pass:
             raise RecipeError(f"pass {name!r}: option {option!r} is a {type(default).__name__}, got {value!r}")
     try:
         return pass_type(**options)
-    except (TypeError, ValueError) as error:  # an option without default is missing, or the pass refuses one
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an option without default is missing, or the pass refuses one in any way
         raise RecipeError(f"pass {name!r} refuses its options {dict(options)}: {error}") from error
 
 

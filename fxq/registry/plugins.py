@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from fxq.errors import FxqError, PluginError
+from fxq.process_lock import PROCESS_LOCK
 from fxq.registry import tables
 from fxq.registry.tables import Registration
 
@@ -21,8 +22,12 @@ def load_plugins() -> None:
     Raises:
         PluginError: one does not import, or registers nothing.
     """
-    if tables.loading:
-        return  # a plugin that asks for names while it is imported sees those that are there
+    with PROCESS_LOCK:  # another thread waits until all names are there
+        if not tables.loading:  # a plugin that asks for names while it is imported sees those that are there
+            _load_new()
+
+
+def _load_new() -> None:
     for group, load in ((PASSES, _load_passes), (TARGETS, _load_targets)):
         for entry in sorted(importlib.metadata.entry_points(group=group), key=_loading_order):
             key = f"{group}: {entry.name} = {entry.value}"
@@ -71,7 +76,10 @@ def _load(entry: importlib.metadata.EntryPoint) -> Any:
     except FxqError as error:
         tables.restore(before)
         raise PluginError(f"{_described(entry)} does not load: {error}") from error
-    except Exception as error:  # a plugin may fail in any way; the user must learn which one it was
+    except KeyboardInterrupt:
+        tables.restore(before)
+        raise
+    except BaseException as error:  # a plugin may fail in any way, sys.exit too; the user must learn which one it was
         tables.restore(before)
         raise PluginError(
             f"{_described(entry)} does not import: {type(error).__name__}: {error}; fix or uninstall the package"

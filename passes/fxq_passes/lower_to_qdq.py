@@ -71,16 +71,16 @@ def _has_weights(layer: Quantized) -> bool:
 
 
 def _lower_module(lowering: Lowering, found: Any, node: Node, layer: Quantized) -> None:
-    reason = found.why_not(node, layer)
-    if reason is not None:
-        raise GraphError(f"{node.target!r} ({type(layer).__name__}): {reason}")
     try:
+        reason = found.why_not(node, layer)
+        if reason is not None:
+            raise GraphError(f"{node.target!r} ({type(layer).__name__}): {reason}")
         found.lower(lowering, node, layer)
-    except FxqError:
+    except (FxqError, KeyboardInterrupt):
         raise
-    except Exception as error:  # of a plugin's lowering, which may fail in any way
+    except BaseException as error:  # of a plugin's lowering, which may fail in any way, sys.exit too
         raise PassError(
-            f"{type(found).__name__}.lower failed at {node.target!r} ({type(layer).__name__}): "
+            f"{type(found).__name__} failed at {node.target!r} ({type(layer).__name__}): "
             f"{type(error).__name__}: {error}"
         ) from error
 
