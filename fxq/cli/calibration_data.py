@@ -4,7 +4,7 @@ import zipfile
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from fxq.cli.spread import evenly_spaced
 from fxq.errors import ModelError
 
 _INTEGERS = (np.int32, np.int64, np.bool_)
+# A member of an .npz is as long as it says; no images or tokens are packed this well.
+_LARGE, _MOST_EXPANSION = 100_000_000, 200
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,35 @@ def _array_batches(source: DataSource, model: nn.Module) -> list[tuple[Tensor, .
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise ModelError(f"there is no calibration data at {path}")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return {"the array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no calibration data at {path}") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} holds no plain numpy array: {error}") from error
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(file):
+                _check_expansion(file, path)
+            file.seek(0)
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"the array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except ModelError:
+        raise
+    except Exception as error:  # a broken file breaks its readers in any way; what claims terabytes has no memory
+        raise ModelError(f"{path} holds no plain numpy array: {type(error).__name__}: {error}") from error
+    others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if others:
+        raise ModelError(f"{path} holds what is no numpy array: {', '.join(others)}; write it with np.savez")
+    return arrays
+
+
+def _check_expansion(file: IO[bytes], path: Path) -> None:
+    """Refuse a small file that would fill the memory."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            is_large = member.file_size > _LARGE
+            if is_large and member.file_size > _MOST_EXPANSION * max(member.compress_size, 1):
+                raise ModelError(
+                    f"{path}: {member.filename} would unpack {member.compress_size} bytes to {member.file_size}, which "
+                    "no data does; write it with np.savez, which packs nothing"
+                )
 
 
 def _in_order(arrays: dict[str, np.ndarray], model: nn.Module, path: Path) -> dict[str, np.ndarray]:
@@ -92,6 +116,7 @@ def _in_order(arrays: dict[str, np.ndarray], model: nn.Module, path: Path) -> di
 
 
 def _as_tensor(array: np.ndarray, rows: list[int], dtype: torch.dtype, where: str) -> Tensor:
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch has no other byte order
     if array.dtype in _INTEGERS:
         return torch.from_numpy(array[rows])
     if not np.issubdtype(array.dtype, np.floating):

@@ -71,8 +71,7 @@ class _Images(Dataset[Tensor]):
         try:
             with self.pillow.open(file) as image:
                 return self.transform(image.convert(self.mode))
-        except (OSError, ValueError, SyntaxError, self.pillow.DecompressionBombError) as error:
-            # Pillow raises SyntaxError for a broken PNG.
+        except Exception as error:  # a broken file breaks Pillow in any way, and an image may be a bomb
             raise ModelError(f"{file} is no readable image: {error}; repair or remove it") from error
 
 

@@ -1,5 +1,8 @@
 """--calib-data: folders of images and arrays, and what is said about unusable ones."""
 
+import io
+import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +147,67 @@ def test_image_options_that_make_no_sense_are_refused(options: dict[str, object]
 def test_samples_are_evenly_spaced() -> None:
     assert evenly_spaced(10, 4) == [0, 2, 5, 7]
     assert evenly_spaced(3, 8) == [0, 1, 2]
+
+
+def header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
+    """Return how a .npy file begins."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+CLAIMS = {
+    "terabytes": header((2**40, 3)), "overflow": header((2**62, 2**62)), "negative": header((-1, 3)),
+    "more than there is": header((100, 3)) + b"1234", "no header": b"", "half a header": header((3, 3))[:40],
+    "a long header": b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 70_000,
+    "a broken header": header((3, 3)).replace(b"}", b"("),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CLAIMS.values(), ids=CLAIMS)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_an_array_that_is_not_what_it_claims_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npy":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content)
+    with pytest.raises(ModelError, match=rf"x\.{suffix} holds (no plain numpy array|what is no numpy array)"):
+        calibration_batches(DataSource(path), nn.Linear(3, 2))
+
+
+def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header((25_000_100, 1)) + bytes(100_000_400))
+    with pytest.raises(ModelError, match=r"x\.npy would unpack \d+ bytes to 100\d+, .*write it with np\.savez"):
+        calibration_batches(DataSource(tmp_path / "x.npz"), nn.Linear(1, 1))
+
+
+def test_a_damaged_archive_is_refused_whatever_is_damaged(tmp_path: Path) -> None:
+    path, choose = tmp_path / "x.npz", random.Random(0)
+    np.savez_compressed(path, x=np.arange(6, dtype=np.float32).reshape(3, 2))
+    whole, refused = path.read_bytes(), 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(3):
+            content[choose.randrange(len(content))] = choose.randrange(256)
+        path.write_bytes(content)
+        try:
+            calibration_batches(DataSource(path), nn.Linear(2, 2))
+        except ModelError:
+            refused += 1  # anything else fails the test
+    assert refused > 100
+
+
+def test_what_lies_beside_arrays_in_an_archive_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ModelError, match=r"holds what is no numpy array: readme\.txt"):
+        calibration_batches(DataSource(tmp_path / "x.npz"), nn.Linear(2, 2))
+
+
+def test_arrays_of_the_other_byte_order_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([[3], [2]], dtype=">i8"))
+    ((ids,),) = calibration_batches(DataSource(tmp_path / "x.npy"), nn.Embedding(4, 4))
+    assert ids.tolist() == [[3], [2]]

@@ -1,5 +1,6 @@
 """--weights: strict, tensors only, whatever the training script wrapped them in."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,67 @@ def test_a_file_without_weights_by_name_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "net.pt")
     with pytest.raises(ModelError, match="a dict of epoch, loss"):
         load_weights(net(), tmp_path / "net.pt")
+
+
+ODD = {
+    "sparse": lambda weight: weight.to_sparse(),
+    "meta": lambda weight: weight.to("meta"),
+    "complex": lambda weight: weight.to(torch.complex64),
+    "int8": lambda weight: weight.to(torch.int8),
+    "bool": lambda weight: weight > 0,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*sparse tensor invariants")
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD)
+def test_tensors_that_are_no_plain_weights_are_named(change: object, tmp_path: Path) -> None:
+    torch.save({**trained(), "3.weight": change(trained()["3.weight"])}, tmp_path / "net.pt")  # type: ignore[operator]
+    with pytest.raises(ModelError, match=r"net\.pt holds what are no plain weights: 3\.weight \(.*convert them"):
+        load_weights(net(), tmp_path / "net.pt")
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated", "ignore:.*quantize.*deprecated")
+def test_quantized_weights_are_named(tmp_path: Path) -> None:
+    weight = torch.quantize_per_tensor(trained()["3.weight"], 0.1, 0, torch.qint8)
+    torch.save({**trained(), "3.weight": weight}, tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=r"3\.weight \(quantized\)"):
+        load_weights(net(), tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("key", [1, None, b"0.weight"], ids=str)
+def test_names_that_are_no_texts_are_refused(key: object, tmp_path: Path) -> None:
+    for others in ({}, trained()):
+        torch.save({**others, key: torch.zeros(1)}, tmp_path / "net.pt")
+        with pytest.raises(ModelError, match="weights whose names are no texts"):
+            load_weights(net(), tmp_path / "net.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_of_any_kind_is_an_error_of_the_command_line(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("net.safetensors" if kind == "safetensors" else "net.pt")
+    if kind == "safetensors":
+        save_file(trained(), path)
+    else:
+        torch.save(trained(), path, _use_new_zipfile_serialization=kind == "zip")
+    whole, choose = path.read_bytes(), random.Random(0)
+    damaged = [whole[:length] for length in (0, 1, 9, 100, len(whole) // 2, len(whole) - 9)]
+    for _ in range(100):
+        content = bytearray(whole)
+        for _ in range(4):
+            content[choose.randrange(min(len(content), 1500))] = choose.randrange(256)
+        damaged.append(bytes(content))
+    refused = 0
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            load_weights(net(), path)
+        except ModelError:
+            refused += 1  # anything else fails the test
+    assert refused > 10
+
+
+def test_a_model_whose_shapes_are_not_known_yet_is_refused(tmp_path: Path) -> None:
+    torch.save(trained(), tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=r"2 weights of the model have no shape yet \(weight, bias\): run it once"):
+        load_weights(nn.LazyLinear(3), tmp_path / "net.pt")
