@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
 
 from fxq.batches import Forward, Inputs, first_inputs
 from fxq.calibration import calibrate, needs_data
@@ -28,7 +30,6 @@ from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.modules import deep_copy
 from fxq.graph.settings import Settings
-from fxq.graph.snapshot import torch_as_before
 from fxq.graph.trace import trace
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.number_check import NumberCheck
@@ -40,14 +41,15 @@ from fxq.record import Record
 from fxq.registry import find_lowering
 from fxq.rules import check_rules
 from fxq.stage import Stage
-from fxq.state import State, find_state, require_state, set_state
+from fxq.state import State, check_values, find_state, require_state, set_state
+from fxq.surroundings import in_plain_surroundings
 from fxq.verdict import judge
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
 
 
-@torch_as_before()
+@in_plain_surroundings
 @paused_collector()
 def prepare(
     model: nn.Module,
@@ -77,7 +79,7 @@ def prepare(
     chosen = find_recipe(recipe)
     passes = chosen.create_passes()
     inputs = _as_inputs(example_inputs)
-    _check_model(model)
+    _check_model(model, verify)
     copied = _copy(model).eval()
     gm = trace(copied, inputs, (*chosen.leaf_modules, *_own_layers(copied)))
     record = Record()
@@ -99,7 +101,7 @@ def prepare(
     return gm
 
 
-@torch_as_before()
+@in_plain_surroundings
 @paused_collector()
 def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: bool = False) -> GraphModule:
     """Return a copy of a calibrated or trained model with explicit quantize and dequantize nodes and integer weights.
@@ -122,6 +124,7 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         StageError: this is not a prepared model.
     """
     state = require_state(prepared, Stage.PREPARED, "convert")
+    check_values(prepared, "convert")
     _warn_of_passes_without_data(state)
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
@@ -161,6 +164,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     return convert(prepared, min_sqnr_db, strict)
 
 
+@in_plain_surroundings
 @paused_collector()
 def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
     converted: GraphModule,
@@ -251,7 +255,7 @@ def _number_check(inputs: tuple[Any, ...] | None) -> NumberCheck:
     return NumberCheck(inputs)
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: Any, verify: bool) -> None:
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
         raise InputError(f"prepare takes a torch.nn.Module, got {got}")
@@ -263,6 +267,14 @@ def _check_model(model: Any) -> None:
                 f"{where} was already prepared (stage '{state.stage}'): prepare the original model, "
                 "with another recipe if you want other quantizers"
             )
+    lazy = [path for path, module in model.named_modules() if any(map(is_lazy, module.parameters(recurse=False)))]
+    if lazy:
+        raise StageError(
+            f"{len(lazy)} lazy modules of the model have never run ({', '.join(map(repr, lazy[:5]))}): run "
+            "model(*example_inputs) once before prepare, so that their weights are there"
+        )
+    if verify:
+        check_values(model, "prepare(verify=True)")
     if model.training:
         warnings.warn(
             "the model is in training mode; fxq prepares its eval() self, with running statistics and no dropout. "
@@ -280,10 +292,10 @@ def _own_layers(model: nn.Module) -> Iterator[str]:
 
 
 def _levels_to_caller() -> int:
-    """Return the stacklevel of a warning that shall point to whoever called this file."""
+    """Return the stacklevel of a warning that shall point to whoever called fxq."""
     files = [frame.filename for frame in traceback.extract_stack()[-2::-1]]
-    ours = (__file__, contextlib.__file__)
-    return next((level for level, file in enumerate(files, start=1) if file not in ours), 1)
+    folders = (Path(__file__).parent, Path(contextlib.__file__).parent)
+    return next((level for level, file in enumerate(files, start=1) if Path(file).parent not in folders), 1)
 
 
 def _copy(model: nn.Module) -> nn.Module:

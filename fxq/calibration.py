@@ -27,11 +27,13 @@ from fxq.original import checksum
 from fxq.passbase import Pass
 from fxq.quant.registry import find_fit
 from fxq.stage import Stage
-from fxq.state import State, require_state, set_state
+from fxq.state import State, check_values, require_state, set_state
+from fxq.surroundings import in_plain_surroundings
 
 _MOST_SHOWN = 5
 
 
+@in_plain_surroundings
 def calibrate(
     prepared: GraphModule,
     batches: Iterable[Any] | Data | None = None,
@@ -63,6 +65,7 @@ def calibrate(
         TraceError: on this data the traced graph computes something else than the model.
     """
     state = require_state(prepared, Stage.PREPARED, "calibrate")
+    check_values(prepared, "calibrate")
     passes = state.recipe.create_passes()[Stage.CALIBRATED]
     data = _as_data(batches, forward, progress)
     observers = observing_quantizers(prepared)
@@ -80,7 +83,7 @@ def calibrate(
         warnings.warn(
             f"there is nothing to calibrate: with recipe {state.recipe.name!r} no quantizer of this model waits "
             "for data. Its weights were fitted; the batches were not used",
-            stacklevel=2,
+            stacklevel=3,
         )
     snapshot = Snapshot(prepared, has_weights=_may_change_weights(passes) or bool(state.changes.after))
     try:
@@ -102,6 +105,7 @@ def needs_data(prepared: GraphModule) -> bool:
     return bool(observing_quantizers(prepared)) or _may_change_weights(passes)
 
 
+@in_plain_surroundings
 def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any) -> None:
     """Fit the activation ranges again, by another method, without the data.
 
@@ -131,6 +135,7 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
     fit_observed(observers, chosen)
 
 
+@in_plain_surroundings
 def calibrate_weights(
     model: nn.Module,
     method: str | None = None,

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
+
+from fxq.literal import literal
 
 _WIDTH = 120
 
@@ -53,14 +56,21 @@ class CalibrationReport:
         yield self._rich_table()
 
     def _rich_table(self) -> Table:
-        table = Table("pass", title="calibration", title_justify="left", caption="\n".join(self.notes) or None)
+        table = Table(
+            "pass",
+            title="calibration",
+            title_justify="left",
+            caption=Text("\n".join(self.notes)) if self.notes else None,
+        )
         table.caption_justify = "left"
         for heading in ("SQNR before", "after", "", "seconds"):
             table.add_column(heading, justify="right")
         for step in self.steps:
             kept = "kept" if step.kept else "undone"
             cells = _decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db)
-            table.add_row(step.name, *cells, "" if step.sqnr_after_db is None else kept, f"{step.seconds:.2f}")
+            table.add_row(
+                Text(literal(step.name)), *cells, "" if step.sqnr_after_db is None else kept, f"{step.seconds:.2f}"
+            )
         return table
 
 

@@ -4,9 +4,14 @@ An error says what failed, where (module path or node), and what to do about it.
 pytorch-quantization has a type for the mistake, the error is an instance of that type as well.
 """
 
+from fxq.literal import literal
+
 
 class FxqError(Exception):
     """Base of all errors of fxq; ``except fxq.FxqError`` catches whatever fxq refuses."""
+
+    def __str__(self) -> str:
+        return literal(super().__str__(), kept="\n\t")
 
 
 class DescriptorError(FxqError, ValueError):

@@ -6,9 +6,11 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from fxq.compare.quality import Quality
 from fxq.coverage import Coverage
+from fxq.literal import literal
 
 _WIDTH = 160
 # Below, six columns would break their words.
@@ -104,15 +106,15 @@ class Explanation:
             table.add_column(heading, overflow="fold")
         table.add_column("why, or why not", overflow="fold", ratio=1)
         for node in self.nodes:
-            name = (node.path or node.node, node.kind)
+            name = (_text(node.path or node.node), _text(node.kind))
             if node.reason:
                 how = "–" if node.quantized else "float"
-                table.add_row(*name, f"[dim]{how}[/]", "", "", f"[dim]{_safe(node.reason)}[/]")
-                name = ("", "")
+                table.add_row(*name, _text(how, "dim"), "", "", _text(node.reason, "dim"))
+                name = (Text(), Text())
             for tensor in node.quantized:
-                why = f"{_safe(tensor.why)} [dim]({tensor.pass_name})[/]"
-                table.add_row(*name, _role(tensor), tensor.descriptor, tensor.range, why)
-                name = ("", "")
+                why = _text(tensor.why) + _text(f" ({tensor.pass_name})", "dim")
+                table.add_row(*name, *map(_text, (_role(tensor), tensor.descriptor, tensor.range)), why)
+                name = (Text(), Text())
         return table
 
     def _narrow_table(self) -> Table:
@@ -121,19 +123,19 @@ class Explanation:
         table.add_column(overflow="fold", max_width=32)
         table.add_column(overflow="fold", ratio=1)
         for node in self.nodes:
-            reason = f"{'' if node.quantized else ', float'}: {_safe(node.reason)}" if node.reason else ""
-            table.add_row(f"[bold]{node.path or node.node}[/]", f"{node.kind}[dim]{reason}[/]")
+            reason = f"{'' if node.quantized else ', float'}: {node.reason}" if node.reason else ""
+            table.add_row(_text(node.path or node.node, "bold"), _text(node.kind) + _text(reason, "dim"))
             for tensor in node.quantized:
-                table.add_row(f"  {_role(tensor)}", f"{tensor.descriptor}, {_safe(tensor.range)}")
+                table.add_row(_text(f"  {_role(tensor)}"), _text(f"{tensor.descriptor}, {tensor.range}"))
                 if tensor.role != "weight":
-                    table.add_row("", f"[dim]{_safe(tensor.why)} ({tensor.pass_name})[/]")
+                    table.add_row("", _text(f"{tensor.why} ({tensor.pass_name})", "dim"))
         return table
 
     @property
-    def _title(self) -> str:
+    def _title(self) -> Text:
         recipe = self.recipe if self.recipe == self.target else f"{self.recipe} for {self.target}"
         quality = "" if self.quality is None else f"\n{self.quality}"
-        return f"{recipe}: {_counted(self.counts)}\n{_safe(str(self.coverage))}{_safe(quality)}"
+        return _text(f"{recipe}: {_counted(self.counts)}\n{self.coverage}{quality}")
 
 
 def _role(tensor: QuantizedTensor) -> str:
@@ -148,5 +150,6 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {role}" for role, count in sorted(counts.items())) or "nothing quantized"
 
 
-def _safe(text: str) -> str:
-    return text.replace("[", r"\[")
+def _text(text: str, style: str = "") -> Text:
+    """Return text for a cell, in which nothing is markup."""
+    return Text(literal(text), style)

@@ -80,6 +80,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise RecipeError(f"name must be a text, got {self.name!r}")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.name):  # halves of characters, which no file holds
+            raise RecipeError(f"name must be text that UTF-8 can write, got {self.name!r}")
         if isinstance(self.target, str) and self.target.endswith(".toml"):
             object.__setattr__(self, "target", Target.from_file(self.target))
         if isinstance(self.target, str):

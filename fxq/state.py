@@ -53,6 +53,16 @@ def find_state(model: nn.Module) -> State | None:
     return state if isinstance(state, State) else None
 
 
+def check_values(model: nn.Module, call: str) -> None:
+    """Raise a StageError if a tensor of ``model`` is on the meta device, where there are shapes and no values."""
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise StageError(
+                f"{call} computes with the model's weights, and {path!r} is on the meta device, which keeps no values: "
+                "give the model its weights before prepare (model.to_empty(device='cpu'), then load_state_dict)"
+            )
+
+
 def require_state(model: nn.Module, stage: Stage, call: str) -> State:
     """Return the state of ``model``, which must be at ``stage``; a calibrated model is a prepared one still.
 

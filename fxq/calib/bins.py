@@ -68,8 +68,10 @@ class Bins:
         first = math.floor(low / self.width)
         stop = max(math.ceil(high / self.width), first + num_bins)
         numbers = torch.arange(self.first, self.first + len(self.counts), device="cpu").clamp(first, stop - 1)
-        counts = torch.zeros(stop - first, dtype=torch.int64).index_add(0, numbers - first, self.counts.cpu())
-        return counts, torch.arange(first, stop + 1, dtype=torch.float64) * self.width
+        counts = torch.zeros(stop - first, dtype=torch.int64, device="cpu").index_add(
+            0, numbers - first, self.counts.cpu()
+        )
+        return counts, torch.arange(first, stop + 1, dtype=torch.float64, device="cpu") * self.width
 
 
 def count_values(values: Tensor, width: float, first: int, size: int, absolute: bool) -> Tensor:
@@ -87,7 +89,8 @@ def count_values(values: Tensor, width: float, first: int, size: int, absolute: 
     on_cpu = values.device.type == "cpu"
     lanes = LANES if on_cpu and size <= MAX_LANE_SIZE else 1
     length = max(CPU_CHUNK if on_cpu else DEVICE_CHUNK, 4 * size)
-    lane_start = torch.arange(min(length, len(values)) if lanes > 1 else 0, dtype=torch.int32) % lanes * size
+    numbers = torch.arange(min(length, len(values)) if lanes > 1 else 0, dtype=torch.int32, device=values.device)
+    lane_start = numbers % lanes * size
     counts = torch.zeros(lanes * size, dtype=torch.int64, device=values.device)
     for chunk in torch.split(values, length):
         floats = chunk.float()

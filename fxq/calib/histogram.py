@@ -176,7 +176,11 @@ class HistogramCalibrator(Calibrator):
         return Histogram(counts, edges, low, high, self.num_bits, self.unsigned, self.symmetric)
 
     def _observed(self) -> dict[str, Tensor]:
-        return {"low": torch.tensor(self._low), "high": torch.tensor(self._high), "counts": self._bins.counts}
+        return {
+            "low": torch.tensor(self._low, dtype=torch.float32, device="cpu"),
+            "high": torch.tensor(self._high, dtype=torch.float32, device="cpu"),
+            "counts": self._bins.counts,
+        }
 
     def _restore(self, state: Mapping[str, Tensor]) -> None:
         low, high, counts = state["low"], state["high"], state["counts"]

@@ -66,7 +66,7 @@ class MovingAverageMinMaxCalibrator(MinMaxCalibrator):
     def _observed(self) -> dict[str, Tensor]:
         first_low, first_high = self._first or (None, None)
         first = {"first_low": or_nothing(first_low), "first_high": or_nothing(first_high)}
-        return {**super()._observed(), **first, "batches": torch.tensor(self._batches)}
+        return {**super()._observed(), **first, "batches": torch.tensor(self._batches, device="cpu")}
 
     def _restore(self, state: Mapping[str, Tensor]) -> None:
         super()._restore(state)

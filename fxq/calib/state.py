@@ -18,8 +18,8 @@ OPTION = "option."
 def as_tensor(value: float | tuple[int, ...] | None) -> Tensor:
     """Return an option as a tensor: bool, int64 or float64."""
     if value is None:
-        return torch.empty(0, dtype=torch.int64)
-    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None, device="cpu")
 
 
 def stored_options(state: Mapping[str, Tensor], names: Iterable[str], kind: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def stored_options(state: Mapping[str, Tensor], names: Iterable[str], kind: str)
 
 def or_nothing(tensor: Tensor | None) -> Tensor:
     """Return the tensor, or an empty one for None."""
-    return torch.empty(0) if tensor is None else tensor
+    return torch.empty(0, dtype=torch.float32, device="cpu") if tensor is None else tensor
 
 
 def check_names(state: Mapping[str, Tensor], names: Iterable[str], kind: str) -> None:

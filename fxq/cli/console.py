@@ -6,6 +6,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from fxq.errors import FxqError
+from fxq.literal import literal
 
 
 class CommandGroup(TyperGroup):
@@ -39,16 +40,20 @@ def print_plain(text: str) -> None:
 
 def print_note(text: str) -> None:
     """Print a line on stderr that tells what is going on."""
-    Console(stderr=True, highlight=False).print(Text(text, style="dim"), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text(_lines(text), style="dim"), soft_wrap=True)
 
 
 def print_warning(text: str) -> None:
     """Print a warning on stderr."""
-    message = Text.assemble(("warning: ", "bold yellow"), (text, "yellow"))
+    message = Text.assemble(("warning: ", "bold yellow"), (_lines(text), "yellow"))
     Console(stderr=True, highlight=False).print(message, soft_wrap=True)
 
 
 def _print_error(error: FxqError) -> None:
-    message = Text.assemble(("error: ", "bold red"), (str(error), "red"))
+    message = Text.assemble(("error: ", "bold red"), (_lines(str(error)), "red"))
     # The terminal wraps, so that paths and commands can be copied whole.
     Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+
+
+def _lines(text: str) -> str:
+    return literal(text, kept="\n\t")

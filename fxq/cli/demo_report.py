@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fxq.literal import literal
+
 _FOOTNOTE = (
     "All files run in ONNX Runtime on this CPU. * tensorrt.onnx is made for NVIDIA GPUs: its placement suits "
     "TensorRT's kernels, and is not meant to be fast here."
@@ -55,7 +57,7 @@ def next_steps(out: Path) -> Text:
     """Return where the files are, and commands to go on with."""
     return Text.assemble(
         "\nWrote ",
-        (str(out), "bold"),
+        (literal(str(out)), "bold"),
         "/{float,tensorrt,onnxruntime}.onnx, digits.pt, calibration.npy\n\n",
         ("The same by hand, and why each quantizer is where it is:\n", "dim"),
         f"  fxq quantize fxq.cli.demo_model:digits_resnet --weights {shlex.quote(str(out / 'digits.pt'))} \\\n"

@@ -6,8 +6,10 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fxq.cli.console import print_plain, print_result
+from fxq.literal import literal
 from fxq.passbase import pass_summary
 from fxq.registry import PASSES, Registration, pass_options, registered_passes
 
@@ -43,9 +45,11 @@ def _table(passes: list[dict[str, Any]]) -> Table:
     table.add_column("what it does", overflow="fold", ratio=1)
     stage = ""
     for found in passes:
-        options = "\n".join(f"[cyan]{option}[/] = {escape(repr(value))}" for option, value in found["options"].items())
-        text = escape(found["summary"]) + (f"\n{options}" if options else "")
+        options = "\n".join(
+            f"[cyan]{option}[/] = {escape(literal(repr(value)))}" for option, value in found["options"].items()
+        )
+        text = escape(literal(found["summary"])) + (f"\n{options}" if options else "")
         shown = "" if found["stage"] == stage else found["stage"]
         stage = found["stage"]
-        table.add_row(f"[dim]{shown}[/]", f"[bold]{found['name']}[/]", found["package"], text)
+        table.add_row(f"[dim]{shown}[/]", f"[bold]{found['name']}[/]", Text(literal(found["package"])), text)
     return table

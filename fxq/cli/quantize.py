@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from fxq import api
@@ -19,6 +20,7 @@ from fxq.cli.quality import sqnr_db
 from fxq.cli.recipes import RecipeChoice
 from fxq.errors import ExportError, ModelError
 from fxq.explain import explain
+from fxq.literal import literal
 from fxq.output_file import OutputFile
 
 if TYPE_CHECKING:
@@ -117,8 +119,8 @@ def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: 
     # As it is used; where that was not run, nothing was.
     worst = max(report.optimized_parity, key=lambda output: output.max_lsb, default=None)
     batch = "dynamic" if report.dynamic_batch else "static"
-    table.add_row("wrote", f"[bold]{report.path}[/]")
-    table.add_row("recipe", recipe)
+    table.add_row("wrote", Text(literal(str(report.path)), "bold"))
+    table.add_row("recipe", Text(literal(recipe)))
     table.add_row("file", f"{report.size_bytes / 1e6:.2f} MB, opset {report.opset}, {batch} batch")
     table.add_row("quantized", ", ".join(f"{count} {role}" for role, count in sorted(counts.items())) or "nothing")
     quantizers = [f"{report.quantize_nodes} QuantizeLinear", f"{report.dequantize_nodes} DequantizeLinear"]

@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fxq.cli.console import print_plain, print_result
+from fxq.literal import literal
 from fxq.registry import TargetRegistration, get_target, registered_targets
 from fxq.targets import Target
 
@@ -49,5 +51,5 @@ def _table(targets: list[dict[str, Any]]) -> Table:
     table.add_column("activations, weights, and what is quantized", overflow="fold", ratio=1)
     for found in targets:
         text = f"{found['activation']}; {found['weight']}\n[dim]{', '.join(found['runs'])}[/]"
-        table.add_row(f"[bold]{found['name']}[/]", found["package"] or found["module"], text)
+        table.add_row(f"[bold]{found['name']}[/]", Text(literal(found["package"] or found["module"])), text)
     return table

@@ -61,7 +61,7 @@ class _Noisy(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, seed: int, noise: Noise) -> None:
         super().__init__(gm)
         self.noise = noise
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -83,7 +83,7 @@ class _Noisy(fx.Interpreter):
 
     def _shaken(self, value: Tensor, share: float) -> Tensor:
         """Move each element by up to ``share`` of the largest one."""
-        noise = torch.rand(value.shape, generator=self.generator).to(value) * 2 - 1
+        noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(value) * 2 - 1
         return value + noise * (value.abs().max() * share)
 
 

@@ -19,7 +19,7 @@ from fxq.export.clean import clean
 from fxq.export.file_quality import measure_file
 from fxq.export.names import apply_names, input_names_of
 from fxq.export.options import ExportOptions, ExportReport
-from fxq.export.parity import Reference, check_parity, threads_for
+from fxq.export.parity import Reference, check_parity, dtype_hint, threads_for
 from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
@@ -133,7 +133,7 @@ def _check(path: Path, reference: Reference, options: ExportOptions) -> dict[str
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported file is not valid ONNX: {error}") from error
+        raise ExportError(f"the exported file is not valid ONNX: {error}{dtype_hint(reference.gm)}") from error
     model = ir.load(path)
     check_qdq(model, options.rules)
     # As written first: what fails there is the file's own fault, and no fusion's.

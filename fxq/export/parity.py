@@ -63,7 +63,10 @@ def check_parity(model: ir.Model, path: Path, reference: Reference, optimize: bo
     """
     how = "onnxruntime, with its default optimizations," if optimize else "onnxruntime"
     inputs = [tensor for _, tensor in named_leaves(reference.inputs, "input", Tensor)]
-    actual = [torch.from_numpy(array) for array in run_onnxruntime(path, inputs, optimize, threads_for(model))]
+    try:
+        actual = [torch.from_numpy(array) for array in run_onnxruntime(path, inputs, optimize, threads_for(model))]
+    except ExportError as error:
+        raise ExportError(f"{error}{dtype_hint(reference.gm)}") from error
     if len(reference.outputs) != len(actual):
         raise ExportError(f"the file has {len(actual)} outputs and the model {len(reference.outputs)}")
     for (name, want), have in zip(reference.outputs, actual, strict=True):
@@ -85,6 +88,15 @@ def check_parity(model: ir.Model, path: Path, reference: Reference, optimize: bo
                 f"{floor.max_lsb:.2f}). {cause}; check=False writes the file anyway"
             )
     return parity
+
+
+def dtype_hint(gm: fx.GraphModule) -> str:
+    """Return what to do about a file that no runtime takes, where the dtype of the model's weights explains it."""
+    found = {tensor.dtype for tensor in (*gm.parameters(), *gm.buffers())} & {torch.float64, torch.bfloat16}
+    if not found:
+        return ""
+    dtype = str(found.pop()).removeprefix("torch.")
+    return f"; the model computes in {dtype}, for which ONNX or its runtime lacks operators: prepare model.float()"
 
 
 def _floors(parity: tuple[OutputParity, ...], reference: Reference, steps: list[float], noise: Noise) -> Floors:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 
 from fxq.nn import TensorQuantizer
 
@@ -67,22 +66,6 @@ def restored_state(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _put_back(attributes, items)
-
-
-@contextlib.contextmanager
-def torch_as_before() -> Iterator[None]:
-    """Take back what the generated code of graphs registers with torch.fx, which would stay for the whole process.
-
-    Code that calls a function behind ``torch.fx.wrap`` wraps it again wherever it is generated, so that a pickled
-    graph can be traced again; nothing else needs that.
-    """
-    before = set(_wrapped_fns_to_patch)
-    try:
-        yield
-    finally:
-        for key, names in list(_wrapped_fns_to_patch.items()):
-            if key not in before and "__name__" not in names:  # what a file wraps that was imported meanwhile stays
-                del _wrapped_fns_to_patch[key]
 
 
 def _put_back(attributes: list[tuple[nn.Module, dict[str, Any]]], items: list[tuple[Any, Any]]) -> None:

@@ -7,6 +7,7 @@ with the example shapes; sizes that are only passed on stay nodes, so that anoth
 
 import difflib
 import inspect
+import keyword
 import math
 import operator
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
 from fxq.graph.type_questions import types_may_be_asked
 from fxq.process_lock import PROCESS_LOCK
 
+# What ends or changes a text in double quotes, or has no place in source code: halves of characters too.
+_NO_LITERAL = frozenset({*'"\\\n\r\0', *map(chr, range(0xD800, 0xE000))})
 _QUESTION_METHODS = frozenset({"size", "numel", "nelement", "stride", "dim"})
 _QUESTION_FUNCTIONS = frozenset({
     getattr, round, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv,
@@ -63,6 +66,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
             check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
             _check_no_buffer_was_assigned(model)
             erase_dead_questions(graph)
+            _check_names(graph)
             traced = GraphModule(model, graph, type(model).__name__)
     except (TraceError, KeyboardInterrupt):
         raise
@@ -143,6 +147,20 @@ def _given(graph: Graph, inputs: dict[str, Any]) -> list[Fact]:
         if node.op == "placeholder" and node.args == (None,) and node.target in inputs
     ]
     return [Fact(name, False, (), "is None") for name in optional if inputs[name] is not None]
+
+
+def _check_names(graph: Graph) -> None:
+    """Refuse names that torch.fx writes into the code of a graph as they are, where they would be other code."""
+    for node in graph.nodes:
+        path = str(node.target) if node.op in ("call_module", "get_attr") else ""
+        parts = path.split(".")
+        odd = [part for part in parts if keyword.iskeyword(part) or any(letter in _NO_LITERAL for letter in part)]
+        if odd or node.name == "self":
+            name = odd[0] if odd else "self"
+            raise TraceError(
+                f"cannot trace {path or node.name!r}: torch.fx writes names of modules and tensors into Python code, "
+                f"where {name!r} is no name, or another; rename it in the model"
+            )
 
 
 def erase_dead_questions(graph: Graph) -> None:

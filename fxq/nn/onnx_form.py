@@ -69,8 +69,11 @@ def _script_form(inputs: Tensor, qparams: QParams, fake_quant: bool) -> Tensor:
     with warnings.catch_warnings():
         # torch warns that a number becomes a constant of the file, which is what a range is.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        step, zero_point = (torch.tensor(value.tolist()) for value in (qparams.scale, qparams.zero_point))
-    step, zero_point = step.to(inputs.device), zero_point.to(inputs.device, torch.int32)
+        step, zero_point = (
+            torch.tensor(value.tolist(), dtype=torch.float32, device=inputs.device)
+            for value in (qparams.scale, qparams.zero_point)
+        )
+    zero_point = zero_point.to(torch.int32)
     if qparams.axis is None:
         return torch.fake_quantize_per_tensor_affine(inputs, step, zero_point, *bounds)
     return torch.fake_quantize_per_channel_affine(inputs, step, zero_point, qparams.axis % inputs.dim(), *bounds)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxq.errors import CalibrationError, DescriptorError, RangeError, TargetError
 from fxq.nn.qparams import QParams, storage_dtype
 from fxq.nn.range_state import fitted_ranges
-from fxq.nn.ranges import align, as_bound
+from fxq.nn.ranges import align, as_bound, as_float32
 from fxq.quant.affine import affine_scale_and_zero_point, symmetric_inverse_scale, symmetric_scale
 from fxq.quant.descriptor import QuantDescriptor
 
@@ -36,7 +36,7 @@ class RangeHolder(nn.Module):
             else:
                 self.register_buffer(name, None)
         if descriptor.amax is not None:
-            self.amax = torch.tensor(descriptor.amax) * (descriptor.scale_amax or 1.0)
+            self.amax = as_float32(descriptor.amax) * (descriptor.scale_amax or 1.0)
         if descriptor.range is not None:
             low, high = descriptor.range
             self.range = low * (descriptor.scale_amax or 1.0), high * (descriptor.scale_amax or 1.0)
@@ -126,7 +126,7 @@ class RangeHolder(nn.Module):
 
     @range.setter
     def range(self, value: tuple[Any, Any]) -> None:
-        low, high = (torch.as_tensor(bound) for bound in value)
+        low, high = (as_float32(bound) for bound in value)
         if bool((low > high).any()):
             raise RangeError(f"the range of {self.owner} is empty: low > high")
         self._store(*((torch.maximum(low.abs(), high.abs()),) if self._descriptor.symmetric else (low, high)))

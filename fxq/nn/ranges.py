@@ -17,6 +17,16 @@ from fxq.quant.blocks import block_amax, block_shape, spread_blocks
 from fxq.quant.descriptor import QuantDescriptor
 
 
+def as_float32(value: Any) -> Tensor:
+    """Return ``value`` (number, list, ndarray or tensor) in float32, where it is, or on the CPU.
+
+    Whatever torch's default dtype and device are.
+    """
+    if isinstance(value, Tensor):
+        return value.to(torch.float32)
+    return torch.as_tensor(value, dtype=torch.float32, device="cpu")
+
+
 def as_bound(value: Any, descriptor: QuantDescriptor, owner: str) -> Tensor:
     """Return ``value`` (number, list, ndarray or tensor) as a float32 bound with a valid shape.
 
@@ -25,7 +35,7 @@ def as_bound(value: Any, descriptor: QuantDescriptor, owner: str) -> Tensor:
     """
     # A range made under inference_mode could not be saved for a backward pass later.
     with torch.inference_mode(False):
-        bound = torch.as_tensor(value).detach().clone().to(torch.float32)
+        bound = as_float32(value).detach().clone()
     if not bound.is_meta and not bool(torch.isfinite(bound).all()):
         raise RangeError(f"the range of {owner} is not finite: check the data for infinities or NaN")
     if not is_bound_shape(bound, descriptor):

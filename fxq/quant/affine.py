@@ -96,14 +96,14 @@ def symmetric_inverse_scale(amax: Tensor, hi: int) -> Tensor:
     """Return hi / amax in float32, and 1 where amax is too small to divide by."""
     amax = amax.float()
     # A tensor divided by a tensor: a Python float divided by a tensor rounds differently in one case of four.
-    inverse_scale = torch.full((), float(hi), device=amax.device) / amax
+    inverse_scale = torch.full((), float(hi), dtype=torch.float32, device=amax.device) / amax
     return torch.where(amax <= SMALLEST_AMAX, torch.ones_like(inverse_scale), inverse_scale)
 
 
 def symmetric_scale(amax: Tensor, hi: int) -> Tensor:
     """Return amax / hi in float32, and 1 where amax is too small."""
     amax = amax.float()
-    scale = amax / torch.full((), float(hi), device=amax.device)
+    scale = amax / torch.full((), float(hi), dtype=torch.float32, device=amax.device)
     return torch.where(amax <= SMALLEST_AMAX, torch.ones_like(scale), scale)
 
 
@@ -127,7 +127,7 @@ def affine_params(low: Tensor, high: Tensor, lo: int, hi: int) -> tuple[Tensor, 
 def affine_scale_and_zero_point(low: Tensor, high: Tensor, lo: int, hi: int) -> tuple[Tensor, Tensor]:
     """:func:`affine_params` without its checks, which wait for the device: for a range checked when stored."""
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
-    scale = (high - low) / torch.full((), float(hi - lo), device=low.device)
+    scale = (high - low) / torch.full((), float(hi - lo), dtype=torch.float32, device=low.device)
     scale = torch.where(scale <= SMALLEST_AMAX / (hi - lo), torch.ones_like(scale), scale)
     zero_point = torch.round(lo - low / scale).clamp_(lo, hi)
     return scale, zero_point

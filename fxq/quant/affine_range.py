@@ -52,7 +52,7 @@ def _prepared(
 ) -> tuple[Tensor, Tensor, tuple[int, int], Tensor]:
     """Return scale, zero point, lowest and highest code, and where the inputs lie inside of the range."""
     bounds = integer_bounds(*form, narrow_range=False)
-    low, high = (torch.as_tensor(bound, device=inputs.device).detach().float() for bound in (low, high))
+    low, high = (torch.as_tensor(bound, dtype=torch.float32, device=inputs.device).detach() for bound in (low, high))
     scale, zero_point = affine_params(low, high, *bounds)
     try:
         shape = torch.broadcast_shapes(inputs.shape, scale.shape)  # type: ignore[no-untyped-call]

@@ -60,7 +60,7 @@ def fit_entropy(
         CalibrationError: no candidate has a finite divergence.
     """
     check_candidates(len(counts), stride, start_bin)
-    stops = torch.arange(start_bin, len(counts) + 1, stride)
+    stops = torch.arange(start_bin, len(counts) + 1, stride, device=counts.device)
     groups = 2 ** (num_bits - 1 + int(unsigned))
     counts = counts.clone()
     counts[0] = counts[1]
@@ -83,13 +83,15 @@ def fit_entropy_affine(
     counts[at_zero] = counts[neighbour]
     start, stop = 0, bins
     for turn in range(MAX_ROUNDS):
-        stops = torch.tensor(sorted({*range(max(zero, start + start_bin), bins + 1, stride), stop}))
+        candidates = sorted({*range(max(zero, start + start_bin), bins + 1, stride), stop})
+        stops = torch.tensor(candidates, device=counts.device)
         divergences = window_divergences(counts, torch.full_like(stops, start), stops, 2**num_bits)
         best_stop = int(stops[_last_minimum(divergences)])
         if turn and best_stop == stop:
             break
         stop = best_stop
-        starts = torch.tensor(sorted({*range(min(zero, stop - start_bin), -1, -stride), start}, reverse=True))
+        candidates = sorted({*range(min(zero, stop - start_bin), -1, -stride), start}, reverse=True)
+        starts = torch.tensor(candidates, device=counts.device)
         divergences = window_divergences(counts, starts, torch.full_like(starts, stop), 2**num_bits)
         best_start = int(starts[_last_minimum(divergences)])
         if best_start == start:
@@ -129,7 +131,7 @@ class _Sums:
         right = 1 - self._mass[stop] / self._total
         first, last = self._share[start], self._share[stop - 1]
         inside, log_density = self._groups(start, stop, groups)  # windows, groups
-        used = torch.minimum(stop - start, torch.tensor(groups))
+        used = (stop - start).clamp(max=groups)
         log_first, log_last = log_density[:, 0], log_density.gather(1, (used - 1)[:, None])[:, 0]
 
         p_log_p = self._entropy[stop - 1] - self._entropy[start + 1]
@@ -146,7 +148,7 @@ class _Sums:
         """Return the share of each group and the logarithm of its share per non-empty bin (0 where it has none)."""
         bins = (stop - start)[:, None]
         used = bins.clamp(max=groups)
-        number = torch.minimum(torch.arange(groups + 1), used)
+        number = torch.minimum(torch.arange(groups + 1, device=used.device), used)
         # Bin j of the window belongs to group floor(j * groups / bins), so group k starts at ceil(k * bins / groups).
         bounds = start[:, None] + (number * bins + used - 1) // used
         share = self._mass[bounds].diff(dim=1) / self._total

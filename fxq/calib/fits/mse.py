@@ -127,7 +127,7 @@ class _AffineSearch:
 
     def __init__(self, centres: Tensor, counts: Tensor, codes: tuple[int, int]) -> None:
         self.zero = int((centres < 0).sum())  # the first bin right of 0
-        self._bounds = torch.cat([centres, torch.zeros(1)])  # so that index -1 and index bins are 0
+        self._bounds = torch.cat([centres, centres.new_zeros(1)])  # so that index -1 and index bins are 0
         self._centres, self._counts = _non_empty(centres, counts)
         self._codes = codes
 
@@ -138,7 +138,7 @@ class _AffineSearch:
     def best(self, pairs: list[tuple[int, int]]) -> tuple[tuple[int, int], tuple[float, float]]:
         """Return the pair with the least error, the first one of equals, and its bounds."""
         rows = max(1, BLOCK // len(self._centres))
-        errors = [self._errors(block) for block in torch.split(torch.tensor(pairs), rows)]
+        errors = [self._errors(block) for block in torch.split(torch.tensor(pairs, device=self._centres.device), rows)]
         pair = pairs[int(torch.cat(errors).argmin())]
         return pair, self.bounds(pair)
 

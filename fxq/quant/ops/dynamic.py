@@ -55,7 +55,7 @@ def dynamic_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     values = x.float()
     low, high = torch.aminmax(values) if values.numel() else (values.new_zeros(()), values.new_zeros(()))
     low, high = low.clamp(max=0), high.clamp(min=0)
-    step = (high - low) / torch.full((), float(HI), device=x.device)
+    step = (high - low) / torch.full((), float(HI), dtype=torch.float32, device=x.device)
     step = torch.where(step == 0, torch.ones_like(step), step)  # a tensor of zeros
     zero_point = torch.round(-low / step).clamp_(0, HI)
     return torch.round(values / step).add_(zero_point).clamp_(0, HI).sub_(zero_point), step

@@ -15,7 +15,7 @@ class SteppedLayer:
     def __init__(self, x: Tensor, h0: Tensor, c0: Tensor) -> None:
         directions, batch, hidden = h0.shape
         self.start = h0.float(), c0.float()
-        self.hidden = torch.empty(len(x), directions, batch, hidden, device=x.device)
+        self.hidden = torch.empty(len(x), directions, batch, hidden, dtype=torch.float32, device=x.device)
         self.last_hidden, self.last_cell = torch.empty_like(self.start[0]), torch.empty_like(self.start[1])
 
     def run(self, direction: int, w_x: Tensor, cell: Cell) -> None:

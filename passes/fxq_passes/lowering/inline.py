@@ -64,7 +64,7 @@ class _Stored:
 
     def chunks(self, count: int) -> "list[_Stored]":
         """Return its parts along dimension 0."""
-        rows = torch.arange(len(self.tensor)).chunk(count)
+        rows = torch.arange(len(self.tensor), device=self.tensor.device).chunk(count)
         return [
             _Stored(f"{self.name}_{index}", self.tensor[part], self.params and select_rows(self.params, part))
             for index, part in enumerate(rows)

@@ -1,0 +1,12 @@
+"""Text of others (names of modules, files, recipes, messages of errors), shown as what it is."""
+
+
+def literal(text: str, kept: str = "") -> str:
+    """Return ``text`` with what a terminal obeys or does not show in Python's escapes, but for the characters ``kept``.
+
+    Line breaks, escape codes, marks that turn the direction of writing, and halves of characters among them.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
