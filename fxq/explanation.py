@@ -134,8 +134,9 @@ class Explanation:
     @property
     def _title(self) -> Text:
         recipe = self.recipe if self.recipe == self.target else f"{self.recipe} for {self.target}"
-        quality = "" if self.quality is None else f"\n{self.quality}"
-        return _text(f"{recipe}: {_counted(self.counts)}\n{self.coverage}{quality}")
+        lines = [f"{recipe}: {_counted(self.counts)}", str(self.coverage)]
+        lines += [] if self.quality is None else [str(self.quality)]
+        return Text("\n").join(map(_text, lines))
 
 
 def _role(tensor: QuantizedTensor) -> str:
