@@ -26,6 +26,7 @@ from fxq.data import Data
 from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
 from fxq.float_reference import ORIGINAL, FloatReference
+from fxq.graph.altered import check_copyable, has_backward_hooks, why_altered
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.modules import deep_copy
@@ -80,6 +81,7 @@ def prepare(
     passes = chosen.create_passes()
     inputs = _as_inputs(example_inputs)
     _check_model(model, verify)
+    check_copyable(model)
     copied = _copy(model).eval()
     gm = trace(copied, inputs, (*chosen.leaf_modules, *_own_layers(copied)))
     record = Record()
@@ -92,6 +94,8 @@ def prepare(
     check_graph(gm, Stage.TRACED)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
         run_passes(gm, passes[stage], settings, state.record, numbers)
+    if qat:
+        _warn_of_lost_hooks(copied, gm)
     original = Original.of(model, gm)
     reference = None
     if inputs is not None and expected:
@@ -118,7 +122,8 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     Raises:
         AccuracyError: ``strict``, and the result is too far from the float model.
         CalibrationError: quantizers have no range; their module paths are listed.
-        PassError: the result computes something else than ``prepared``; the pass is named. Compared on the example
+        PassError: a quantized module has forward hooks, which would be lost; or the result computes something else
+            than ``prepared``; the pass is named. Compared on the example
             inputs of ``prepare``, if it got any: after each pass if it was asked to verify, else at the end.
         InputError: the prepared model does not run on these inputs.
         StageError: this is not a prepared model.
@@ -126,6 +131,7 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     state = require_state(prepared, Stage.PREPARED, "convert")
     check_values(prepared, "convert")
     _warn_of_passes_without_data(state)
+    _check_quantized_unaltered(prepared)
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
     reference = None if state.reference is None else state.reference.now(prepared)
@@ -245,6 +251,25 @@ def _warn_of_nothing(prepared: GraphModule, recipe: Recipe) -> None:
         warnings.warn(
             f"nothing was quantized: with recipe {recipe.name!r} the result computes in float throughout. "
             "print(fxq.explain(prepared)) says why, operation by operation",
+            stacklevel=_levels_to_caller(),
+        )
+
+
+def _check_quantized_unaltered(prepared: GraphModule) -> None:
+    for path, module in prepared.named_modules():
+        reason = why_altered(module)
+        if path and reason is not None and isinstance(module, Quantized | TensorQuantizer):
+            raise PassError(f"convert takes the quantized module {path!r} apart, which {reason}: remove it first")
+
+
+def _warn_of_lost_hooks(model: nn.Module, gm: GraphModule) -> None:
+    """Say which backward hooks do not come along: those of modules that were traced through or folded."""
+    kept = {path for path, module in gm.named_modules() if has_backward_hooks(module)}
+    lost = [repr(path) for path, module in model.named_modules() if has_backward_hooks(module) and path not in kept]
+    if lost:
+        warnings.warn(
+            f"backward hooks do not come along into the graph, and training will not call them: those of modules "
+            f"{', '.join(lost)}",
             stacklevel=_levels_to_caller(),
         )
 

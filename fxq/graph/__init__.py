@@ -1,5 +1,6 @@
 """What passes know about a graph: questions, kinds, plans, and the rewriter."""
 
+from fxq.graph.altered import has_backward_hooks, why_altered
 from fxq.graph.check import check_graph
 from fxq.graph.kinds import ACTIVATIONS, MOVES_DATA, kind, module_kind, module_of, produces_tensor, shape_of
 from fxq.graph.match import (
@@ -54,6 +55,7 @@ __all__ = [
     "forget",
     "free_path",
     "graph_text",
+    "has_backward_hooks",
     "has_one_reader",
     "input_edges",
     "inserted_for",
@@ -87,5 +89,6 @@ __all__ = [
     "stored_input",
     "tensor_edges",
     "weight_quantizers",
+    "why_altered",
     "writes_in_place",
 ]

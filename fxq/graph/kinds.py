@@ -8,8 +8,9 @@ from torch import nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from fxq.graph.altered import why_altered
 from fxq.graph.modules import find_module
-from fxq.kinds import ACTIVATIONS, METHOD_KINDS, MOVES_DATA, class_kind, own_kind
+from fxq.kinds import ACTIVATIONS, METHOD_KINDS, MOVES_DATA, WEIGHTED_KINDS, class_kind, own_kind
 from fxq.nn.tensor_quantizer import TensorQuantizer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
 
 # They produce tuples of tensors; an operator.getitem behind them takes one out.
 _TUPLE_MAKERS: frozenset[Any] = frozenset({torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"})
+_LAYERS = WEIGHTED_KINDS | {"batch_norm"}
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _SHAPE_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "training"})
 
@@ -35,12 +37,16 @@ def kind(node: Node) -> str:
 
 
 def module_kind(module: nn.Module) -> str:
-    """Return the kind of the first class in the module's ancestry that has one, or "other"."""
-    if isinstance(module, _ADAPTIVE):
-        return "global_avg_pool" if _is_one(module.output_size) else "adaptive_avg_pool"
+    """Return the kind of the first class in the module's ancestry that has one, or "other".
+
+    "other" is also what an altered module is (see ``altered.py``), but for layers, which are left in float by name.
+    """
     if isinstance(module, TensorQuantizer):
         return "quantizer"
-    return class_kind(type(module)) or "other"
+    found = class_kind(type(module)) or "other"
+    if isinstance(module, _ADAPTIVE):
+        found = "global_avg_pool" if _is_one(module.output_size) else "adaptive_avg_pool"
+    return "other" if found not in _LAYERS and why_altered(module) else found
 
 
 def module_of(node: Node) -> nn.Module:

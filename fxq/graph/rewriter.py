@@ -8,6 +8,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxq.errors import PassError
+from fxq.graph.altered import why_altered
 from fxq.graph.data_stage import DataStage
 from fxq.graph.edges import hand_over, inherited_meta, last_of_kind, read_instead
 from fxq.graph.kinds import module_of, produces_tensor
@@ -47,13 +48,19 @@ class Rewriter(PlanRewriter, ValueRewriter):
         return [node for node in self.gm.graph.nodes if question is None or question(node)]
 
     def bypass(self, node: Node, why: str, source: Node | None = None) -> None:
-        """Let the readers of ``node`` read ``source`` (its first input) instead, and erase it."""
+        """Let the readers of ``node`` read ``source`` (its first input) instead, and erase it.
+
+        Raises:
+            PassError: it calls a module with hooks of the user's, which would be lost; so does all that replaces one.
+        """
+        self._check_unaltered(node)
         self._note("edit", node, why)
         node.replace_all_uses_with(source or node.all_input_nodes[0])
         self._erase(node)
 
     def replace_by(self, node: Node, value: Any, why: str) -> None:
         """Let the readers of ``node`` read ``value`` instead, nodes in the structure of what it returns; erase it."""
+        self._check_unaltered(node)
         self._note("edit", node, why)
         for reader in hand_over(node, value):
             self._erase_node(reader)
@@ -72,6 +79,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
 
     def replace_module(self, path: str, module: nn.Module, why: str) -> None:
         """Put ``module`` where the module at ``path`` is; every call now calls it."""
+        self._check_module_unaltered(path)
         module.train(self.gm.get_submodule(path).training)
         self.gm.set_submodule(path, module)
         self._parameters = None
@@ -179,7 +187,20 @@ class Rewriter(PlanRewriter, ValueRewriter):
         """Return the module that ``node`` calls; the pass has asked for its kind and knows its attributes."""
         return module_of(node)
 
+    def _check_unaltered(self, node: Node) -> None:
+        if node.op == "call_module":
+            self._check_module_unaltered(str(node.target))
+
+    def _check_module_unaltered(self, path: str) -> None:
+        reason = why_altered(self.gm.get_submodule(path))
+        if reason is not None:
+            raise PassError(
+                f"pass {self.pass_name!r} replaces or removes module {path!r}, which {reason}: that would be lost. "
+                "Remove it first, or let the pass decline (fxq.graph.why_altered)"
+            )
+
     def _replace(self, node: Node, new: Node, why: str) -> Node:
+        self._check_unaltered(node)
         new.meta = {key: value for key, value in node.meta.items() if key != "is_wrapped"}  # see inherited_meta
         self._note("edit", node, why)
         node.replace_all_uses_with(new)

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx import Node, Proxy, Tracer
 from torch.fx.node import map_arg
+from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxq.graph.arguments import Fact, facts_about
@@ -94,8 +95,20 @@ class ShapeTracer(Tracer):
         """Record a leaf module, trace through another; one that forward made on the spot is traced through too."""
         if self._evaluating or m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if type(m).__call__ is not nn.Module.__call__ and self.is_leaf_module(m, path):
+            # It is running now, around this call, and would once more where the graph calls the module.
+            raise TraceError(
+                f"the class of the leaf '{path}' ({type(m).__name__}) overrides __call__; override forward"
+            )
         plain = plain_forward(m)
-        return super().call_module(m, forward if plain is None else functools.partial(plain, m), args, kwargs)
+        if plain is None:
+            return super().call_module(m, forward, args, kwargs)
+        m.forward = functools.partial(plain, m)  # the hooks around it stay
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            del m.forward
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
         """Return a get_attr proxy for a parameter or buffer of the model, anything else as it is."""

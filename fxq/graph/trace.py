@@ -100,6 +100,8 @@ def _check_followable(model: nn.Module) -> None:
             f"the model ({name}) has its forward replaced on the instance; define it in a subclass instead "
             "(of a model from torch.compile, pass model._orig_mod)"
         )
+    if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, GraphModule):
+        raise TraceError(f"the model ({name}) overrides __call__, which a graph cannot hold; override forward instead")
     if model._forward_hooks or model._forward_pre_hooks:
         raise TraceError(
             f"the model ({name}) has forward hooks, which a graph cannot hold; remove them, or wrap the model in "

@@ -33,8 +33,10 @@ STACKS = (
 def plain_forward(module: nn.Module) -> Callable[..., Any] | None:
     """Return the function ``(module, *inputs)`` to trace instead of the module's forward, None where that serves.
 
-    A subclass that has a forward of its own keeps it.
+    A subclass or an instance that has a forward of its own keeps it.
     """
+    if "forward" in vars(module):
+        return None
     return _FORWARDS.get(type(module).forward)
 
 

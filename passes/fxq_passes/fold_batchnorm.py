@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Node
 
 from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
-from fxq.graph import is_weighted, kind, shape_of
+from fxq.graph import is_weighted, kind, shape_of, why_altered
 from fxq_passes.folding.batchnorm_algebra import affine_of, fold_after, fold_before
 
 
@@ -59,8 +59,9 @@ def _why_not_plain(module: Any) -> str | None:
     """Return why a module may compute something else than its kind says, or more; None if it is torch's own."""
     if not type(module).__module__.startswith("torch.nn.modules."):
         return f"{type(module).__name__} is a subclass that may compute something else, or is quantized by hand"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return f"{type(module).__name__} has forward hooks, such as weight_norm's; remove them first"
+    altered = why_altered(module)
+    if altered is not None:
+        return f"{type(module).__name__} {altered}, such as weight_norm's; remove it first"
     if getattr(module, "running_mean", ...) is None:
         return "it normalizes with the statistics of the batch"
     return None

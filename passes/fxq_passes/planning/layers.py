@@ -9,7 +9,7 @@ from torch.fx import Node
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxq import Rewriter, find_lowering
-from fxq.graph import is_weighted, kind, planned_inside
+from fxq.graph import has_backward_hooks, is_weighted, kind, planned_inside, why_altered
 from fxq.nn import QUANTIZED, ManyQuantized, Quantized, WeightQuantized
 from fxq_passes.planning.plan_questions import activation_descriptor, check_activation, weight_descriptor
 
@@ -47,10 +47,9 @@ class LayerPlanner:
             return f"rule {rw.settings.rule_for(node)} leaves it in float"
         if isinstance(module, Quantized):
             return None if planned_inside(node) else "already quantized by hand"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return (
-                f"{type(module).__name__} has forward hooks, which do not come along into integers: remove them first"
-            )
+        altered = why_altered(module) or ("has backward hooks" if rw.qat and has_backward_hooks(module) else None)
+        if altered is not None:
+            return f"{type(module).__name__} {altered}, which does not come along into integers: remove it first"
         if type(module) not in QUANTIZED:
             if is_parametrized(module):
                 return "its weight is computed: call torch.nn.utils.parametrize.remove_parametrizations first"
