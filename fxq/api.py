@@ -32,6 +32,7 @@ from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.modules import deep_copy
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
+from fxq.graph.training import trace_for_training
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.number_check import NumberCheck
 from fxq.original import Original
@@ -66,7 +67,8 @@ def prepare(
         example_inputs: a tensor or a tuple of positional inputs. Needed only where the model's Python tests shapes,
             for ``verify``, and for passes that ask for shapes; remembered for ``export_onnx``.
         recipe: "tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only", a .toml file, or a Recipe.
-        qat: the result will be trained: dropout stays.
+        qat: the result will be trained: dropout and all else that the model does in training stays and follows train()
+            and eval(), or is named in a warning.
         verify: run the graph on the example inputs before and after each pass, here and in ``convert``, and name the
             first that moves the numbers further than its tolerance.
 
@@ -83,7 +85,9 @@ def prepare(
     _check_model(model, verify)
     check_copyable(model)
     copied = _copy(model).eval()
-    gm = trace(copied, inputs, (*chosen.leaf_modules, *_own_layers(copied)))
+    leaves = (*chosen.leaf_modules, *_own_layers(copied))
+    stacklevel = 1 + _levels_to_caller()
+    gm = trace_for_training(copied, inputs, leaves, stacklevel) if qat else trace(copied, inputs, leaves)
     record = Record()
     erase_dead_nodes(gm, record)
     expected = [] if inputs is None else check_traced(copied, gm, inputs)

@@ -12,6 +12,7 @@ from fxq.errors import FxqError, InputError, PassError
 from fxq.graph.modules import deep_copy
 from fxq.graph.moved import follow_move
 from fxq.graph.stored import fit_weights, weight_quantizers
+from fxq.graph.training import settle_modes
 from fxq.nn import TensorQuantizer
 from fxq.number_check import NumberCheck
 from fxq.pipeline import run_passes
@@ -52,6 +53,7 @@ def copy_graph(gm: GraphModule) -> GraphModule:
 def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any, ...] | None]:
     """Return a copy in eval mode, and the example inputs where the model is now."""
     gm, inputs = copy_graph(prepared).eval(), state.settings.example_inputs
+    settle_modes(gm)
     moved = follow_move(gm, inputs or ())
     return gm, None if inputs is None else moved
 

@@ -33,7 +33,9 @@ class RemoveDropout(Pass):
             elif found == "dropout":
                 rw.bypass(node, "dropout does nothing at inference")
             elif _is_dropout_function(node):
-                if _trains(node):
+                if rw.qat and isinstance(_training_of(node), Node):
+                    rw.skip(node, "dropout is kept for training")
+                elif _training_of(node):
                     rw.skip(node, "the model asks for dropout at inference (training=True)")
                 else:
                     rw.bypass(node, "dropout does nothing at inference")
@@ -46,12 +48,10 @@ def _is_dropout_function(node: Node) -> bool:
     return node.target in _DROPOUTS or getattr(node.target, "__name__", "") == "stochastic_depth"
 
 
-def _trains(node: Node) -> bool:
+def _training_of(node: Node) -> object:
+    """Return the ``training`` argument; a node where it follows train() and eval()."""
     default = node.target not in (F.alpha_dropout, F.feature_alpha_dropout)
     position = 3 if getattr(node.target, "__name__", "") == "stochastic_depth" else 2
-    given = (
-        node.args[position]
-        if len(node.args) > position
-        else node.kwargs.get("training", node.kwargs.get("train", default))
-    )
-    return bool(given)
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get("training", node.kwargs.get("train", default))
