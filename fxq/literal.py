@@ -10,3 +10,8 @@ def literal(text: str, kept: str = "") -> str:
         letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def has_utf8_form(text: str) -> bool:
+    """Return whether a file can hold ``text``: halves of characters (lone surrogates) have no form in UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fxq.errors import ExportError
+from fxq.literal import has_utf8_form
 
 if sys.platform != "win32":  # which has no such locks, and renames no file that another process has open
     import fcntl
@@ -112,7 +113,7 @@ def _as_path(path: Any) -> Path:
     if not isinstance(text, str):
         raise ExportError(f"path must be a file name such as 'model.onnx', got {path!r}")
     # The file stores the name of its weights, in UTF-8.
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if "\0" in text or not has_utf8_form(text):
         raise ExportError(f"cannot write {text!r}: the name holds what is no text in UTF-8; choose another")
     return Path(text)
 

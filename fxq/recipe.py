@@ -14,6 +14,7 @@ from torch import nn
 
 from fxq.compare.quality import LEAST_DB
 from fxq.errors import FxqError, RecipeError
+from fxq.literal import has_utf8_form
 from fxq.passbase import Pass
 from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, calibrator_names
 from fxq.quant.qconfig import QConfig, Rule
@@ -80,7 +81,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise RecipeError(f"name must be a text, got {self.name!r}")
-        if any("\ud800" <= letter <= "\udfff" for letter in self.name):  # halves of characters, which no file holds
+        if not has_utf8_form(self.name):
             raise RecipeError(f"name must be text that UTF-8 can write, got {self.name!r}")
         if isinstance(self.target, str) and self.target.endswith(".toml"):
             object.__setattr__(self, "target", Target.from_file(self.target))

@@ -61,6 +61,23 @@ def test_names_come_through_a_file(tmp_path: Path) -> None:
     assert fxq.Recipe.from_toml(stored).name == name
 
 
+class Returns(nn.Module):
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.layer, self.key = nn.Linear(4, 4), key
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {self.key: self.layer(x)}
+
+
+def test_outputs_keep_their_names_where_a_file_can_hold_them(tmp_path: Path) -> None:
+    report = fxq.export_onnx(fxq.quantize(Returns('[red]\x1b"').eval(), [X], progress=False), tmp_path / "a.onnx")
+    assert [output.name for output in onnx.load(report.path).graph.output] == ['[red]\x1b"']
+    converted = fxq.quantize(Returns("a\ud800").eval(), [X], progress=False)
+    with pytest.raises(fxq.ExportError, match=r"the model returns 'a\\ud800', .*: return it by another key"):
+        fxq.export_onnx(converted, tmp_path / "b.onnx")
+
+
 @pytest.mark.parametrize("name", CODE, ids=lambda text: ascii(text)[1:-1])
 def test_a_name_that_would_be_other_code_is_refused(name: str) -> None:
     with pytest.raises(fxq.TraceError, match=r"^cannot trace .*; rename it in the model$"):

@@ -69,7 +69,8 @@ def test_what_is_switched_on_around_the_calls_does_not_show(
     found = results(recipe, around)
     assert list(found) == list(plain[recipe])
     for name, value in plain[recipe].items():
-        assert torch.equal(found[name], value) if isinstance(value, Tensor) else found[name] == value, name
+        is_same = torch.equal(found[name], value) if isinstance(value, Tensor) else found[name] == value
+        assert is_same, name
 
 
 def test_a_file_is_written_the_same_under_autocast(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
 from fxq.graph.kinds import produces_values
+from fxq.literal import has_utf8_form
 from fxq.output_file import OutputFile
 from fxq.quant import LOWERED_OPS
 
@@ -56,6 +58,7 @@ def export_onnx(
     _check_is_graph(converted)
     _check_outputs(converted)
     reference = Reference.run(converted, inputs)
+    _check_names(name for name, _ in reference.outputs)
     model = _build(reference, options)
     with output.staging() as folder:
         # Under the name that the file will have: it stores the name of its weights.
@@ -95,6 +98,12 @@ def _check_outputs(gm: fx.GraphModule) -> None:
     for value in pytree.tree_leaves(returned):
         if value is not None and not (isinstance(value, fx.Node) and produces_values(value)):
             raise ExportError(f"the model returns {str(value)!r}, and an ONNX output is a tensor: return tensors only")
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if not has_utf8_form(name):
+            raise ExportError(f"the model returns {name!r}, and a file holds names in UTF-8: return it by another key")
 
 
 def _build(reference: Reference, options: ExportOptions) -> ir.Model:
