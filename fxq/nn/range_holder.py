@@ -14,7 +14,13 @@ from fxq.errors import CalibrationError, DescriptorError, RangeError, TargetErro
 from fxq.nn.qparams import QParams, storage_dtype
 from fxq.nn.range_state import fitted_ranges
 from fxq.nn.ranges import align, as_bound, as_float32
-from fxq.quant.affine import affine_scale_and_zero_point, symmetric_inverse_scale, symmetric_scale
+from fxq.quant.affine import (
+    SMALLEST_AMAX,
+    affine_scale_and_zero_point,
+    is_zero_range,
+    symmetric_inverse_scale,
+    symmetric_scale,
+)
 from fxq.quant.descriptor import QuantDescriptor
 
 
@@ -147,6 +153,18 @@ class RangeHolder(nn.Module):
     def zero_point(self) -> Tensor:
         """The code of 0, int32; 0 for a symmetric quantizer. CalibrationError without a range."""
         return self._scale_and_zero_point()[1].to(torch.int32)
+
+    @property
+    def is_zero(self) -> Tensor:
+        """Which ranges hold nothing but 0, so that their step counts as 1: bool, in the shape of the range.
+
+        Raises:
+            CalibrationError: there is no stored range.
+        """
+        bounds = [bound.detach() for bound in self._required()]
+        if len(bounds) == 1:
+            return bounds[0] <= SMALLEST_AMAX
+        return is_zero_range(bounds[0], bounds[1])
 
     @property
     def owner(self) -> str:

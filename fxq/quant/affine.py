@@ -18,6 +18,8 @@ from fxq.quant.descriptor import integer_bounds
 
 # Below this range every value is coded 0 and the reported scale is 1: dividing by it would overflow.
 SMALLEST_AMAX = 2.0**-24
+# The same for an affine range, which has no such tradition: below, products of steps leave float32.
+_SMALLEST_WIDTH = 2.0**-64
 
 
 def tensor_quant(
@@ -128,9 +130,14 @@ def affine_scale_and_zero_point(low: Tensor, high: Tensor, lo: int, hi: int) -> 
     """:func:`affine_params` without its checks, which wait for the device: for a range checked when stored."""
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     scale = (high - low) / torch.full((), float(hi - lo), dtype=torch.float32, device=low.device)
-    scale = torch.where(scale <= SMALLEST_AMAX / (hi - lo), torch.ones_like(scale), scale)
+    scale = torch.where(is_zero_range(low, high), torch.ones_like(scale), scale)
     zero_point = torch.round(lo - low / scale).clamp_(lo, hi)
     return scale, zero_point
+
+
+def is_zero_range(low: Tensor, high: Tensor) -> Tensor:
+    """Return where [low, high], widened to hold 0, holds nothing else: there the step is 1 (bool)."""
+    return high.float().clamp(min=0) - low.float().clamp(max=0) <= _SMALLEST_WIDTH
 
 
 def checked_amax(inputs: Tensor, amax: Tensor | float, unsigned: bool) -> Tensor:

@@ -21,6 +21,7 @@ from fxq import (
 from fxq.graph import is_quantizer, module_of, stored_input
 from fxq.nn import InputQuantized, ManyQuantized, Quantized, WeightQuantized
 from fxq_passes.lowering import embedding, inline, recurrent  # noqa: F401 - they register what lowers modules
+from fxq_passes.lowering.bias_room import make_room
 from fxq_passes.lowering.products import erase_dynamic, lower_products
 from fxq_passes.lowering.qdq import Lowering, is_on
 
@@ -43,6 +44,7 @@ class LowerToQdq(Pass):
         lowering = Lowering(rw, _dtype_of(rw))
         quantizers = {node: rw.module(node) for node in rw.nodes(is_quantizer)}
         layers = [(node, rw.module(node), find_lowering(rw.module(node))) for node in rw.nodes(_calls_quantized)]
+        make_room(rw, [(node, layer) for node, layer, _ in layers if isinstance(layer, WeightQuantized)])
         for node in [*quantizers, *(node for node, layer, _ in layers if _has_weights(layer))]:
             rw.empty_module(str(node.target))  # its path becomes the place of its tensors
         lower_products(lowering, quantizers)

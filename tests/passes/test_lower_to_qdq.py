@@ -131,14 +131,16 @@ def test_an_integer_bias_counts_in_input_step_times_weight_step() -> None:
     torch.testing.assert_close(codes * step, bias.detach(), rtol=0, atol=float(step.max()) / 2)
 
 
-def test_a_bias_that_does_not_fit_32_bits_stays_float() -> None:
+def test_a_channel_of_next_to_no_weight_leaves_its_bias_room_in_32_bits() -> None:
     model = Net()
     with torch.no_grad():
-        model.conv.weight[0] = 1e-6  # one channel of next to no weight
+        model.conv.weight[0] = 1e-6
         model.conv.bias[0] = 5.0  # type: ignore[index]
     prepared = calibrated(model, recipe="onnxruntime")
     converted = fxq.convert(prepared)
-    assert converted.get_buffer("conv.bias").dtype == torch.float32
+    codes = converted.get_buffer("conv.bias")
+    assert codes.dtype == torch.int32
+    assert codes.abs().max() <= 2**30  # the other half is for the sum of products
     assert_within_a_step(converted, prepared)
 
 

@@ -1,0 +1,93 @@
+"""Steps that leave a bias what it is: as an integer it counts in steps of input step x weight step.
+
+A range of zeros has step 1 by convention, and rounds a small bias away; a tiny one has a step of which a bias takes
+more than 32 bits. Runtimes make integers of float biases too (ONNX Runtime's WeightBiasQuantization). What the steps
+become here costs nothing: a channel of zeros has the code 0 in any step, and a weight whose step is less than 2^-30 of
+its bias counts for so little that rounding it does not show.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fxq import Rewriter, TensorQuantizer
+from fxq.graph import is_quantizer, weight_quantizers
+from fxq.nn import WeightQuantized
+from fxq_passes.lowering.qdq import is_on
+
+_LARGEST_CODE = 2.0**30  # of a bias: the other half of int32 is for the sum of products that is added
+_EXACT_CODE = 2.0**23  # of a bias that alone decides on the step: float32 holds such integers exactly
+_SMALLEST_RANGE = 2.0**-23  # that is none of zeros
+
+
+def make_room(rw: Rewriter, layers: Iterable[tuple[Node, WeightQuantized]]) -> None:
+    """Widen ranges of zeros, and of weights that are next to nothing beside their bias; quantizers are modified."""
+    found = [(node, layer, _input_quantizer(rw, node, layer)) for node, layer in layers if _counts_in_steps(layer)]
+    for _, _, quantizer in weight_quantizers(rw.gm):
+        if is_on(quantizer) and quantizer.has_range and quantizer.descriptor.block_size is None:
+            _follow_neighbours(quantizer)
+    for node, layer, reads in found:
+        if reads is not None and bool(layer.weight_quantizer.is_zero.all()):
+            _widen(rw, node, layer.weight_quantizer, _bias_of(layer) / (reads.scale * _EXACT_CODE))
+    dead = [item for item in found if item[2] is not None and bool(item[2].is_zero.all())]
+    for node, layer, reads in dead:
+        assert reads is not None
+        step = (_bias_of(layer) / layer.weight_quantizer.scale.flatten()).max() / _EXACT_CODE
+        # Several layers may read it; the first makes it a range, and the others have room in their weights below.
+        if bool(reads.is_zero.all()):
+            _widen(rw, node, reads, step)
+    for node, layer, reads in found:
+        if reads is not None:
+            _widen(rw, node, layer.weight_quantizer, _bias_of(layer) / (reads.scale * _LARGEST_CODE))
+
+
+def _counts_in_steps(layer: WeightQuantized) -> bool:
+    quantizer = layer.weight_quantizer
+    descriptor = quantizer.descriptor
+    is_integer = is_on(quantizer) and not descriptor.is_float8 and descriptor.block_size is None
+    return is_integer and isinstance(layer.bias, Tensor)
+
+
+def _input_quantizer(rw: Rewriter, node: Node, layer: WeightQuantized) -> TensorQuantizer | None:
+    """Return the quantizer with the range of what the layer reads, None where it has none."""
+    found = layer.input_quantizer
+    source = node.all_input_nodes[0]
+    if (found is None or not is_on(found)) and is_quantizer(source):
+        found = rw.module(source)
+    return found if is_on(found) and found.has_range and not found.descriptor.is_float8 else None
+
+
+def _bias_of(layer: WeightQuantized) -> Tensor:
+    """Return the largest |bias| for each step of the weight, shape (steps,); groups of a transposed one share steps."""
+    assert isinstance(layer.bias, Tensor)
+    bias, steps = layer.bias.detach().abs().float(), layer.weight_quantizer.scale.numel()
+    return bias.reshape(-1, steps).amax(0) if len(bias) % steps == 0 else bias.max().expand(steps)
+
+
+def _follow_neighbours(quantizer: TensorQuantizer) -> None:
+    """Give channels of zeros the smallest step of the others, where there are others."""
+    is_zero, step = quantizer.is_zero, quantizer.scale
+    if bool(is_zero.any()) and not bool(is_zero.all()):
+        _store_step(quantizer, torch.where(is_zero, step[~is_zero].min(), step))
+
+
+def _widen(rw: Rewriter, node: Node, quantizer: TensorQuantizer, least: Tensor) -> None:
+    """Make each step at least ``least``; a range of zeros gets that step, if it is not 0."""
+    old = quantizer.scale
+    least = least.to(old.device).reshape(old.shape)
+    own = torch.where(quantizer.is_zero & (least > 0), _SMALLEST_RANGE / quantizer.maxbound, old)
+    new = torch.maximum(own, least)
+    if bool((new != old).any()):
+        _store_step(quantizer, new)
+        rw.edit(node, f"the range of {quantizer.owner} is widened: its bias is to fit 32 bits, and to be no mere zero")
+
+
+def _store_step(quantizer: TensorQuantizer, step: Tensor) -> None:
+    lo, hi = quantizer.descriptor.bounds
+    if quantizer.descriptor.symmetric:
+        quantizer.amax = step * hi
+    else:
+        low = quantizer.range[0].clamp(max=0)
+        quantizer.range = (low, low + step * (hi - lo))
