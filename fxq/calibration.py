@@ -13,13 +13,13 @@ from fxq.batches import Forward
 from fxq.calib import HistogramCalibrator
 from fxq.calib.weights import fit_weight_range
 from fxq.calibration_report import CalibrationReport
-from fxq.calibration_run import run_calibrated_passes
+from fxq.calibration_run import describe_empty, run_calibrated_passes
 from fxq.data import Data
 from fxq.errors import CalibrationError, InputError
 from fxq.float_reference import refer
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import copied_weights
-from fxq.graph.observers import fit_observed, forget, observing_quantizers
+from fxq.graph.observers import empty_ranges, fit_observed, forget, observing_quantizers
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.weight_changes import WeightChanges
@@ -46,7 +46,8 @@ def calibrate(
     samples are kept. A second call starts anew, from the weights that ``prepare`` made, or that training or
     ``load_state_dict`` left since. The model runs in eval mode; its mode and the switches of its quantizers are as
     before afterwards. When a batch or a pass fails, weights and ranges are as before. Where nothing waits for data
-    (recipes "dynamic" and "weight_only"), batches are not looked at, with a warning.
+    (recipes "dynamic" and "weight_only"), batches are not looked at, with a warning; another names the quantizers for
+    which the data held a single value.
 
     Args:
         prepared: the result of ``fxq.prepare``.
@@ -95,6 +96,8 @@ def calibrate(
         forget(observers)  # half the data must not pass for all of it in fit_ranges
         raise
     set_state(prepared, calibrated)
+    if report.empty_ranges:
+        warnings.warn(describe_empty(report.empty_ranges), stacklevel=2)
     return report
 
 
@@ -133,6 +136,8 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
                 "for one that you placed by hand, call its use_calibrator('histogram') before fxq.calibrate"
             )
     fit_observed(observers, chosen)
+    if empty := empty_ranges(observers):
+        warnings.warn(describe_empty(empty), stacklevel=2)
 
 
 @in_plain_surroundings

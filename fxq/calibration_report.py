@@ -1,7 +1,8 @@
 """CalibrationReport: what each pass of the stage with data did to the quantized model, measured."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -37,11 +38,13 @@ class CalibrationReport:
 
     Args:
         steps: the passes in the order in which they ran.
-        notes: in words, what was not measured and why.
+        notes: in words, what was not measured and why, and what is wrong with the data.
+        empty_ranges: quantizers for which the data held a single value, by module path, and what their range is.
     """
 
     steps: tuple[CalibrationStep, ...]
     notes: tuple[str, ...] = ()
+    empty_ranges: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> str:
         """Return the steps as a table of text, 120 columns wide at most."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from fxq.data import Data
 from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
+from fxq.graph.observers import empty_ranges, observing_quantizers
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
 from fxq.passbase import Pass
 from fxq.pipeline import run_passes
 from fxq.record import Entry, Record
+
+_MOST_SHOWN = 5
 
 
 def run_calibrated_passes(
@@ -42,7 +45,20 @@ def run_calibrated_passes(
     if stage.data is not None:
         stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
     steps = [_run(gm, step, settings, record, stage, judge) for step in passes]
-    return CalibrationReport(tuple(steps), _notes(passes, stage.data, judge))
+    empty = empty_ranges(observing_quantizers(gm))
+    odd = () if stage.data is None or stage.data.note is None else (stage.data.note,)
+    about_ranges = (describe_empty(empty),) if empty else ()
+    return CalibrationReport(tuple(steps), (*_notes(passes, stage.data, judge), *odd, *about_ranges), empty)
+
+
+def describe_empty(ranges: Mapping[str, str]) -> str:
+    """Return in words what :func:`fxq.graph.observers.empty_ranges` found, and what to do."""
+    shown = ", ".join(f"{path} ({what})" for path, what in list(ranges.items())[:_MOST_SHOWN])
+    more = f" and {len(ranges) - _MOST_SHOWN} more" if len(ranges) > _MOST_SHOWN else ""
+    return (
+        f"{len(ranges)} quantizers got a single value from all of the data: {shown}{more}. What differs from it will "
+        "be clipped: calibrate with typical inputs, and leave in float (a rule with None) what really is constant"
+    )
 
 
 def _run(

@@ -33,6 +33,7 @@ class Data:
 
     Attributes:
         loader_error: what iterating ``batches`` raised, if it did.
+        note: what was odd about the batches, None where nothing was.
 
     Raises:
         InputError: ``batches`` is not iterable, or a number is out of range.
@@ -59,6 +60,7 @@ class Data:
         self._samples = Samples()
         self._was_read = False
         self.loader_error: BaseException | None = None
+        self.note: str | None = None
 
     def begin(self, keep: bool, hold_out: bool) -> None:
         """Start a run.
@@ -128,7 +130,7 @@ class Data:
         """Go over the batches; without ``runs`` only until enough samples are kept."""
         kept = self._samples
         self._samples = samples = Samples(kept.most, kept.share)  # an earlier reading may have failed half-way
-        count, ended = 0, True
+        count, ended, self.note = 0, True, None
         with torch.no_grad():
             for index, batch in enumerate(self._loaded(description)):
                 count += 1
@@ -179,10 +181,10 @@ class Data:
         except TypeError:  # a DataLoader over an iterable dataset does not know
             return
         if count < promised:
-            warnings.warn(
-                f"the loader has a length of {promised} batches and ended after {count}; those {count} were used",
-                stacklevel=2,
+            self.note = (
+                f"the loader has a length of {promised} batches and ended after {count}; those {count} were used"
             )
+            warnings.warn(self.note, stacklevel=2)
 
 
 def _seen_call(gm: GraphModule, batch: Any, forward: Forward) -> Inputs:

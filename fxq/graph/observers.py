@@ -76,3 +76,26 @@ def fit_observed(observers: Mapping[str, TensorQuantizer], options: Mapping[str,
             observers[path].amax = bounds[0]
         else:
             observers[path].range = (bounds[0], bounds[1])
+
+
+def empty_ranges(observers: Mapping[str, TensorQuantizer]) -> dict[str, str]:
+    """Return, by path, the quantizers whose range says nothing of the tensor, and why: data without variety."""
+    found = {}
+    for path, quantizer in observers.items():
+        if not quantizer.has_range:
+            continue
+        if bool(quantizer.is_zero.all()):
+            found[path] = "a range of zeros"
+        elif (value := _only_value(quantizer)) is not None:
+            found[path] = f"always {value:.4g}"
+    return found
+
+
+def _only_value(quantizer: TensorQuantizer) -> float | None:
+    """Return the one value that the calibrator saw, None where it saw several or does not tell."""
+    state = quantizer.calibrator.state() if quantizer.calibrator is not None else {}
+    low, high = state.get("low"), state.get("high")
+    if low is None or high is None or not low.numel() or low.shape != high.shape:
+        return None
+    first = low.flatten()[0]
+    return float(first) if bool((low == first).all() and (high == first).all()) else None
