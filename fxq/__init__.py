@@ -1,155 +1,49 @@
-"""fxq: a torch.fx graph-rewriting quantization compiler. A trained model goes in, a fused int8 ONNX file comes out."""
+"""fxq: a torch.fx graph-rewriting quantization compiler. A trained model goes in, a fused int8 ONNX file comes out.
 
-from fxq import calib, nn, runtimes
-from fxq.api import convert, export_onnx, prepare, quantize
-from fxq.calibration import calibrate, calibrate_weights, fit_ranges
-from fxq.calibration_report import CalibrationReport
-from fxq.data import Data
-from fxq.errors import (
-    AccuracyError,
-    CalibrationError,
-    CompatError,
-    DescriptorError,
-    DescriptorTypeError,
-    ExportError,
-    FxqError,
-    GraphError,
-    InputError,
-    ModelError,
-    PassError,
-    PluginError,
-    RangeError,
-    RangeShapeError,
-    RecipeDescriptorError,
-    RecipeError,
-    RuntimeRefusedError,
-    RuntimeUnavailableError,
-    StageError,
-    TargetError,
-    TraceError,
-    UnsignedInputError,
-)
-from fxq.explain import explain
-from fxq.graph import Rewriter, check_graph
-from fxq.kinds import register_kind
-from fxq.nn import TensorQuantizer
-from fxq.passbase import Pass
-from fxq.quant import (
-    QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL,
-    QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL,
-    QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL,
-    QUANT_DESC_8BIT_CONVTRANSPOSE1D_WEIGHT_PER_CHANNEL,
-    QUANT_DESC_8BIT_CONVTRANSPOSE2D_WEIGHT_PER_CHANNEL,
-    QUANT_DESC_8BIT_CONVTRANSPOSE3D_WEIGHT_PER_CHANNEL,
-    QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW,
-    QUANT_DESC_8BIT_PER_TENSOR,
-    QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR,
-    QConfig,
-    QuantDescriptor,
-    Rule,
-    affine_tensor_quant,
-    e4m3_quant,
-    fake_affine_tensor_quant,
-    fake_e4m3_quant,
-    fake_tensor_quant,
-    tensor_quant,
-)
-from fxq.quant.registry import register_fit
-from fxq.recipe import PassSpec, Recipe, recipe
-from fxq.registry import (
-    find_lowering,
-    get_target,
-    lowers,
-    register_pass,
-    register_target,
-    registered_passes,
-    registered_targets,
-)
-from fxq.stage import Stage
-from fxq.targets import Derived, FileRules, Fixed, Formats, OpRule, Same, Target
-from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
+The public names lie in ``fxq.public``. They are imported at the first use of one: torch takes seconds, and the help of
+the command line needs none of it.
+"""
 
-__all__ = [
-    "ANY",
-    "EXACT",
-    "LSB",
-    "QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL",
-    "QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL",
-    "QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL",
-    "QUANT_DESC_8BIT_CONVTRANSPOSE1D_WEIGHT_PER_CHANNEL",
-    "QUANT_DESC_8BIT_CONVTRANSPOSE2D_WEIGHT_PER_CHANNEL",
-    "QUANT_DESC_8BIT_CONVTRANSPOSE3D_WEIGHT_PER_CHANNEL",
-    "QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW",
-    "QUANT_DESC_8BIT_PER_TENSOR",
-    "QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR",
-    "ROUNDING",
-    "AccuracyError",
-    "CalibrationError",
-    "CalibrationReport",
-    "CompatError",
-    "Data",
-    "Derived",
-    "DescriptorError",
-    "DescriptorTypeError",
-    "ExportError",
-    "FileRules",
-    "Fixed",
-    "Formats",
-    "FxqError",
-    "GraphError",
-    "InputError",
-    "ModelError",
-    "OpRule",
-    "Pass",
-    "PassError",
-    "PassSpec",
-    "PluginError",
-    "QConfig",
-    "QuantDescriptor",
-    "RangeError",
-    "RangeShapeError",
-    "Recipe",
-    "RecipeDescriptorError",
-    "RecipeError",
-    "Rewriter",
-    "Rule",
-    "RuntimeRefusedError",
-    "RuntimeUnavailableError",
-    "Same",
-    "Stage",
-    "StageError",
-    "Target",
-    "TargetError",
-    "TensorQuantizer",
-    "Tolerance",
-    "TraceError",
-    "UnsignedInputError",
-    "affine_tensor_quant",
-    "calib",
-    "calibrate",
-    "calibrate_weights",
-    "check_graph",
-    "convert",
-    "e4m3_quant",
-    "explain",
-    "export_onnx",
-    "fake_affine_tensor_quant",
-    "fake_e4m3_quant",
-    "fake_tensor_quant",
-    "find_lowering",
-    "fit_ranges",
-    "get_target",
-    "lowers",
-    "nn",
-    "prepare",
-    "quantize",
-    "recipe",
-    "register_fit",
-    "register_kind",
-    "register_pass",
-    "register_target",
-    "registered_passes",
-    "registered_targets",
-    "runtimes",
-    "tensor_quant",
-]
+import importlib
+import logging
+import sys
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxq.public import *  # noqa: F403
+    from fxq.public import __all__ as __all__
+
+__version__ = version("fxq")
+
+# A program that uses fxq decides where its messages go; `fxq -v` prints them.
+logging.getLogger("fxq").addHandler(logging.NullHandler())
+
+
+class _Package(ModuleType):
+    """Where a function has the name of its module, ``fxq.recipe`` and ``fxq.explain``, the function is meant."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds each submodule to its package, after which __getattr__ would not be asked.
+        if not (name in ("explain", "recipe") and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":  # asked by Python itself, which needs no torch
+        raise AttributeError(f"module 'fxq' has no attribute {name!r}")
+    public = importlib.import_module("fxq.public")
+    globals().update({known: vars(public)[known] for known in public.__all__ if known in vars(public)})
+    if name == "__all__":
+        return public.__all__
+    if name in globals():  # one of them, or a module that they brought along, such as fxq.graph
+        return globals()[name]
+    raise AttributeError(f"module 'fxq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({"__version__", *__getattr__("__all__")})
