@@ -92,24 +92,47 @@ def naming_batch(gm: GraphModule, batch: Any, index: int) -> Iterator[None]:
 def first_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[tuple[Any, ...] | None, Iterable[Any]]:
     """Return positional inputs made of the first batch, at most two samples of it, and all batches.
 
-    None instead of inputs where the batch is no tensor or tuple, or does not tell which of its items are inputs.
+    None instead of inputs where the batch is no tensor, tuple or dict, or does not tell which of its items are inputs.
     """
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable) or not isinstance(model, nn.Module):
+    if isinstance(batches, Tensor | Mapping):
+        batches = [batches]  # one batch
+    if not isinstance(batches, Iterable) or not isinstance(model, nn.Module):
         return None, batches
     iterator = iter(batches)
     first = next(iterator, None)
     if iterator is batches:  # a generator: what was taken out goes back in front
         batches = itertools.chain([] if first is None else [first], iterator)
-    inputs = (first,) if isinstance(first, Tensor) else tuple(first) if isinstance(first, tuple | list) else ()
+    inputs = _positional(model, first)
+    tensors = [value for value in inputs or () if isinstance(value, Tensor)]
+    if inputs is None or not tensors or not all(value.dim() for value in tensors):
+        return None, batches
+    sizes = {len(value) for value in tensors}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+    def shortened(value: Any) -> Any:
+        return (value[:2] if len(sizes) == 1 else value).to(device) if isinstance(value, Tensor) else value
+
+    return tuple(map(shortened, inputs)), batches
+
+
+def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:
+    """Return a batch as positional inputs of ``model``; the parameters that a dict leaves out get their defaults."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(model.forward).parameters.values()
-    required = sum(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters)
+    required = sum(one.default is one.empty and one.kind in kinds for one in parameters)
+    if isinstance(batch, Mapping):
+        names = [one.name for one in parameters if one.kind in kinds]
+        if not set(batch) <= set(names) or not all(isinstance(value, Tensor) for value in batch.values()):
+            return None
+        count = max((names.index(name) + 1 for name in batch), default=0)
+        values = tuple(batch.get(one.name, one.default) for one in list(parameters)[:count])
+        return None if any(value is inspect.Parameter.empty for value in values) else values
+    inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch) if isinstance(batch, tuple | list) else ()
     if required == 1 and len(inputs) == 2:
         inputs = inputs[:1]  # (input, label)
-    if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs) or len(inputs) < required:
-        return None, batches
-    sizes = {len(value) for value in inputs}
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return tuple((value[:2] if len(sizes) == 1 else value).to(device) for value in inputs), batches
+    if not all(isinstance(value, Tensor) for value in inputs) or len(inputs) < required:
+        return None
+    return inputs
 
 
 def describe(value: Any) -> str:

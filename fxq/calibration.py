@@ -120,11 +120,12 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
 
     Raises:
         CalibrationError: the model was not calibrated, only its maxima were kept, there is no such method, or it has
-            no such option.
+            no such option; or a percentile is a fraction, and no percentage.
     """
     require_state(prepared, Stage.PREPARED, "fit_ranges")
     observers = observing_quantizers(prepared)
     chosen = options if method is None else {"method": method, **options}
+    _check_percentile(options.get("percentile"))
     if method is not None:
         find_fit(method)
     if method not in (None, "max"):
@@ -159,8 +160,10 @@ def calibrate_weights(
         num_bins: least number of bins of each histogram.
 
     Raises:
-        CalibrationError: a weight holds NaN or infinity, or a method does not fit its descriptor.
+        CalibrationError: a weight holds NaN or infinity, a method does not fit its descriptor, or the percentile is a
+            fraction.
     """
+    _check_percentile(percentile)
     if method is None and perchannel:
         fit_weights(model)
         return
@@ -177,6 +180,15 @@ def calibrate_weights(
             quantizer.amax = scaled[0]
         else:
             quantizer.range = (scaled[0], scaled[1])
+
+
+def _check_percentile(percentile: Any) -> None:
+    """Refuse a fraction: it would be taken for a percentage, and cut nearly all values off."""
+    if isinstance(percentile, int | float) and 0 < percentile <= 1:
+        raise CalibrationError(
+            f"percentile={percentile:g} would keep {percentile:g} % of the values: it is a percentage, so write "
+            f"percentile={100 * percentile:g}"
+        )
 
 
 def _as_data(batches: Iterable[Any] | Data | None, forward: Forward | None, progress: bool) -> Data | None:

@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from fxq.explanation import text_width
 from fxq.literal import literal
 
 _WIDTH = 120
@@ -40,15 +41,19 @@ class CalibrationReport:
         steps: the passes in the order in which they ran.
         notes: in words, what was not measured and why, and what is wrong with the data.
         empty_ranges: quantizers for which the data held a single value, by module path, and what their range is.
+        batches: how many were read.
+        samples: how many were in them, those held out included; None where ``forward=`` fed them.
     """
 
     steps: tuple[CalibrationStep, ...]
     notes: tuple[str, ...] = ()
     empty_ranges: Mapping[str, str] = field(default_factory=dict)
+    batches: int = 0
+    samples: int | None = None
 
     def table(self) -> str:
-        """Return the steps as a table of text, 120 columns wide at most."""
-        console = Console(width=_WIDTH, record=True, file=io.StringIO())
+        """Return the steps as a table of text, as wide as the terminal; 120 columns where stdout is none."""
+        console = Console(width=text_width(_WIDTH), record=True, file=io.StringIO())
         console.print(self)
         return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
@@ -56,25 +61,33 @@ class CalibrationReport:
         return self.table()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(f"calibration: {self._data}", style="italic")
         yield self._rich_table()
+        for note in self.notes:
+            yield Text(note, style="dim")
 
     def _rich_table(self) -> Table:
-        table = Table(
-            "pass",
-            title="calibration",
-            title_justify="left",
-            caption=Text("\n".join(self.notes)) if self.notes else None,
-        )
-        table.caption_justify = "left"
-        for heading in ("SQNR before", "after", "", "seconds"):
+        table = Table("pass")
+        is_measured = any(step.sqnr_after_db is not None for step in self.steps)
+        for heading in ("SQNR before", "after", "") if is_measured else ():
             table.add_column(heading, justify="right")
+        table.add_column("seconds", justify="right")
         for step in self.steps:
-            kept = "kept" if step.kept else "undone"
-            cells = _decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db)
-            table.add_row(
-                Text(literal(step.name)), *cells, "" if step.sqnr_after_db is None else kept, f"{step.seconds:.2f}"
-            )
+            kept = "" if step.sqnr_after_db is None else "kept" if step.kept else "undone"
+            measured = (_decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db), kept) if is_measured else ()
+            table.add_row(Text(literal(step.name)), *measured, f"{step.seconds:.2f}")
         return table
+
+    @property
+    def _data(self) -> str:
+        if not self.batches:
+            return "no data"
+        batches = _counted(self.batches, "batch", "es")
+        return batches if self.samples is None else f"{_counted(self.samples, 'sample', 's')} in {batches}"
+
+
+def _counted(count: int, one: str, plural: str) -> str:
+    return f"{count} {one}{'' if count == 1 else plural}"
 
 
 def _decibel(value: float | None) -> str:

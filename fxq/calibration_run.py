@@ -45,10 +45,14 @@ def run_calibrated_passes(
     if stage.data is not None:
         stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
     steps = [_run(gm, step, settings, record, stage, judge) for step in passes]
-    empty = empty_ranges(observing_quantizers(gm))
-    odd = () if stage.data is None or stage.data.note is None else (stage.data.note,)
+    data, empty = stage.data, empty_ranges(observing_quantizers(gm))
+    odd = () if data is None or data.note is None else (data.note,)
     about_ranges = (describe_empty(empty),) if empty else ()
-    return CalibrationReport(tuple(steps), (*_notes(passes, stage.data, judge), *odd, *about_ranges), empty)
+    batches = 0 if data is None else data.batch_count
+    # A forward of the user's own may call the model with anything.
+    samples = data.seen if data is not None and data.forward is None else None
+    notes = (*_notes(passes, data, judge), *odd, *about_ranges)
+    return CalibrationReport(tuple(steps), notes, empty, batches, samples)
 
 
 def describe_empty(ranges: Mapping[str, str]) -> str:

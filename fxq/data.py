@@ -7,7 +7,7 @@ to judge passes by, and no pass sees those. Samples are what dimension 0 of a ba
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Data:
         held_out: float = 0.125,
         progress: bool = True,
     ) -> None:
-        if isinstance(batches, Tensor):
+        if isinstance(batches, Tensor | Mapping):
             batches = [batches]  # iterating it would take the batch apart
         if not isinstance(batches, Iterable):
             raise InputError(f"batches must be an iterable of batches, got {type(batches).__name__}")
@@ -59,6 +59,7 @@ class Data:
         self.max_samples, self.held_out = max_samples, float(held_out)
         self._samples = Samples()
         self._was_read = False
+        self._batch_count = 0
         self.loader_error: BaseException | None = None
         self.note: str | None = None
 
@@ -126,6 +127,11 @@ class Data:
         """How many samples were read, those held out included."""
         return self._samples.seen
 
+    @property
+    def batch_count(self) -> int:
+        """How many batches were read."""
+        return self._batch_count
+
     def _read(self, gm: GraphModule, description: str, runs: bool) -> None:
         """Go over the batches; without ``runs`` only until enough samples are kept."""
         kept = self._samples
@@ -142,7 +148,7 @@ class Data:
         if not samples.seen:
             found = f"all {count} batches are empty" if count else "the loader is empty, or an iterator was used up"
             raise CalibrationError(f"there was no batch to calibrate with: {found}")
-        self._was_read = True
+        self._was_read, self._batch_count = True, count
         if ended:
             self._warn_of_early_end(count)
 

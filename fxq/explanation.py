@@ -1,6 +1,8 @@
 """Explanation: for each node, which tensor is quantized how, by which pass, why; or why not."""
 
 import io
+import shutil
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +14,15 @@ from fxq.compare.quality import Quality
 from fxq.coverage import Coverage
 from fxq.literal import literal
 
+# Of text that nobody watches: the same on every machine.
 _WIDTH = 160
 # Below, six columns would break their words.
 _WIDE = 120
+
+
+def text_width(elsewhere: int = _WIDTH) -> int:
+    """Return the columns of the terminal that stdout is; ``elsewhere`` for a file, a pipe or a notebook."""
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else elsewhere
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Explanation:
         yield self._wide_table() if options.max_width >= _WIDE else self._narrow_table()
 
     def __str__(self) -> str:
-        console = Console(width=_WIDTH, record=True, file=io.StringIO())
+        console = Console(width=text_width(), record=True, file=io.StringIO())
         console.print(self)
         return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 

@@ -19,7 +19,7 @@ from fxq.passbase import Pass
 from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, calibrator_names
 from fxq.quant.qconfig import QConfig, Rule
 from fxq.quant.registry import is_fit
-from fxq.registry import create_pass, get_target, is_registered, registered_targets
+from fxq.registry import create_pass, get_target, is_registered, registered_targets, target_from_file
 from fxq.rule_text import config_from_dict, rule_from_dict, rule_to_dict
 from fxq.stage import Stage
 from fxq.targets import TARGETS, Target
@@ -84,7 +84,7 @@ class Recipe:
         if not has_utf8_form(self.name):
             raise RecipeError(f"name must be text that UTF-8 can write, got {self.name!r}")
         if isinstance(self.target, str) and self.target.endswith(".toml"):
-            object.__setattr__(self, "target", Target.from_file(self.target))
+            object.__setattr__(self, "target", target_from_file(self.target))
         if isinstance(self.target, str):
             get_target(self.target)
         elif not isinstance(self.target, Target):
@@ -212,7 +212,7 @@ class Recipe:
         if isinstance(fields["target"], dict):
             values["target"] = Target.from_dict(fields["target"])
         elif isinstance(fields["target"], str) and fields["target"].endswith(".toml"):
-            values["target"] = Target.from_file(folder / fields["target"])
+            values["target"] = target_from_file(folder / fields["target"])
         if "default" in fields:
             values["default"] = config_from_dict(fields["default"], "default")
         if "rules" in fields:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fxq.compare.parity import OutputParity
+from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB, OutputParity
 from fxq.compare.quality import Quality
 from fxq.coverage import Coverage
 from fxq.float_reference import FloatReference
@@ -87,6 +87,10 @@ class ExportReport:
             f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, max abs {p.max_abs:.3g} ({run})"
             for run, parity in runs.items()
             for p in parity
+        ]
+        lines += [
+            f"  1 LSB of {p.name} is {p.step:.3g}; {MAX_LSB:g} at most and {MAX_MEAN_LSB:g} on average count as rounding"
+            for p in self.parity
         ]
         if self.coverage.total:
             lines.append(f"  {self.coverage}")

@@ -4,10 +4,10 @@
 """
 
 from fxq.registry.lowerings import find_lowering, lowers
-from fxq.registry.passes import create_pass, pass_options, register_pass, registered_passes
+from fxq.registry.passes import create_pass, pass_options, register_pass, registered_pass, registered_passes
 from fxq.registry.plugins import PASSES, load_plugins
 from fxq.registry.tables import ModuleLowering, Registration, TargetRegistration
-from fxq.registry.targets import get_target, is_registered, register_target, registered_targets
+from fxq.registry.targets import get_target, is_registered, register_target, registered_targets, target_from_file
 
 __all__ = [
     "PASSES",
@@ -23,6 +23,8 @@ __all__ = [
     "pass_options",
     "register_pass",
     "register_target",
+    "registered_pass",
     "registered_passes",
     "registered_targets",
+    "target_from_file",
 ]

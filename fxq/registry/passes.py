@@ -49,18 +49,23 @@ def registered_passes() -> Mapping[str, Registration]:
     return MappingProxyType(dict(sorted(tables.passes.items())))
 
 
+def registered_pass(name: str) -> Registration:
+    """Return the pass ``name``; RecipeError if there is none."""
+    passes = registered_passes()
+    if name not in passes:
+        close = difflib.get_close_matches(name, passes)
+        hint = f"did you mean {close[0]!r}?" if close else "`fxq passes` lists all"
+        raise RecipeError(f"unknown pass {name!r}; {hint}")
+    return passes[name]
+
+
 def create_pass(name: str, options: Mapping[str, Any]) -> Pass:
     """Return the pass ``name`` with the given options.
 
     Raises:
         RecipeError: there is no such pass, or it has no such option.
     """
-    passes = registered_passes()
-    if name not in passes:
-        close = difflib.get_close_matches(name, passes)
-        hint = f"did you mean {close[0]!r}?" if close else "`fxq passes` lists all"
-        raise RecipeError(f"unknown pass {name!r}; {hint}")
-    pass_type = passes[name].pass_type
+    pass_type = registered_pass(name).pass_type
     known = pass_options(pass_type)
     for option, value in options.items():
         if option not in known:

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from fxq.errors import TargetError
@@ -41,6 +42,22 @@ def get_target(name: str) -> Target:
         hint = f"did you mean {close[0]!r}? There" if close else "there"
         raise TargetError(f"unknown target {name!r}; {hint} are {', '.join(tables.targets)}")
     return tables.targets[name].target
+
+
+def target_from_file(path: str | Path) -> Target:
+    """Read a target from a TOML file, under a name of its own.
+
+    Raises:
+        TargetError: the file cannot be read, means nothing, or changes a registered target and keeps its name.
+    """
+    target = Target.from_file(path)
+    found = registered_targets().get(target.name)
+    if found is not None and found.target != target:
+        raise TargetError(
+            f"{path}: the name {target.name!r} is that of another target ({found.package or found.module}), which this "
+            f'one changes: give it a name of its own, such as name = "my_{target.name}"'
+        )
+    return target
 
 
 def is_registered(target: Target) -> bool:
