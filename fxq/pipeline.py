@@ -1,5 +1,7 @@
 """Run the passes of a stage: one after the other, each checked, each held to its promise, all of it on record."""
 
+import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from fxq.number_check import NumberCheck
 from fxq.passbase import Pass, describe_pass
 from fxq.record import Record
 from fxq.stage import Stage
+
+logger = logging.getLogger(__name__)
 
 
 def run_passes(  # noqa: PLR0913 - all that a run is made of
@@ -49,7 +53,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
         switched_on = _switched_on(gm) if step.stage in (Stage.CALIBRATED, Stage.FROZEN) else {}
         if numbers is not None:
             numbers.before(gm, step)
-        before = _structure(gm)
+        before, start, entries = _structure(gm), time.perf_counter(), len(record.entries)
         _run(step, Rewriter(gm, settings, record, step.name or type(step).__name__, data_stage), previous)
         broken = _check(gm, step, settings, previous, broken)
         drop_unused(gm)
@@ -60,6 +64,8 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
         _check_still_on(step, switched_on)
         if numbers is not None:
             numbers.after(gm, step)
+        changed = len(record.entries) - entries
+        logger.debug("%s: %s, %d entries, %.2f s", step.stage, step.name, changed, time.perf_counter() - start)
         previous = step.name
         record.passes.append(step.name)
     if broken and complete:

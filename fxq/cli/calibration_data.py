@@ -1,8 +1,12 @@
-"""Calibration data from disk: a folder of images, or arrays. Read in batches, never executed (no pickle)."""
+"""Calibration data from disk: images, or arrays. Read in batches, never executed (no pickle)."""
 
+import dataclasses
+import glob
+import logging
+import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -10,13 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxq.cli.images import ImageOptions, image_batches
+from fxq.cli.example_inputs import float_dtype, input_names
+from fxq.cli.images import ImageOptions, image_batches, image_files, is_image
 from fxq.cli.spread import evenly_spaced
 from fxq.errors import ModelError
 
-_INTEGERS = (np.int32, np.int64, np.bool_)
+_ARRAYS = (".npy", ".npz", ".pt", ".pth")
+_FORMS = "calibration data is a folder of images, an image, a quoted glob of images, or a .pt, a .npy or an .npz file"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 # A member of an .npz is as long as it says; no images or tokens are packed this well.
 _LARGE, _MOST_EXPANSION = 100_000_000, 200
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,16 +33,24 @@ class DataSource:
     """What the command line says about calibration data.
 
     Args:
-        path: a folder of images, a .npy file of one input, or an .npz file of inputs by name.
+        path: a folder of images, one image, or a glob of images; a .npy file of one input, an .npz file of inputs by
+            name, or a .pt file of either.
         batch_size: samples a batch.
         num_samples: how many are used at most, evenly spaced.
         images: how images become tensors.
+        skip_bad_images: go on without images that cannot be read.
     """
 
     path: Path
     batch_size: int = 32
     num_samples: int = 512
     images: ImageOptions = field(default_factory=ImageOptions)
+    skip_bad_images: bool = False
+
+    @property
+    def is_arrays(self) -> bool:
+        """Is it a file of arrays, rather than images?"""
+        return self.path.suffix in _ARRAYS and not self.path.is_dir()
 
 
 class Batches(Protocol):
@@ -44,47 +61,86 @@ class Batches(Protocol):
     def __iter__(self) -> Any: ...
 
 
-def calibration_batches(source: DataSource, model: nn.Module) -> Batches:
+def calibration_batches(source: DataSource, model: nn.Module, dtypes: Mapping[int, str] | None = None) -> Batches:
     """Return the batches to calibrate ``model`` with.
+
+    Args:
+        source: the data.
+        model: tells the names of its inputs, and the dtype that floating point data gets.
+        dtypes: of inputs, by position, where the user named them: bytes asked for are no images to scale.
 
     Raises:
         ModelError: the data is missing, empty, or nothing that the model takes.
     """
-    if source.path.is_dir():
-        return image_batches(source.path, source.images, source.batch_size, source.num_samples)
-    if source.path.suffix in (".npy", ".npz"):
-        return _array_batches(source, model)
-    if source.path.exists():
-        raise ModelError(f"calibration data is a folder of images, a .npy or an .npz file, not {source.path.name!r}")
-    raise ModelError(f"there is no calibration data at {source.path}")
+    if source.is_arrays:
+        return _array_batches(source, model, dtypes or {})
+    images = dataclasses.replace(source.images, dtype=float_dtype(model))
+    return image_batches(_files(source.path), images, source.batch_size, source.num_samples, source.skip_bad_images)
 
 
-def _array_batches(source: DataSource, model: nn.Module) -> list[tuple[Tensor, ...]]:
-    arrays = _in_order(_read(source.path), model, source.path)
-    counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+def _files(path: Path) -> list[Path]:
+    """Return the images that a path stands for."""
+    if path.is_dir():
+        return image_files(path)
+    if is_image(path):
+        return [path]
+    if path.exists():
+        raise ModelError(f"{_FORMS}, not {path.name!r}")
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise ModelError(f"there is no calibration data at {path}")
+    others = [file.name for file in found if not is_image(file)]
+    if others:
+        raise ModelError(f"{path} matches {others[0]!r} too, and a glob names images")
+    return found
+
+
+def _array_batches(source: DataSource, model: nn.Module, dtypes: Mapping[int, str]) -> list[tuple[Tensor, ...]]:
+    tensors = _in_order(_read(source.path), model, source.path)
+    counts = {name: len(tensor) if tensor.dim() else 0 for name, tensor in tensors.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ModelError(f"{source.path}: each array holds the same number of samples, at least 1; got {counts}")
     rows = evenly_spaced(next(iter(counts.values())), source.num_samples)
-    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
-    tensors = [_as_tensor(array, rows, dtype, f"{source.path}: {name}") for name, array in arrays.items()]
-    return list(zip(*(torch.split(tensor, source.batch_size) for tensor in tensors), strict=True))
+    images = dataclasses.replace(source.images, dtype=float_dtype(model))
+    inputs = [
+        _as_input(tensor[rows], images, f"{source.path}: {name}", is_raw=position in dtypes)
+        for position, (name, tensor) in enumerate(tensors.items())
+    ]
+    return list(zip(*(torch.split(tensor, source.batch_size) for tensor in inputs), strict=True))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of a file by name; a single one without a name is "the array"."""
     if not path.is_file():
         raise ModelError(f"there is no calibration data at {path}")
     try:
-        with path.open("rb") as file:
-            if zipfile.is_zipfile(file):
-                _check_expansion(file, path)
-            file.seek(0)
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"the array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        loaded = _load_tensors(path) if path.suffix in (".pt", ".pth") else _load_arrays(path)
+        named = loaded if isinstance(loaded, Mapping) else {"the array": loaded}
+        return {str(name): _as_tensor(value, f"{path}: {name}") for name, value in named.items()}
     except ModelError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is no file of tensors, or holds more than tensors, which fxq does not unpickle: write it with "
+            "torch.save(tensor, path), or torch.save({name: tensor}, path) for several inputs"
+        ) from error
     except Exception as error:  # a broken file breaks its readers in any way; what claims terabytes has no memory
-        raise ModelError(f"{path} holds no plain numpy array: {type(error).__name__}: {error}") from error
-    others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        what = "is no file of tensors" if path.suffix in (".pt", ".pth") else "holds no plain numpy array"
+        raise ModelError(f"{path} {what}: {type(error).__name__}: {error}") from error
+
+
+def _load_arrays(path: Path) -> Any:
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            _check_expansion(file, path)
+        file.seek(0)
+        loaded = np.load(file, allow_pickle=False)
+        arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    others = (
+        []
+        if isinstance(arrays, np.ndarray)
+        else [name for name, one in arrays.items() if not isinstance(one, np.ndarray)]
+    )
     if others:
         raise ModelError(f"{path} holds what is no numpy array: {', '.join(others)}; write it with np.savez")
     return arrays
@@ -102,11 +158,42 @@ def _check_expansion(file: IO[bytes], path: Path) -> None:
                 )
 
 
-def _in_order(arrays: dict[str, np.ndarray], model: nn.Module, path: Path) -> dict[str, np.ndarray]:
+def _load_tensors(path: Path) -> Any:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = list(loaded.values()) if isinstance(loaded, Mapping) else [loaded]
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ModelError(
+            f"{path} holds a {type(loaded).__name__}: save one tensor with all samples, or a dict of one such tensor "
+            "for each input under its name"
+        )
+    return loaded
+
+
+def _as_tensor(value: Any, where: str) -> Tensor:
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ModelError(f"{where} is a sparse or quantized tensor; save it dense, in float")
+        return tensor
+    try:
+        array = np.asarray(value)
+        return torch.from_numpy(
+            array.astype(array.dtype.newbyteorder("="), copy=False)
+        )  # torch has no other byte order
+    except TypeError as error:
+        # numpy has floats that torch has not (float128).
+        if np.issubdtype(value.dtype, np.floating):
+            return torch.from_numpy(value.astype(np.float64))
+        raise ModelError(
+            f"{where} has dtype {value.dtype}; models take floating point inputs, prepared as in training, or integers"
+        ) from error
+
+
+def _in_order(arrays: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
     """Return the arrays in the order of the model's inputs; a single one is the first input, whatever its name."""
     if len(arrays) == 1:
         return arrays
-    inputs = list(signature(model.forward).parameters)
+    inputs = input_names(model)
     if sorted(arrays) != sorted(inputs[: len(arrays)]):
         raise ModelError(
             f"{path} has the arrays {', '.join(arrays) or 'none'}, and the model takes {', '.join(inputs)}: save one "
@@ -115,14 +202,38 @@ def _in_order(arrays: dict[str, np.ndarray], model: nn.Module, path: Path) -> di
     return {name: arrays[name] for name in inputs[: len(arrays)]}
 
 
-def _as_tensor(array: np.ndarray, rows: list[int], dtype: torch.dtype, where: str) -> Tensor:
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch has no other byte order
-    if array.dtype in _INTEGERS:
-        return torch.from_numpy(array[rows])
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ModelError(
-            f"{where} has dtype {array.dtype}; models take floating point inputs, scaled as in training (divide "
-            "uint8 images by 255, subtract the mean), or int64 indices"
+def _as_input(tensor: Tensor, images: ImageOptions, where: str, is_raw: bool) -> Tensor:
+    """Return samples as the model takes them: floats in its dtype, bytes of images scaled, other integers as they are.
+
+    Args:
+        tensor: dimension 0 counts the samples.
+        images: how bytes are scaled, and the floating point dtype.
+        where: for errors.
+        is_raw: the user named the dtype, so that bytes are what the model wants.
+    """
+    if tensor.is_floating_point():
+        return tensor.to(images.dtype)
+    if tensor.dtype is torch.uint8 and not is_raw:
+        return images.normalize(_channels_first(tensor, images, where))
+    if tensor.dtype not in _INTEGERS:
+        raise ModelError(f"{where} has dtype {tensor.dtype}; models take floating point inputs, or integers")
+    return tensor
+
+
+def _channels_first(pixels: Tensor, images: ImageOptions, where: str) -> Tensor:
+    """Return bytes as (count, channels, height, width)."""
+    channels = images.channels
+    if pixels.dim() == 4 and channels in (pixels.shape[1], pixels.shape[3]):
+        logger.info(
+            "%s: bytes, taken for images as files would be: (x / 255 - mean) / std; for a model that takes bytes name "
+            "the dtype, as in --input-shape %s:uint8",
+            where,
+            ",".join(map(str, pixels.shape)),
         )
-    # A copy in float32 first: numpy has floats that torch has not (float128).
-    return torch.from_numpy(array[rows].astype(np.float32)).to(dtype)
+        return pixels if pixels.shape[1] == channels else pixels.permute(0, 3, 1, 2).contiguous()
+    raise ModelError(
+        f"{where} has dtype uint8; models take floating point inputs, scaled as in training. Bytes are scaled where "
+        f"they are images of shape (count, {channels}, height, width) or (count, height, width, {channels}), and not "
+        f"{tuple(pixels.shape)}: --mean and --std of one number each are for grey images, of three for colour. For a "
+        f"model that takes bytes name the dtype: --input-shape {','.join(map(str, pixels.shape))}:uint8"
+    )

@@ -1,26 +1,63 @@
-"""Where the command line writes: results to stdout, everything else to stderr."""
+"""Where the command line writes: results to stdout, everything else to stderr; and its exit codes.
+
+0: done. 1: fxq refused (an FxqError). 2: a wrong call. 3: a fault, of fxq or of the model's own code. 130: interrupted.
+
+What goes on is told to the logger ``fxq``. Its level decides what is shown: each pass too with ``--verbose``, warnings
+alone with ``--quiet``.
+"""
+
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from fxq.cli.hints import in_words_of_the_shell
 from fxq.errors import FxqError
 from fxq.literal import literal
 
+_REFUSED, _FAULT = 1, 3
+_logger = logging.getLogger("fxq")
+
 
 class CommandGroup(TyperGroup):
-    """The command group; it prints an error of fxq as one block, without a traceback, and exits with 1."""
+    """The command group; it prints an error as one block, with its traceback only if asked for."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's own Context derives from this
         """Run the chosen command."""
-        try:
-            return super().invoke(ctx)
-        except FxqError as error:
-            if ctx.params.get("traceback"):
-                raise
-            _print_error(error)
-            raise typer.Exit(1) from error
+        with _messages_on_stderr():
+            set_verbose(bool(ctx.params.get("verbose")))
+            set_quiet(bool(ctx.params.get("quiet")))
+            try:
+                return super().invoke(ctx)
+            except Exception as error:  # the model's own code runs: it may raise anything
+                if _is_typers(error) or ctx.params.get("traceback"):
+                    raise
+                raise typer.Exit(_report(error)) from error
+
+
+def set_verbose(asked: bool) -> bool:
+    """Show each pass as it runs, and the traceback of an error; while a command runs."""
+    if asked:
+        _logger.setLevel(logging.DEBUG)
+    return asked
+
+
+def set_quiet(asked: bool) -> bool:
+    """Show warnings and errors alone; while a command runs."""
+    if asked:
+        _logger.setLevel(logging.WARNING)
+    return asked
+
+
+def is_quiet() -> bool:
+    """Return whether nothing but results, warnings and errors is to be shown."""
+    return not _logger.isEnabledFor(logging.INFO)
 
 
 def print_result(*renderables: object) -> None:
@@ -38,19 +75,51 @@ def print_plain(text: str) -> None:
     typer.echo(text)
 
 
-def print_note(text: str) -> None:
-    """Print a line on stderr that tells what is going on."""
-    Console(stderr=True, highlight=False).print(Text(_lines(text), style="dim"), soft_wrap=True)
+class _OnStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno < logging.WARNING:
+            _print_on_stderr(Text(_lines(text), style="dim"))
+        else:
+            _print_on_stderr(
+                Text.assemble(("warning: ", "bold yellow"), (_lines(in_words_of_the_shell(text)), "yellow"))
+            )
 
 
-def print_warning(text: str) -> None:
-    """Print a warning on stderr."""
-    message = Text.assemble(("warning: ", "bold yellow"), (_lines(text), "yellow"))
-    Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+@contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """Print what fxq logs, and Python's warnings, while a command runs."""
+    handler, level = _OnStderr(), _logger.level
+    _logger.addHandler(handler)
+    _logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: _logger.warning("%s", message)
+            yield
+    finally:
+        _logger.removeHandler(handler)
+        _logger.setLevel(level)
 
 
-def _print_error(error: FxqError) -> None:
-    message = Text.assemble(("error: ", "bold red"), (_lines(str(error)), "red"))
+def _is_typers(error: Exception) -> bool:
+    """Return whether typer knows what to do with it: a wrong call, an exit, a closed pipe."""
+    return isinstance(error, typer.Abort | BrokenPipeError) or hasattr(error, "exit_code")
+
+
+def _report(error: Exception) -> int:
+    """Print an error, and return the exit code for it."""
+    is_verbose = _logger.isEnabledFor(logging.DEBUG)
+    if is_verbose:
+        traceback.print_exception(error)
+    text = _lines(in_words_of_the_shell(str(error)))
+    if not isinstance(error, FxqError):
+        hint = "" if is_verbose else "; --verbose shows where"
+        text = f"a fault of fxq or of the model's own code: {type(error).__name__}: {text}{hint}"
+    _print_on_stderr(Text.assemble(("error: ", "bold red"), (text, "red")))
+    return _REFUSED if isinstance(error, FxqError) else _FAULT
+
+
+def _print_on_stderr(message: Text) -> None:
     # The terminal wraps, so that paths and commands can be copied whole.
     Console(stderr=True, highlight=False).print(message, soft_wrap=True)
 

@@ -1,10 +1,11 @@
 """``fxq demo``: train a small ResNet on real digits, quantize it for two runtimes, run the files, compare."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,17 @@ from torch import Tensor, nn
 
 from fxq import api
 from fxq.calibration import calibrate
-from fxq.cli.console import print_lines, print_note, print_result
+from fxq.cli.console import is_quiet, print_lines, print_result
 from fxq.cli.demo_model import Digits, digits_resnet, load_digits, train, training_steps
-from fxq.cli.demo_report import Column, next_steps, results_table
+from fxq.cli.demo_report import Column, Compiled, next_steps, results_table
 from fxq.cli.quality import sqnr_db
 from fxq.errors import ExportError
 from fxq.explain import explain
 from fxq.nn import TensorQuantizer
-from fxq.runtimes import get_runtime, time_in_turn
+from fxq.runtimes import get_runtime, time_in_turn, traffic_mb
+from fxq.runtimes.tensorrt_rtx import TensorRtRtx, weighted_ops
+
+logger = logging.getLogger(__name__)
 
 TARGETS = ("tensorrt", "onnxruntime")
 _CALIBRATION_IMAGES, _BATCH = 512, 64
@@ -70,6 +74,9 @@ def run_demo(options: DemoOptions) -> None:
             written.append(_write_quantized(model, digits, target, options.out))
         show("running the files in ONNX Runtime")
         columns = _measure(written, digits)
+        if TensorRtRtx.is_installed():
+            show("compiling the files with TensorRT-RTX")
+            columns = [_with_compiled(column, file, digits) for column, file in zip(columns, written, strict=True)]
         show.finish()
     print_result(results_table(columns))
     print_lines(next_steps(options.out))
@@ -83,8 +90,8 @@ class _Steps:
 
     def __call__(self, description: str, total: int | None = None) -> Callable[[], None]:
         self.finish()
-        if not self.progress.console.is_terminal:
-            print_note(description)
+        if self.progress.disable:
+            logger.info(description)
         task_id = self.progress.add_task(description, total=total)
         return lambda: self.progress.advance(task_id)
 
@@ -108,7 +115,7 @@ def _one_thread() -> Iterator[None]:
 def _progress() -> Progress:
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=not (console.is_terminal and sys.stderr.isatty()))
+    return Progress(*columns, console=console, disable=is_quiet() or not (console.is_terminal and sys.stderr.isatty()))
 
 
 def _make_directory(out: Path) -> None:
@@ -149,7 +156,7 @@ def _write_quantized(model: nn.Module, digits: Digits, target: str, out: Path) -
 def _measure(files: list[_Written], digits: Digits) -> list[Column]:
     runtime, images = get_runtime("onnxruntime", threads=1), digits.test_images.numpy()
     logits = [torch.from_numpy(runtime.run(file.path, images)[0]) for file in files]
-    runs = {file.name: runtime.bind(file.path, images[:1]) for file in files}
+    runs = {file.name: runtime.bind(file.path, images[:1]) for file in files if file.name != "tensorrt"}
     latencies = time_in_turn(runs, _ROUNDS, _WARM_UP)
     return [
         Column(
@@ -157,12 +164,29 @@ def _measure(files: list[_Written], digits: Digits) -> list[Column]:
             accuracy=_accuracy(found, digits.test_labels),
             sqnr_db=None if file.quantizers is None else sqnr_db(logits[0], found),
             size_bytes=file.path.stat().st_size,
-            latency_ms=latencies[file.name].median_ms,
+            latency_ms=latencies[file.name].median_ms if file.name in latencies else None,
             quantizers=file.quantizers,
             residual_adds=file.residual_adds,
         )
         for file, found in zip(files, logits, strict=True)
     ]
+
+
+def _with_compiled(column: Column, file: _Written, digits: Digits) -> Column:
+    """Add what TensorRT-RTX makes of a file for one image; not of the one with ONNX Runtime's int32 biases."""
+    if file.name == "onnxruntime":
+        return column
+    image = tuple(digits.test_images[:1].shape)
+    kernels = TensorRtRtx({_input_name(file.path): (image, image, image)}).executed_ops(file.path)
+    weighted = weighted_ops(kernels)
+    compiled = Compiled(len(weighted), sum("int8" in op.input_dtypes for op in weighted), traffic_mb(kernels))
+    return replace(column, compiled=compiled)
+
+
+def _input_name(path: Path) -> str:
+    import onnx  # noqa: PLC0415 - as slow to import as torch, and needed here only
+
+    return str(onnx.load(path, load_external_data=False).graph.input[0].name)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -1,11 +1,15 @@
-"""An example input where there is no calibration data: random numbers of a given shape."""
+"""What the command line says about inputs: an example where there is no data, and what data must look like."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxq.batches import describe
 from fxq.cli.images import ImageOptions
+from fxq.cli.input_spec import InputSpec
 from fxq.cli.models import ModelSource
 from fxq.errors import ModelError
 
@@ -17,26 +21,107 @@ class ExampleSource:
     """What the command line says about inputs.
 
     Args:
-        shape: of the model's one input; None for images, where the model comes from a library of image models.
+        inputs: of the model; none for images, where the model comes from a library of image models.
         images: their size and channels.
     """
 
-    shape: tuple[int, ...] | None
+    inputs: tuple[InputSpec, ...]
     images: ImageOptions
 
-    def make(self, source: ModelSource, model: nn.Module) -> tuple[Tensor, ...]:
-        """Return an example input for ``model``, the same in every run.
+    def make(self, source: ModelSource, model: nn.Module) -> tuple[Any, ...]:
+        """Return random example inputs for ``model``, the same in every run; integers are 0 or 1, bytes anything.
 
         Raises:
-            ModelError: nothing tells its shape.
+            ModelError: nothing tells their shape, or the model has no such inputs.
         """
-        shape = self.shape
-        if shape is None and source.is_image_model:
-            shape = (_SAMPLES, len(self.images.mean), self.images.size, self.images.size)
-        if shape is None:
+        inputs = self.inputs
+        if not inputs and source.is_image_model:
+            inputs = (InputSpec((_SAMPLES, len(self.images.mean), self.images.size, self.images.size)),)
+        if not inputs:
             raise ModelError(
                 f"the file is written, and checked, with an input for {type(model).__name__}: give --input-shape such "
                 "as 1,3,224,224, or inputs of any kind with --calib-data"
             )
-        dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
-        return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype),)
+        return example_inputs(inputs, model)
+
+    def check(self, batch: tuple[Any, ...], model: nn.Module, origin: str) -> None:
+        """Raise a ModelError if a batch of calibration data looks otherwise; its number of samples is its own."""
+        for position, spec in _positions(self.inputs, model).items():
+            found = batch[position] if position < len(batch) else None
+            is_alike = isinstance(found, Tensor) and found.shape[1:] == torch.Size(spec.shape[1:])
+            if not is_alike or (spec.dtype and found.dtype is not getattr(torch, spec.dtype)):  # type: ignore[union-attr]
+                got = "nothing" if found is None else f"{describe(found)} in a batch"
+                raise ModelError(
+                    f"--input-shape {spec} and --calib-data {origin} do not agree, which has {got} for it: correct one "
+                    "of them, or leave --input-shape out"
+                )
+
+    def dtypes(self, model: nn.Module) -> dict[int, str]:
+        """Return the dtypes that were asked for, by position of the input."""
+        return {position: spec.dtype for position, spec in _positions(self.inputs, model).items() if spec.dtype}
+
+
+def example_inputs(inputs: tuple[InputSpec, ...], model: nn.Module) -> tuple[Any, ...]:
+    """Return random values for ``inputs``, in the order of the model's parameters; defaults stand between them.
+
+    Raises:
+        ModelError: the model has no such inputs, or needs others too.
+    """
+    by_position, parameters = _positions(inputs, model), _parameters(model)
+    generator, dtype = torch.Generator().manual_seed(0), float_dtype(model)
+    values: list[Any] = []
+    for position in range(max(by_position) + 1):
+        if position in by_position:
+            values.append(_random(by_position[position], dtype, generator))
+        elif parameters[position].default is inspect.Parameter.empty:
+            raise ModelError(
+                f"{type(model).__name__} needs its input {parameters[position].name!r} too: give one --input-shape for "
+                "each"
+            )
+        else:
+            values.append(parameters[position].default)
+    return tuple(values)
+
+
+def float_dtype(model: nn.Module) -> torch.dtype:
+    """Return the floating point dtype of the model's weights; float32 without any."""
+    return next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
+
+
+def input_names(model: nn.Module) -> list[str]:
+    """Return the names of the model's positional inputs."""
+    return [one.name for one in _parameters(model)]
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [one for one in inspect.signature(model.forward).parameters.values() if one.kind in kinds]
+
+
+def _positions(inputs: tuple[InputSpec, ...], model: nn.Module) -> dict[int, InputSpec]:
+    """Return the inputs by position; those without a name take the places that are left, in order."""
+    names, takes = input_names(model), f"{type(model).__name__} takes {', '.join(input_names(model)) or 'none by name'}"
+    has_more = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(model.forward).parameters.values())
+    found: dict[int, InputSpec] = {}
+    for spec in inputs:
+        if spec.name and spec.name not in names:
+            raise ModelError(f"--input-shape {spec}: there is no input {spec.name!r}; {takes}")
+        if spec.name and names.index(spec.name) in found:
+            raise ModelError(f"--input-shape {spec}: the input {spec.name!r} is named twice")
+        if spec.name:
+            found[names.index(spec.name)] = spec
+    for spec in inputs:
+        if not spec.name:
+            place = next(index for index in range(len(inputs) + len(names)) if index not in found)
+            if place >= len(names) and not has_more:
+                raise ModelError(f"--input-shape {spec}: there is no input left for it; {takes}")
+            found[place] = spec
+    return found
+
+
+def _random(spec: InputSpec, default: torch.dtype, generator: torch.Generator) -> Tensor:
+    dtype = getattr(torch, spec.dtype) if spec.dtype else default
+    if dtype.is_floating_point:
+        return torch.randn(spec.shape, generator=generator).to(dtype)
+    # An index of any table and a mask alike; and pixels.
+    return torch.randint(0, 256 if dtype is torch.uint8 else 2, spec.shape, generator=generator).to(dtype)

@@ -1,32 +1,25 @@
-"""The ``fxq`` command: its options and help texts. What a command does lies in a module of its own."""
+"""The ``fxq`` command: its options and help texts. What a command does lies in a module of its own.
 
-from importlib.metadata import version
+Those are imported where a command runs: torch takes seconds, and help needs none of it.
+"""
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import fxq
 from fxq.cli import options
-from fxq.cli.calibration_data import DataSource
 from fxq.cli.console import CommandGroup, print_plain
-from fxq.cli.demo import DemoOptions, run_demo
-from fxq.cli.example_inputs import ExampleSource
-from fxq.cli.explain import run_explain
-from fxq.cli.images import ImageOptions
-from fxq.cli.models import ModelSource
-from fxq.cli.passes import run_passes_listing
-from fxq.cli.quantize import QuantizeJob, run_quantize
-from fxq.cli.recipes import RecipeChoice, run_recipe
-from fxq.cli.targets import run_target, run_targets_listing
 
 app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with [bold]fxq demo[/]. [bold]fxq COMMAND --help[/] has examples.",
+    epilog="Start with [bold]fxq demo[/]. [bold]fxq COMMAND --help[/] has examples. Exit codes: 0 done, 1 refused, "
+    "2 a wrong call, 3 a fault of fxq or of the model's own code.",
 )
 
 
@@ -37,14 +30,16 @@ def main() -> None:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print_plain(f"fxq {version('fxq')}")
+        print_plain(f"fxq {fxq.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def common(
+    verbose: options.VerboseForAll = False,
+    quiet: options.QuietForAll = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", envvar="FXQ_TRACEBACK", help="Show where an error comes from.")
+        bool, typer.Option("--traceback", envvar="FXQ_TRACEBACK", help="Let an error end fxq as Python ends.")
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -58,25 +53,33 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory of the files; made if needed.")] = Path("fxq-demo"),
     seed: Annotated[int, typer.Option(help="Of the split, the initial weights and the order of training.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Train on a quarter of the digits: less accurate.")] = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a small ResNet on real digits, quantize it for two runtimes, and compare.
 
-    Offline and self-contained; about half a minute on two cores.
+    Offline and self-contained; under a minute on two cores.
     """
+    from fxq.cli.demo import DemoOptions, run_demo
+
     run_demo(DemoOptions(out, seed, quick))
 
 
 @app.command(epilog=options.QUANTIZE_EXAMPLES)
 def quantize(  # noqa: PLR0913 - typer makes an option of each argument
+    context: typer.Context,
     model: options.Model,
     *,
     weights: options.Weights = None,
+    random_weights: options.RandomWeights = False,
     num_classes: options.NumClasses = None,
     recipe: options.Recipe = "tensorrt",
     calibrator: options.Calibrator = None,
     leave_in_float: options.LeaveInFloat = None,
+    leaf: options.Leaf = None,
     verify: options.Verify = False,
     calib_data: options.CalibData = None,
+    skip_bad_images: options.SkipBadImages = False,
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 32,
     num_samples: options.NumSamples = 512,
@@ -87,18 +90,30 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     out: options.Out,
     static_batch: options.StaticBatch = False,
     explain: options.Explain = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Quantize a model and write it as a checked QDQ ONNX file."""
+    from fxq.cli.calibration_data import DataSource
+    from fxq.cli.example_inputs import ExampleSource
+    from fxq.cli.images import ImageOptions
+    from fxq.cli.models import ModelSource
+    from fxq.cli.quantize import QuantizeJob, run_quantize
+    from fxq.cli.recipes import RecipeChoice
+
     images = ImageOptions(image_size, resize, mean, std)  # type: ignore[arg-type]  # parsed by options.Mean
-    choice = RecipeChoice(recipe, calibrator, tuple(leave_in_float or ()))
+    choice = RecipeChoice(recipe, calibrator, tuple(leave_in_float or ()), tuple(leaf or ()))
     if calib_data is None and choice.resolve().resolved_target.needs_data:
         raise typer.BadParameter(
             f"the recipe {recipe} needs typical inputs; dynamic and weight_only do not", param_hint="--calib-data"
         )
+    data = None if calib_data is None else DataSource(calib_data, batch_size, num_samples, images, skip_bad_images)
+    if data is not None and data.is_arrays:
+        _refuse_image_options(context, data.path)
     job = QuantizeJob(
-        model=ModelSource(model, weights, num_classes),
-        data=None if calib_data is None else DataSource(calib_data, batch_size, num_samples, images),
-        example=ExampleSource(input_shape, images),  # type: ignore[arg-type]  # parsed by options.InputShape
+        model=ModelSource(model, weights, num_classes, random_weights),
+        data=data,
+        example=ExampleSource(tuple(input_shape or ()), images),  # type: ignore[arg-type]  # parsed by options.InputShape
         recipe=choice,
         out=out,
         static_batch=static_batch,
@@ -108,24 +123,52 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     run_quantize(job)
 
 
+def _refuse_image_options(context: typer.Context, path: Path) -> None:
+    """Refuse what would be ignored: arrays are not resized, and no file of theirs is skipped."""
+    for name in ("image_size", "resize", "skip_bad_images"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"it is for images in files, and {path} holds arrays", param_hint=option)
+
+
 @app.command(epilog=options.EXPLAIN_EXAMPLES)
-def explain(
+def explain(  # noqa: PLR0913 - typer makes an option of each argument
     model: options.Model,
+    *,
     recipe: options.Recipe = "tensorrt",
     leave_in_float: options.LeaveInFloat = None,
+    leaf: options.Leaf = None,
     num_classes: options.NumClasses = None,
     input_shape: options.InputShape = None,
     as_json: options.AsJson = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show what would be quantized how, and why, or why not. Needs neither weights nor data."""
-    choice = RecipeChoice(recipe, None, tuple(leave_in_float or ()))
-    run_explain(ModelSource(model, None, num_classes), choice, input_shape, as_json)  # type: ignore[arg-type]  # parsed
+    from fxq.cli.explain import run_explain
+    from fxq.cli.models import ModelSource
+    from fxq.cli.recipes import RecipeChoice
+
+    choice = RecipeChoice(recipe, None, tuple(leave_in_float or ()), tuple(leaf or ()))
+    inputs = tuple(input_shape or ())
+    run_explain(ModelSource(model, None, num_classes), choice, inputs, as_json)  # type: ignore[arg-type]  # parsed
 
 
-@app.command()
-def passes(as_json: options.AsJson = False) -> None:
-    """List the passes: the built-in ones, and those of installed plugins."""
-    run_passes_listing(as_json)
+@app.command(epilog="[dim]Example:[/] fxq passes plan_ops")
+def passes(
+    name: Annotated[str | None, typer.Argument(help="Show all there is about this one.", show_default=False)] = None,
+    as_json: options.AsJson = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """List the passes in the order in which they run, those of installed plugins too, or show one."""
+    from fxq.cli.passes import run_pass, run_passes_listing
+
+    if name is None:
+        run_passes_listing(as_json)
+    else:
+        run_pass(name, as_json)
 
 
 @app.command(epilog="[dim]Example:[/] fxq targets tensorrt > mine.toml")
@@ -134,11 +177,15 @@ def targets(
         str | None, typer.Argument(help="Print this one as TOML, or that of a .toml file.", show_default=False)
     ] = None,
     as_json: options.AsJson = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """List the runtimes to quantize for, those of installed packages too, or print one.
 
     A recipe names one: target = "tensorrt", or a file of yours: target = "mine.toml".
     """
+    from fxq.cli.targets import run_target, run_targets_listing
+
     if name is None:
         run_targets_listing(as_json)
     else:
@@ -146,6 +193,17 @@ def targets(
 
 
 @app.command(epilog="[dim]Example:[/] fxq recipe tensorrt > mine.toml")
-def recipe(name: Annotated[str, typer.Argument(help="As of --recipe, such as tensorrt, or a .toml file.")]) -> None:
-    """Print a recipe as TOML: edit it, and pass the file to --recipe."""
-    run_recipe(name)
+def recipe(
+    name: Annotated[
+        str | None, typer.Argument(help="As of --recipe, such as tensorrt, or a .toml file.", show_default=False)
+    ] = None,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """List the recipes and what a rule looks like, or print one as TOML: edit it, and pass the file to --recipe."""
+    from fxq.cli.recipes import run_recipe, run_recipes_listing
+
+    if name is None:
+        run_recipes_listing()
+    else:
+        run_recipe(name)

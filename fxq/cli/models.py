@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fxq.cli.weights import load_weights
 from fxq.errors import ModelError
@@ -26,11 +27,13 @@ class ModelSource:
         spec: ``package.module:callable``, ``torchvision:NAME`` or ``timm:NAME``.
         weights: a .pt or .safetensors file, None for those the callable makes.
         num_classes: passed to torchvision or timm; None for their own.
+        random_weights: the user wants them untrained.
     """
 
     spec: str
     weights: Path | None = None
     num_classes: int | None = None
+    random_weights: bool = False
 
     @property
     def has_random_weights(self) -> bool:
@@ -41,6 +44,22 @@ class ModelSource:
     def is_image_model(self) -> bool:
         """Does the model come from a library of image models?"""
         return self.spec.partition(":")[0] in _LIBRARIES
+
+
+def check_trained(source: ModelSource) -> None:
+    """Refuse to make a file of random weights, unless they were asked for.
+
+    Raises:
+        ModelError: neither weights nor random ones were asked for, or both.
+    """
+    if source.random_weights and not source.has_random_weights:
+        given = "--weights gives it others" if source.weights else "a callable makes its own"
+        raise ModelError(f"--random-weights is for a torchvision or timm model without --weights; {given}")
+    if source.has_random_weights and not source.random_weights:
+        raise ModelError(
+            f"{source.spec} has random weights, and a file made of them means nothing: load trained ones with "
+            "--weights FILE, or say --random-weights to look at placement and speed alone"
+        )
 
 
 def load_model(source: ModelSource) -> nn.Module:
@@ -61,7 +80,19 @@ def load_model(source: ModelSource) -> nn.Module:
         model = _from_callable(origin, name)
     if source.weights is not None:
         load_weights(model, source.weights)
+    _check_initialized(model)
     return model.eval()
+
+
+def _check_initialized(model: nn.Module) -> None:
+    """Refuse lazy layers without weights: the first input would give them random ones."""
+    for path, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            layer = path.rpartition(".")[0]
+            raise ModelError(
+                f"{layer!r} is a lazy layer ({type(model.get_submodule(layer)).__name__}) whose weights were never "
+                "made: give --weights, or run the model once and load its weights before it is returned"
+            )
 
 
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from fxq.cli.console import set_quiet, set_verbose
+from fxq.cli.input_spec import InputSpec, parse_input_spec
+
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 _DATA, _IMAGES, _RECIPE, _OUTPUT = "Calibration data", "Images", "How to quantize", "Output"
@@ -17,11 +20,11 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as {IMAGENET_MEAN}") from error
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    parts = text.lower().replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r} is no shape such as 1,3,224,224")
-    return tuple(int(part) for part in parts)
+def _input_spec(text: str) -> InputSpec:
+    try:
+        return parse_input_spec(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 Model = Annotated[
@@ -41,14 +44,27 @@ NumClasses = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Outputs of a torchvision or timm model.", show_default=False),
 ]
+RandomWeights = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights", help="A torchvision or timm model without --weights, to look at placement and speed alone."
+    ),
+]
 CalibData = Annotated[
     Path | None,
     typer.Option(
         metavar="PATH",
-        help="A folder of images, a .npy array, or an .npz file with an array for each input. Typical inputs, "
-        "prepared as in training; some hundred are enough. The recipes dynamic and weight_only need none.",
+        help="Typical inputs, prepared as in training; some hundred are enough. Images: a folder, one file or a quoted "
+        "glob. Arrays: .npy or .pt of one input, .npz or .pt of inputs by name. The recipes dynamic and weight_only "
+        "need none.",
         show_default=False,
         rich_help_panel=_DATA,
+    ),
+]
+SkipBadImages = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad-images", help="Go on without the images that cannot be read, and name them.", rich_help_panel=_DATA
     ),
 ]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Samples a batch.", rich_help_panel=_DATA)]
@@ -72,7 +88,8 @@ Mean = Annotated[
     typer.Option(
         parser=_numbers,
         metavar="NUMBERS",
-        help="Subtracted from values in 0 to 1. A single number: grey images.",
+        help="Subtracted from values in 0 to 1, one number a channel. One number alone makes images grey; write "
+        "0.5,0.5,0.5 for colour.",
         rich_help_panel=_IMAGES,
     ),
 ]
@@ -105,6 +122,16 @@ LeaveInFloat = Annotated[
         rich_help_panel=_RECIPE,
     ),
 ]
+Leaf = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Do not trace into matching modules (paths or classes); they stay in float. For code that cannot be "
+        "traced. Repeat for more.",
+        show_default=False,
+        rich_help_panel=_RECIPE,
+    ),
+]
 Verify = Annotated[
     bool,
     typer.Option(
@@ -127,16 +154,23 @@ Explain = Annotated[
     bool, typer.Option("--explain", help="Print what became of each operation, and why.", rich_help_panel=_OUTPUT)
 ]
 InputShape = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        parser=_shape,
-        metavar="SHAPE",
-        help="Of one floating point input, such as 1,3,224,224: an example for models whose Python tests shapes, and "
-        "in place of calibration data where none is needed.",
+        parser=_input_spec,
+        metavar="[NAME:]SHAPE[:DTYPE]",
+        help="An input, such as 1,3,224,224 or ids:1,128:int64. Repeat for more, by name or in order. An example for "
+        "models whose Python tests shapes, and in place of calibration data where none is needed; with data, what the "
+        "data must look like.",
         show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print plain data for programs.")]
+_VERBOSE, _QUIET = "Show each pass, and the traceback of an error.", "Show warnings and errors alone."
+# Behind a command they take effect at once; before it, when it starts.
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=set_verbose, help=_VERBOSE)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=set_quiet, help=_QUIET)]
+VerboseForAll = Annotated[bool, typer.Option("--verbose", "-v", help=_VERBOSE)]
+QuietForAll = Annotated[bool, typer.Option("--quiet", "-q", help=_QUIET)]
 
 # Commands end their lines with a backslash and fit in 80 columns, so that they can be copied.
 QUANTIZE_EXAMPLES = """\

@@ -1,5 +1,6 @@
 """``fxq quantize``: model and data in, checked ONNX file out."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from fxq import api
 from fxq.batches import describe
 from fxq.calibration import calibrate, needs_data
-from fxq.cli.calibration_data import DataSource, calibration_batches
-from fxq.cli.console import print_note, print_result, print_warning
+from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
+from fxq.cli.console import is_quiet, print_result
 from fxq.cli.example_inputs import ExampleSource
-from fxq.cli.models import ModelSource, load_model
+from fxq.cli.models import ModelSource, check_trained, load_model
 from fxq.cli.quality import sqnr_db
 from fxq.cli.recipes import RecipeChoice
+from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB
 from fxq.errors import ExportError, ModelError
 from fxq.explain import explain
 from fxq.literal import literal
@@ -25,6 +27,8 @@ from fxq.output_file import OutputFile
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
+
+logger = logging.getLogger(__name__)
 
 # Enough to tell a good result from a bad one, and quick on any model.
 _JUDGED_SAMPLES = 8
@@ -54,19 +58,19 @@ def run_quantize(job: QuantizeJob) -> None:
         FxqError: something that was named does not exist, does not fit, or cannot be quantized or written.
     """
     check_writable(job.out)
-    model = load_model(job.model)
+    check_trained(job.model)
     recipe = job.recipe.resolve()
-    batches = None if job.data is None else calibration_batches(job.data, model)
+    model = load_model(job.model)
+    _check_dtype(model)
     if job.model.has_random_weights:
-        print_warning(
-            f"{job.model.spec} has random weights, so its accuracy and ranges mean nothing; load trained ones with "
-            "--weights"
-        )
-    inputs = job.example.make(job.model, model) if batches is None else _as_tuple(next(iter(batches)))
-    judged = tuple(tensor[:_JUDGED_SAMPLES] for tensor in inputs)
-    expected = _float_outputs(model, judged, "an input of --input-shape" if job.data is None else str(job.data.path))
-    print_note(f"{type(model).__name__}: placing quantizers for {recipe.name}")
-    prepared = api.prepare(model, tuple(tensor[:1] for tensor in judged), recipe, verify=job.verify)
+        logger.warning("%s has random weights, so its accuracy and ranges mean nothing", job.model.spec)
+    batches = None if job.data is None else calibration_batches(job.data, model, job.example.dtypes(model))
+    inputs = _inputs(job, model, batches)
+    judged = tuple(value[:_JUDGED_SAMPLES] if isinstance(value, Tensor) else value for value in inputs)
+    expected = _float_outputs(model, judged, job.data)
+    logger.info("%s: placing quantizers for %s", type(model).__name__, recipe.name)
+    one = tuple(value[:1] if isinstance(value, Tensor) else value for value in judged)
+    prepared = job.recipe.prepare(model, one, verify=job.verify)
     waiting = needs_data(prepared)
     if waiting and batches is None:
         raise ModelError(
@@ -74,18 +78,20 @@ def run_quantize(job: QuantizeJob) -> None:
             "(dynamic, weight_only)"
         )
     if waiting and batches is not None:
-        print_note(f"calibrating on {len(batches)} batches")
-        calibrate(prepared, batches)
+        logger.info("calibrating on %s", _counted(len(batches), "batch", "batches"))
+        report = calibrate(prepared, batches, progress=not is_quiet())
+        if any(step.sqnr_after_db is not None for step in report.steps):
+            print_result(report)
     converted = api.convert(prepared)
-    print_note(f"writing and checking {job.out}")
-    report = api.export_onnx(converted, job.out, dynamic_batch=False if job.static_batch else None)
+    logger.info("writing and checking %s", job.out)
+    exported = api.export_onnx(converted, job.out, dynamic_batch=False if job.static_batch else None)
     if job.explain:
         print_result(explain(converted))
     with torch.no_grad():
         sqnr = sqnr_db(expected, converted(*judged))
     on = "random inputs" if batches is None else "calibration samples"
     calibrator = f", calibrator {recipe.calibrator}" if waiting else ""
-    print_result(_summary(report, f"{recipe.name}{calibrator}", explain(converted).counts, f"{sqnr:.1f} dB", on))
+    print_result(_summary(exported, f"{recipe.name}{calibrator}", explain(converted).counts, f"{sqnr:.1f} dB", on))
 
 
 def check_writable(out: Path) -> None:
@@ -96,20 +102,56 @@ def check_writable(out: Path) -> None:
         pass
 
 
-def _as_tuple(batch: Any) -> tuple[Tensor, ...]:
-    return batch if isinstance(batch, tuple) else (batch,)
+def _check_dtype(model: nn.Module) -> None:
+    """Refuse a model in float64, before long work."""
+    for path, value in model.named_parameters():
+        if value.dtype is torch.float64:
+            raise ModelError(
+                f"{path!r} of {type(model).__name__} is in float64, which ONNX's QuantizeLinear does not take: return "
+                "model.float()"
+            )
 
 
-def _float_outputs(model: nn.Module, inputs: tuple[Tensor, ...], origin: str) -> Any:
+def _inputs(job: QuantizeJob, model: nn.Module, batches: Batches | None) -> tuple[Any, ...]:
+    """Return the first batch, or an example where there is no data."""
+    if job.data is None or batches is None:
+        return job.example.make(job.model, model)
+    first = next(iter(batches))
+    inputs = first if isinstance(first, tuple) else (first,)
+    job.example.check(inputs, model, str(job.data.path))
+    return inputs
+
+
+def _float_outputs(model: nn.Module, inputs: tuple[Any, ...], data: DataSource | None) -> Any:
     """Return what the float model makes of the first samples; a ModelError if it cannot take them."""
+    origin = "an input of --input-shape" if data is None else str(data.path)
     try:
         with torch.no_grad():
             return model(*inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # the model's own code runs: it may raise anything
+        reason = (str(error) or type(error).__name__).rstrip(".")
         raise ModelError(
-            f"{origin} does not fit {type(model).__name__}, which fails on {describe(inputs)}: {error}. Write inputs "
-            "of the shape and order that its forward takes; dimension 0 counts samples"
+            f"{origin} does not fit {type(model).__name__}, which fails on {describe(inputs)}: {reason}. "
+            f"{_cure(inputs, data)}"
         ) from error
+
+
+def _cure(inputs: tuple[Any, ...], data: DataSource | None) -> str:
+    if data is not None and not data.is_arrays:
+        made = "grey, which --mean and --std of one number each ask for; three numbers keep colour"
+        if data.images.channels == 3:
+            made = "RGB; --mean and --std of one number each, such as 0.5, make them grey"
+        return f"The images were made {data.images.size} x {data.images.size} (--image-size) and {made}"
+    where = "Give each input as NAME:SHAPE:DTYPE" if data is None else "Write inputs"
+    hint = f"{where} of the shape and order that its forward takes; dimension 0 counts samples"
+    is_integer = any(isinstance(value, Tensor) and not value.is_floating_point() for value in inputs)
+    return (
+        f"{hint}. Integers stay integers: scale pixels as in training, and save them in float" if is_integer else hint
+    )
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: str, on: str) -> Table:
@@ -129,5 +171,8 @@ def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: 
     table.add_row("quantizers", ", ".join(quantizers))
     if worst is not None:
         table.add_row("ONNX Runtime", f"off by {worst.max_lsb:.2f} LSB at most, {worst.mean_lsb:.3f} on average")
+        table.add_row(
+            "", f"[dim]1 LSB is {worst.step:.3g}; up to {MAX_LSB:g} and {MAX_MEAN_LSB:g} count as rounding[/]"
+        )
     table.add_row("SQNR", f"{sqnr} against the float model, on {on}")
     return table

@@ -8,13 +8,13 @@ from rich.text import Text
 
 from fxq.cli.console import print_plain, print_result
 from fxq.literal import literal
-from fxq.registry import TargetRegistration, get_target, registered_targets
+from fxq.registry import TargetRegistration, get_target, registered_targets, target_from_file
 from fxq.targets import Target
 
 
 def run_target(name: str) -> None:
     """Print a target as TOML: a registered one, or that of a file, which is checked that way."""
-    found = Target.from_file(name) if name.endswith(".toml") else get_target(name)
+    found = target_from_file(name) if name.endswith(".toml") else get_target(name)
     print_plain(found.to_toml().rstrip())
 
 

@@ -89,7 +89,7 @@ class ExportReport:
             for p in parity
         ]
         lines += [
-            f"  1 LSB of {p.name} is {p.step:.3g}; {MAX_LSB:g} at most and {MAX_MEAN_LSB:g} on average count as rounding"
+            f"  1 LSB of {p.name} is {p.step:.3g}; {MAX_LSB:g} at most, {MAX_MEAN_LSB:g} on average count as rounding"
             for p in self.parity
         ]
         if self.coverage.total:

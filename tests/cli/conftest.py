@@ -58,6 +58,65 @@ class ByShape(nn.Module):
         return self.conv(x) if x.shape[2] > 3 else x
 
 
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 4)
+
+    def forward(self, ids, mask=None, scale=None):
+        x = self.table(ids) if mask is None else self.table(ids) * mask.unsqueeze(-1)
+        return self.head(x) if scale is None else self.head(x) * scale
+
+
+class OfBytes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x):
+        return self.net(x.float() / 255)
+
+
+class Choice(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Chooses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.choice, self.head = Choice(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.head(self.choice(x))
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(8, 3)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def double():
+    return small().double()
+
+
+def channels_last():
+    return small().to(memory_format=torch.channels_last)
+
+
+class Faulty(Small):
+    def forward(self, x):
+        return self.no_such_attribute(x)
+
+
+def raises_in_the_middle():
+    raise KeyError("no such key")
+
+
 instance = small()
 number = 3
 

@@ -56,15 +56,107 @@ def test_a_single_mean_makes_images_grey(tmp_path: Path) -> None:
     assert batch.shape == (1, 1, 16, 16)
 
 
-def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
+@pytest.fixture
+def bad_images(tmp_path: Path) -> Path:
+    """Four images, of which one is half, one is no image, and one has 16 bits."""
     write_images(tmp_path, 1)
     whole = (tmp_path / "0.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "2.jpg").write_text("no image")
-    for name in ("1.png", "2.jpg"):
-        with pytest.raises(ModelError, match=rf"{name} is no readable image.*repair or remove it"):
-            list(calibration_batches(DataSource(tmp_path, batch_size=1), nn.Identity()))
-        (tmp_path / name).unlink()
+    Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(tmp_path / "3.tif")
+    return tmp_path
+
+
+def test_all_bad_images_are_named_at_once(bad_images: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        list(calibration_batches(DataSource(bad_images, batch_size=1), nn.Identity()))
+    message = str(caught.value)
+    assert "1.png is no readable image: " in message
+    assert "2.jpg is no readable image" in message
+    assert "3.tif is no image of 8 bits: its mode is I;16" in message  # converting it would make it white
+    assert message.endswith("repair or remove them, or go on without, with --skip-bad-images")
+
+
+def test_of_many_bad_images_some_are_named_and_the_rest_is_counted(tmp_path: Path) -> None:
+    for index in range(13):
+        (tmp_path / f"{index:02}.png").write_text("no image")
+    with pytest.raises(ModelError, match=r"09\.png is no readable image[^;]*; and 3 more; repair"):
+        list(calibration_batches(DataSource(tmp_path), nn.Identity()))
+
+
+def test_bad_images_are_skipped_where_that_is_asked_for(bad_images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (batch,) = calibration_batches(DataSource(bad_images, skip_bad_images=True), nn.Identity())
+    assert len(batch) == 1
+    assert "skipped 3 of 4 images: " in caplog.text
+    assert "2.jpg" in caplog.text
+    (bad_images / "0.png").unlink()
+    with pytest.raises(ModelError, match="none of 3 images can be read: "):
+        calibration_batches(DataSource(bad_images, skip_bad_images=True), nn.Identity())
+
+
+def test_one_image_and_a_glob_are_calibration_data(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    (tmp_path / "notes.txt").write_text("")
+    assert len(calibration_batches(DataSource(tmp_path / "0.png", 1), nn.Identity())) == 1
+    assert len(calibration_batches(DataSource(tmp_path / "*.png", 1), nn.Identity())) == 3
+    with pytest.raises(ModelError, match=r"matches 'notes\.txt' too, and a glob names images"):
+        calibration_batches(DataSource(tmp_path / "*"), nn.Identity())
+    with pytest.raises(ModelError, match="there is no calibration data at"):
+        calibration_batches(DataSource(tmp_path / "*.jpg"), nn.Identity())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_images_and_arrays_get_the_dtype_of_the_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    write_images(tmp_path, 1)
+    array = np.full((2, 2), 1 / 3)
+    np.save(tmp_path / "x.npy", array)
+    model = nn.Linear(2, 2).to(dtype)
+    (batch,) = calibration_batches(DataSource(tmp_path), model)
+    ((rows,),) = calibration_batches(DataSource(tmp_path / "x.npy"), model)
+    assert batch.dtype is dtype
+    assert torch.equal(rows, torch.from_numpy(array).to(dtype))  # float64 keeps its digits
+
+
+def test_bytes_are_scaled_as_images_in_files_are(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 1, size=(16, 16))
+    pixels = np.array(Image.open(tmp_path / "images" / "0.png"))[None]
+    options = ImageOptions(16, 16)
+    (expected,) = calibration_batches(DataSource(tmp_path / "images", images=options), nn.Identity())
+    np.save(tmp_path / "last.npy", pixels)
+    torch.save(torch.from_numpy(pixels).permute(0, 3, 1, 2), tmp_path / "first.pt")
+    for name in ("last.npy", "first.pt"):
+        ((found,),) = calibration_batches(DataSource(tmp_path / name, images=options), nn.Identity())
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # the same sums in another order
+
+
+def test_bytes_stay_bytes_where_the_dtype_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((1, 3, 4, 4), 200, np.uint8))
+    ((found,),) = calibration_batches(DataSource(tmp_path / "x.npy"), nn.Identity(), {0: "uint8"})
+    assert found.dtype is torch.uint8
+
+
+def test_a_file_of_torch_holds_one_input_or_inputs_by_name(tmp_path: Path) -> None:
+    torch.save({"right": torch.ones(3, 2), "left": torch.zeros(3, 2)}, tmp_path / "x.pt")
+    ((left, right),) = calibration_batches(DataSource(tmp_path / "x.pt"), TwoInputs())
+    assert (left.sum(), right.sum()) == (0, 6)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch's, of what the file holds
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(2, 2)], "holds a list: save one tensor with all samples"),
+        ({"x": 3}, "holds a dict: save one tensor"),
+        (nn.Linear(2, 2), "holds more than tensors, which fxq does not unpickle"),
+        (torch.zeros(2, 2).to_sparse(), "is a sparse or quantized tensor"),
+        (torch.zeros(2, 2, dtype=torch.complex64), r"has dtype torch\.complex64"),
+    ],
+    ids=["list", "number", "model", "sparse", "complex"],
+)
+def test_a_file_of_torch_that_holds_no_inputs_is_refused(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=message):
+        calibration_batches(DataSource(tmp_path / "x.pt"), nn.Linear(2, 2))
 
 
 def test_an_array_is_split_into_batches_and_cast_to_the_models_dtype(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
 from typer.testing import Result
 
 from fxq import Recipe, recipe, registered_passes
@@ -50,8 +51,21 @@ def test_passes_are_listed_with_stage_options_and_package(fxq: Fxq) -> None:
     assert fold["package"] == "fxq"
     assert fold["options"] == {"before": True}
     assert fold["summary"].startswith("Fold batch norm")
+    names = [entry["name"] for entry in found]
+    in_recipe = [spec.name for spec in recipe("tensorrt").passes]
+    assert [name for name in names if name in in_recipe] == in_recipe
     stages = [entry["stage"] for entry in found]
     assert stages == sorted(stages, key=["normalized", "planned", "prepared", "calibrated", "frozen", "lowered"].index)
+
+
+def test_one_pass_is_shown_with_all_there_is_about_it(fxq: Fxq) -> None:
+    shown = fxq("passes", "plan_ops").stdout
+    for text in ("planned", "min_channels = 0, depthwise = True", "EXACT: not a bit of the outputs changes", "Args:"):
+        assert text in shown
+    assert json.loads(fxq("passes", "correct_bias", "--json").stdout)["tolerance"] == "ANY"
+    result = fxq("passes", "plan_op")
+    assert result.exit_code == 1
+    assert "unknown pass 'plan_op'; did you mean 'plan_ops'?" in result.stderr
 
 
 def test_the_listing_of_passes_fits_in_80_columns(fxq: Fxq) -> None:
@@ -71,3 +85,18 @@ def test_a_printed_recipe_can_be_edited_and_used(fxq: Fxq, tmp_path: Path) -> No
 
 def test_a_misspelt_recipe_is_recognised(fxq: Fxq) -> None:
     assert "did you mean 'openvino'?" in fxq("recipe", "openvin").stderr
+
+
+def test_the_recipes_are_listed_with_what_a_rule_looks_like(fxq: Fxq) -> None:
+    listing = fxq("recipe").stdout
+    for name in ("tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only", "weight_only_int4"):
+        assert f"\n{name} " in f"\n{listing}"
+    assert "[[rules]]" in listing
+
+
+def test_the_rules_in_the_comments_of_a_recipe_are_rules(fxq: Fxq) -> None:
+    text = fxq("recipe", "tensorrt").stdout
+    assert "# What is done, in this order" in text
+    rules = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#   ")]
+    found = Recipe.from_toml("\n".join((text, *rules))).rules
+    assert [(rule.match, rule.config is None) for rule in found] == [("fc", True), (nn.Linear, False)]

@@ -42,7 +42,7 @@ def input_shape(path: Path) -> list[object]:
 def test_a_torchvision_model_is_quantized_on_a_folder_of_images(fxq: Fxq, images: Path, tmp_path: Path) -> None:
     result = fxq(
         *("quantize", "torchvision:resnet18", "--num-classes", 5, "--calib-data", images, "--image-size", 64),
-        *("--batch-size", 2, "--recipe", "tensorrt", "--out", "resnet18.onnx"),
+        *("--random-weights", "--batch-size", 2, "--recipe", "tensorrt", "--out", "resnet18.onnx"),
     )
     assert result.exit_code == 0, result.output
     assert "21 input, 8 residual, 21 weight" in result.stdout
@@ -97,7 +97,7 @@ def test_a_recipe_without_ranges_of_activations_needs_no_data(fxq: Fxq, tmp_path
 
 def test_an_image_model_needs_no_shape_either(fxq: Fxq, tmp_path: Path) -> None:
     call = ("quantize", "torchvision:resnet18", "--num-classes", 5, "--image-size", 64, "--out", "resnet18.onnx")
-    result = fxq(*call, "--recipe", "weight_only")
+    result = fxq(*call, "--recipe", "weight_only", "--random-weights")
     assert result.exit_code == 0, result.output
     assert "21 weight" in result.stdout
     assert input_shape(tmp_path / "resnet18.onnx")[1:] == [3, 64, 64]
@@ -126,11 +126,24 @@ def test_a_model_with_two_inputs_takes_them_by_name(fxq: Fxq, tmp_path: Path) ->
         ({"--recipe": "tensorrrt"}, "unknown recipe 'tensorrrt'; did you mean 'tensorrt'?"),
         ({"--recipe": "mine.toml"}, "cannot read the recipe mine.toml"),
         ({"--calibrator": "maximum"}, "unknown calibrator 'maximum'; choose one of max,"),
-        ({"--leave-in-float": "haed"}, "matches no module of the model; did you mean 'head'"),
+        ({"--leave-in-float": "haed"}, "--leave-in-float haed matches no module of the model; did you mean 'head'"),
+        ({"--leaf": "haed"}, "--leaf haed is no module path or class of the model; did you mean 'head'"),
+        ({"--leaf": "zzz"}, "--leaf zzz is no module path or class of the model; fxq explain shows them"),
         ({"--calib-data": "nowhere"}, "there is no calibration data at nowhere"),
         ({"--weights": "nowhere.pt"}, "there is no file of weights nowhere.pt"),
     ],
-    ids=["directory", "suffix", "recipe", "recipe file", "calibrator", "glob", "data", "weights"],
+    ids=[
+        "directory",
+        "suffix",
+        "recipe",
+        "recipe file",
+        "calibrator",
+        "glob",
+        "leaf",
+        "leaf unlike any",
+        "data",
+        "weights",
+    ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_written(
     fxq: Fxq, inputs: Path, tmp_path: Path, changes: dict[str, str], message: str
@@ -156,3 +169,114 @@ def test_an_array_of_the_wrong_shape_is_held_against_the_models_input(fxq: Fxq, 
     result = fxq("quantize", "nets_of_a_user:small", "--calib-data", "grey.npy", "--out", "x.onnx")
     assert result.exit_code == 1
     assert "grey.npy does not fit Small, which fails on tuple of tensor (4, 1, 12, 12) float32" in result.stderr
+
+
+def test_random_weights_are_refused_unless_asked_for(fxq: Fxq, images: Path, tmp_path: Path) -> None:
+    call = ("quantize", "torchvision:resnet18", "--calib-data", images, "--out", "resnet18.onnx")
+    result = fxq(*call)
+    assert result.exit_code == 1
+    assert "torchvision:resnet18 has random weights" in result.stderr
+    assert "--weights FILE, or say --random-weights" in result.stderr
+    assert not (tmp_path / "resnet18.onnx").exists()
+    assert "--weights gives it others" in fxq(*call, "--random-weights", "--weights", "x.pt").stderr
+    own = fxq("quantize", "nets_of_a_user:small", "--calib-data", images, "--out", "x.onnx", "--random-weights")
+    assert "a callable makes its own" in own.stderr
+
+
+def test_inputs_are_given_by_name_and_dtype(fxq: Fxq, tmp_path: Path) -> None:
+    call = ("quantize", "nets_of_a_user:Masked", "--recipe", "dynamic", "--out", "x.onnx")
+    shapes = ("--input-shape", "scale:2,5,1", "--input-shape", "ids:2x5:int64")
+    result = fxq(*call, *shapes)
+    assert result.exit_code == 0, result.output
+    inputs = onnx.load(tmp_path / "x.onnx").graph.input
+    assert [(found.name, found.type.tensor_type.elem_type) for found in inputs] == [
+        ("ids", onnx.TensorProto.INT64),
+        ("scale", onnx.TensorProto.FLOAT),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (["idz:2,5"], "there is no input 'idz'; Masked takes ids, mask, scale"),
+        (["ids:2,5", "ids:2,5"], "the input 'ids' is named twice"),
+        (["mask:2,5"], "Masked needs its input 'ids' too"),
+        (["2,5"] * 4, "there is no input left for it; Masked takes ids, mask, scale"),
+        (["2,5"], "does not fit Masked, which fails on tuple of tensor (2, 5) float32"),
+    ],
+    ids=["unknown", "twice", "missing", "too many", "wrong dtype"],
+)
+def test_inputs_that_the_model_does_not_take_are_named(fxq: Fxq, shapes: list[str], message: str) -> None:
+    options = [part for shape in shapes for part in ("--input-shape", shape)]
+    result = fxq("quantize", "nets_of_a_user:Masked", "--recipe", "dynamic", "--out", "x.onnx", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_a_shape_and_data_must_agree(fxq: Fxq, inputs: Path) -> None:
+    call = ("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "x.onnx", "--input-shape")
+    assert fxq(*call, "1,3,12,12").exit_code == 0  # the number of samples is the data's own
+    for shape in ("1,3,8,8", "x:1,3,12,12:float64"):
+        result = fxq(*call, shape)
+        assert result.exit_code == 1
+        assert f"--input-shape {shape} and --calib-data {inputs} do not agree, which has tensor (8, 3" in result.stderr
+
+
+def test_a_model_of_bytes_gets_them(fxq: Fxq, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), np.uint8))
+    call = ("quantize", "nets_of_a_user:OfBytes", "--calib-data", "x.npy", "--out", "x.onnx")
+    assert "taken for images as files would be" in fxq(*call).stderr
+    result = fxq(*call, "--input-shape", "1,3,8,8:uint8")
+    assert result.exit_code == 0, result.output
+    assert onnx.load(tmp_path / "x.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+@pytest.mark.parametrize("option", ["--image-size=8", "--resize=300", "--skip-bad-images"])
+def test_options_for_images_are_refused_for_arrays(fxq: Fxq, inputs: Path, option: str) -> None:
+    result = fxq("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "x.onnx", option)
+    assert result.exit_code == 2
+    assert "it is for images in files" in result.stderr
+
+
+def test_grey_and_colour_are_told_apart(fxq: Fxq, images: Path) -> None:
+    call = ("quantize", "nets_of_a_user:small", "--calib-data", images, "--out", "x.onnx", "--image-size", 16)
+    assert "0.5,0.5,0.5 and 0.5,0.5,0.5 for colour" in fxq(*call, "--mean", "0.5").stderr
+    assert "three numbers keep colour" in fxq(*call, "--mean", "0.5", "--std", "0.5").stderr
+
+
+def test_code_that_cannot_be_traced_is_left_whole(fxq: Fxq, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
+    call = ("quantize", "nets_of_a_user:Chooses", "--calib-data", "x.npy", "--out", "x.onnx")
+    assert "name the module as a leaf: --leaf 'choice'" in fxq(*call).stderr
+    listed = fxq("explain", "nets_of_a_user:Chooses", "--leaf", "choice", "--json")
+    assert listed.exit_code == 0, listed.output
+    assert '"linear"' in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "double",
+            "'conv.weight' of Small is in float64, which ONNX's QuantizeLinear does not take: return model.float",
+        ),
+        ("Lazy", "'conv' is a lazy layer (LazyConv2d) whose weights were never made: give --weights"),
+    ],
+    ids=["float64", "lazy"],
+)
+def test_a_model_that_makes_no_file_is_refused_before_any_work(fxq: Fxq, inputs: Path, name: str, message: str) -> None:
+    result = fxq("quantize", f"nets_of_a_user:{name}", "--calib-data", inputs, "--out", "x.onnx")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
+def test_channels_last_is_kept(fxq: Fxq, inputs: Path) -> None:
+    result = fxq("quantize", "nets_of_a_user:channels_last", "--calib-data", inputs, "--out", "x.onnx")
+    assert result.exit_code == 0, result.output
+
+
+def test_one_batch_is_counted_in_the_singular(fxq: Fxq, inputs: Path) -> None:
+    call = ("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "x.onnx")
+    assert "calibrating on 1 batch\n" in fxq(*call).stderr
+    assert "calibrating on 2 batches\n" in fxq(*call, "--batch-size", 4).stderr

@@ -1,0 +1,28 @@
+"""Advice in the words of the shell: what fxq advises a script, as the option that does it."""
+
+# What the errors of the API say, and what takes its place; one phrase may be a part of a later one.
+PHRASES = (
+    ('recipe.replace(leaf_modules=("', "--leaf '"),
+    ('",)); it is then left in float', "'; it is then left in float"),
+    ("recipe.replace(leaf_modules=(...,))", "--leaf NAME"),
+    ("recipe.replace(leaf_modules=...)", "--leaf NAME"),
+    ("pass example_inputs, so that shapes are known", "give --input-shape, so that shapes are known"),
+    ("pass example_inputs for which model(*example_inputs) runs", "give an --input-shape or data that it takes"),
+    ("give fxq.prepare() example_inputs", "give --input-shape"),
+    ("give prepare() example_inputs", "give --input-shape"),
+    ("see model.named_modules()", "fxq explain shows them"),
+    ("pass dynamic_batch=False", "give --static-batch"),
+    ("check=False writes", "in Python, fxq.export_onnx(..., check=False) writes"),
+    ("Pass forward=lambda model, batch: ... for batches of another form", "Look at that part of --calib-data"),
+    ("pass batches to fxq.calibrate", "give --calib-data"),
+    ("call fxq.calibrate(prepared, batches) before fxq.convert", "give --calib-data"),
+    ("Run fxq.calibrate(prepared, batches) with data that reaches them before fxq.convert", "Give --calib-data"),
+    ("or switch them off with .disable()", "or name their modules in --leave-in-float"),
+)
+
+
+def in_words_of_the_shell(text: str) -> str:
+    """Return a message of fxq with the options of the command line in place of Python calls."""
+    for phrase, option in PHRASES:
+        text = text.replace(phrase, option)
+    return text
