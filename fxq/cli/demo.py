@@ -19,7 +19,7 @@ from fxq.calibration import calibrate
 from fxq.cli.console import is_quiet, print_lines, print_result
 from fxq.cli.demo_model import Digits, digits_resnet, load_digits, train, training_steps
 from fxq.cli.demo_report import Column, Compiled, next_steps, results_table
-from fxq.cli.quality import sqnr_db
+from fxq.compare.quality import sqnr_db
 from fxq.errors import ExportError
 from fxq.explain import explain
 from fxq.nn import TensorQuantizer
@@ -162,7 +162,7 @@ def _measure(files: list[_Written], digits: Digits) -> list[Column]:
         Column(
             name=file.name,
             accuracy=_accuracy(found, digits.test_labels),
-            sqnr_db=None if file.quantizers is None else sqnr_db(logits[0], found),
+            sqnr_db=None if file.quantizers is None else sqnr_db([logits[0]], [found]),
             size_bytes=file.path.stat().st_size,
             latency_ms=latencies[file.name].median_ms if file.name in latencies else None,
             quantizers=file.quantizers,

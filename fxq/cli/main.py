@@ -78,6 +78,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
     verify: options.Verify = False,
+    min_sqnr_db: options.MinSqnrDb = None,
     calib_data: options.CalibData = None,
     skip_bad_images: options.SkipBadImages = False,
     input_shape: options.InputShape = None,
@@ -119,6 +120,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
         static_batch=static_batch,
         verify=verify,
         explain=explain,
+        min_sqnr_db=min_sqnr_db,
     )
     run_quantize(job)
 

@@ -138,6 +138,16 @@ Verify = Annotated[
         "--verify", help="Run the model before and after each pass that must keep numbers.", rich_help_panel=_RECIPE
     ),
 ]
+MinSqnrDb = Annotated[
+    float | None,
+    typer.Option(
+        metavar="DB",
+        help="Fail, and write nothing, if an output has a lower signal to quantization noise ratio against the float "
+        "model than this; by default what the recipe says, 5. 20 is good, from 10 fair.",
+        show_default=False,
+        rich_help_panel=_RECIPE,
+    ),
+]
 Out = Annotated[
     Path, typer.Option(metavar="FILE", help="The .onnx file to write.", show_default=False, rich_help_panel=_OUTPUT)
 ]

@@ -17,11 +17,12 @@ from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
 from fxq.cli.console import is_quiet, print_result
 from fxq.cli.example_inputs import ExampleSource
 from fxq.cli.models import ModelSource, check_trained, load_model
-from fxq.cli.quality import sqnr_db
 from fxq.cli.recipes import RecipeChoice
 from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB
+from fxq.compare.quality import FAIR_DB, GOOD_DB, LEAST_DB
 from fxq.errors import ExportError, ModelError
 from fxq.explain import explain
+from fxq.explanation import Explanation
 from fxq.literal import literal
 from fxq.output_file import OutputFile
 
@@ -49,6 +50,7 @@ class QuantizeJob:
     static_batch: bool = False
     verify: bool = False
     explain: bool = False
+    min_sqnr_db: float | None = None
 
 
 def run_quantize(job: QuantizeJob) -> None:
@@ -67,7 +69,7 @@ def run_quantize(job: QuantizeJob) -> None:
     batches = None if job.data is None else calibration_batches(job.data, model, job.example.dtypes(model))
     inputs = _inputs(job, model, batches)
     judged = tuple(value[:_JUDGED_SAMPLES] if isinstance(value, Tensor) else value for value in inputs)
-    expected = _float_outputs(model, judged, job.data)
+    _check_runs(model, judged, job.data)
     logger.info("%s: placing quantizers for %s", type(model).__name__, recipe.name)
     one = tuple(value[:1] if isinstance(value, Tensor) else value for value in judged)
     prepared = job.recipe.prepare(model, one, verify=job.verify)
@@ -82,16 +84,17 @@ def run_quantize(job: QuantizeJob) -> None:
         report = calibrate(prepared, batches, progress=not is_quiet())
         if any(step.sqnr_after_db is not None for step in report.steps):
             print_result(report)
-    converted = api.convert(prepared)
+    # Of random weights or inputs nothing can be asked.
+    strict = batches is not None and not job.model.has_random_weights
+    converted = api.convert(prepared, job.min_sqnr_db, strict)
     logger.info("writing and checking %s", job.out)
-    exported = api.export_onnx(converted, job.out, dynamic_batch=False if job.static_batch else None)
+    batch = False if job.static_batch else None
+    exported = api.export_onnx(converted, job.out, dynamic_batch=batch, min_sqnr_db=job.min_sqnr_db, strict=strict)
+    explanation = explain(converted)
     if job.explain:
-        print_result(explain(converted))
-    with torch.no_grad():
-        sqnr = sqnr_db(expected, converted(*judged))
-    on = "random inputs" if batches is None else "calibration samples"
+        print_result(explanation)
     calibrator = f", calibrator {recipe.calibrator}" if waiting else ""
-    print_result(_summary(exported, f"{recipe.name}{calibrator}", explain(converted).counts, f"{sqnr:.1f} dB", on))
+    print_result(_summary(exported, f"{recipe.name}{calibrator}", explanation, "random" if batches is None else ""))
 
 
 def check_writable(out: Path) -> None:
@@ -122,12 +125,12 @@ def _inputs(job: QuantizeJob, model: nn.Module, batches: Batches | None) -> tupl
     return inputs
 
 
-def _float_outputs(model: nn.Module, inputs: tuple[Any, ...], data: DataSource | None) -> Any:
-    """Return what the float model makes of the first samples; a ModelError if it cannot take them."""
+def _check_runs(model: nn.Module, inputs: tuple[Any, ...], data: DataSource | None) -> None:
+    """Raise a ModelError if the float model cannot take the first samples."""
     origin = "an input of --input-shape" if data is None else str(data.path)
     try:
         with torch.no_grad():
-            return model(*inputs)
+            model(*inputs)
     except Exception as error:  # the model's own code runs: it may raise anything
         reason = (str(error) or type(error).__name__).rstrip(".")
         raise ModelError(
@@ -154,7 +157,7 @@ def _counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: str, on: str) -> Table:
+def _summary(report: "ExportReport", recipe: str, explanation: Explanation, inputs: str) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -164,7 +167,9 @@ def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: 
     table.add_row("wrote", Text(literal(str(report.path)), "bold"))
     table.add_row("recipe", Text(literal(recipe)))
     table.add_row("file", f"{report.size_bytes / 1e6:.2f} MB, opset {report.opset}, {batch} batch")
-    table.add_row("quantized", ", ".join(f"{count} {role}" for role, count in sorted(counts.items())) or "nothing")
+    table.add_row("quantized", Text(literal(str(report.coverage))))
+    counts = sorted(explanation.counts.items())
+    table.add_row("", Text(", ".join(f"{count} {role}" for role, count in counts) or "nothing", "dim"))
     quantizers = [f"{report.quantize_nodes} QuantizeLinear", f"{report.dequantize_nodes} DequantizeLinear"]
     if report.dynamic_nodes:
         quantizers.append(f"{report.dynamic_nodes} quantized on the fly")
@@ -174,5 +179,10 @@ def _summary(report: "ExportReport", recipe: str, counts: dict[str, int], sqnr: 
         table.add_row(
             "", f"[dim]1 LSB is {worst.step:.3g}; up to {MAX_LSB:g} and {MAX_MEAN_LSB:g} count as rounding[/]"
         )
-    table.add_row("SQNR", f"{sqnr} against the float model, on {on}")
+    quality = report.quality or explanation.quality
+    if quality is not None:
+        table.add_row("quality", Text(literal(f"{quality}{f', {inputs} inputs' if inputs else ''}")))
+        table.add_row(
+            "", Text(f"SQNR: {GOOD_DB:g} dB and more is good, from {FAIR_DB:g} fair, below {LEAST_DB:g} broken", "dim")
+        )
     return table
