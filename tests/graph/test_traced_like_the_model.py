@@ -58,12 +58,11 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("verify", [True, False], ids=["verify", "without"])
-def test_a_hook_that_tracing_leaves_out_is_found_and_its_module_named(verify: bool) -> None:
+def test_a_hook_around_a_forward_that_tracing_replaces_is_no_difference(verify: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
     model[0].register_forward_hook(double)
-    with pytest.raises(fxq.TraceError, match=r"computes another 'output': it differs .* by up to .*hooks: 0\)"):
-        fxq.prepare(model, X[None], verify=verify)
+    fxq.prepare(model, X[None], verify=verify)
 
 
 def test_hooks_that_the_graph_holds_are_no_difference() -> None:
