@@ -13,7 +13,7 @@ from fxq.batches import Forward
 from fxq.calib import HistogramCalibrator
 from fxq.calib.weights import fit_weight_range
 from fxq.calibration_report import CalibrationReport
-from fxq.calibration_run import describe_empty, run_calibrated_passes
+from fxq.calibration_run import describe_crowded, describe_empty, run_calibrated_passes
 from fxq.data import Data
 from fxq.errors import CalibrationError, InputError
 from fxq.float_reference import refer
@@ -46,8 +46,8 @@ def calibrate(
     samples are kept. A second call starts anew, from the weights that ``prepare`` made, or that training or
     ``load_state_dict`` left since. The model runs in eval mode; its mode and the switches of its quantizers are as
     before afterwards. When a batch or a pass fails, weights and ranges are as before. Where nothing waits for data
-    (recipes "dynamic" and "weight_only"), batches are not looked at, with a warning; another names the quantizers for
-    which the data held a single value.
+    (recipes "dynamic" and "weight_only"), batches are not looked at, with a warning; others name the quantizers for
+    which the data held a single value, and what joins tensors of ranges too unlike for one.
 
     Args:
         prepared: the result of ``fxq.prepare``.
@@ -98,6 +98,8 @@ def calibrate(
     set_state(prepared, calibrated)
     if report.empty_ranges:
         warnings.warn(describe_empty(report.empty_ranges), stacklevel=2)
+    if report.crowded_ranges:
+        warnings.warn(describe_crowded(report.crowded_ranges), stacklevel=2)
     return report
 
 

@@ -41,6 +41,8 @@ class CalibrationReport:
         steps: the passes in the order in which they ran.
         notes: in words, what was not measured and why, and what is wrong with the data.
         empty_ranges: quantizers for which the data held a single value, by module path, and what their range is.
+        crowded_ranges: operations that join small tensors with large ones in one range, by the name that a rule has for
+            them, and how many of its steps the small ones have where these are fewer than 4.
         batches: how many were read.
         samples: how many were in them, those held out included; None where ``forward=`` fed them.
     """
@@ -48,6 +50,7 @@ class CalibrationReport:
     steps: tuple[CalibrationStep, ...]
     notes: tuple[str, ...] = ()
     empty_ranges: Mapping[str, str] = field(default_factory=dict)
+    crowded_ranges: Mapping[str, str] = field(default_factory=dict)
     batches: int = 0
     samples: int | None = None
 

@@ -15,6 +15,7 @@ from fxq.data import Data
 from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
+from fxq.graph.members import crowded_members
 from fxq.graph.observers import empty_ranges, observing_quantizers
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
@@ -45,14 +46,14 @@ def run_calibrated_passes(
     if stage.data is not None:
         stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
     steps = [_run(gm, step, settings, record, stage, judge) for step in passes]
-    data, empty = stage.data, empty_ranges(observing_quantizers(gm))
+    data, empty, crowded = stage.data, empty_ranges(observing_quantizers(gm)), crowded_members(gm)
     odd = () if data is None or data.note is None else (data.note,)
-    about_ranges = (describe_empty(empty),) if empty else ()
+    about_ranges = [describe_empty(empty)] * bool(empty) + [describe_crowded(crowded)] * bool(crowded)
     batches = 0 if data is None else data.batch_count
     # A forward of the user's own may call the model with anything.
     samples = data.seen if data is not None and data.forward is None else None
     notes = (*_notes(passes, data, judge), *odd, *about_ranges)
-    return CalibrationReport(tuple(steps), notes, empty, batches, samples)
+    return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples)
 
 
 def describe_empty(ranges: Mapping[str, str]) -> str:
@@ -117,6 +118,17 @@ def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge") -> tuple[
     if judge.sqnr_db() is None:
         return (f"the model returns no floating-point tensor: {unmeasured}",)
     return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}",)
+
+
+def describe_crowded(ranges: Mapping[str, str]) -> str:
+    """Return in words what :func:`fxq.graph.members.crowded_members` found, and what to do."""
+    shown = "; ".join(f"{name}: {what}" for name, what in list(ranges.items())[:_MOST_SHOWN])
+    more = f", and {len(ranges) - _MOST_SHOWN} more" if len(ranges) > _MOST_SHOWN else ""
+    rules = ", ".join(f'("{name}", None)' for name in list(ranges)[:_MOST_SHOWN])
+    return (
+        f"{len(ranges)} operations join, or read joined, tensors of unlike ranges in one range, where the small ones "
+        f"keep next to nothing ({shown}{more}). Leave them in float: fxq.recipe(...).with_rules({rules})"
+    )
 
 
 class _Judge:

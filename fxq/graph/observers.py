@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxq.errors import CalibrationError
+from fxq.graph.members import noting_members
 from fxq.graph.stored import weight_quantizers
 from fxq.nn import TensorQuantizer
 from fxq.progress import track
@@ -43,7 +44,8 @@ def observing(model: nn.Module, observers: Mapping[str, TensorQuantizer]) -> Ite
             quantizer.disable_quant()
         for quantizer in observers.values():
             quantizer.enable_calib()
-        yield
+        with noting_members(model):
+            yield
     finally:
         for quantizer, quant, calib in switches:
             (quantizer.enable_quant if quant else quantizer.disable_quant)()

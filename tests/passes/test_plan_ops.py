@@ -221,3 +221,28 @@ def test_a_quantizer_placed_by_hand_counts_behind_what_only_moves_its_values() -
     prepared = fxq.prepare(Similarity().eval(), (tokens, tokens), "tensorrt")
     quantizers = [path for path, module in prepared.named_modules() if isinstance(module, TensorQuantizer)]
     assert quantizers == ["left", "right"]
+
+
+class Detector(nn.Module):
+    """Boxes in pixels and scores from 0 to 1, joined for what reads them."""
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__()
+        self.boxes, self.scores, self.reader = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1), reader
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader(torch.cat((self.boxes(x).sigmoid() * 640, self.scores(x).sigmoid()), 1).relu())
+
+
+@pytest.mark.parametrize("reader", [nn.Identity(), nn.Flatten(2), nn.Softmax(1)], ids=["output", "reshape", "float"])
+def test_a_concatenation_that_nothing_reads_in_integers_stays_in_float(reader: nn.Module) -> None:
+    explained = fxq.explain(fxq.prepare(Detector(reader).eval(), X, "onnxruntime"))
+    # What a sigmoid writes has a quantizer of its own; the concatenation adds none.
+    assert {tensor.quantizer for tensor in explained["cat"].quantized} == {"sigmoid_1_output_quantizer"}
+    assert "in float its members keep their own ranges" in explained["cat"].reason
+
+
+def test_a_concatenation_that_a_convolution_reads_behind_others_is_quantized() -> None:
+    reader = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(7, 4, 1))
+    explained = fxq.explain(fxq.prepare(Detector(reader).eval(), X, "onnxruntime"))
+    assert "input" in {tensor.role for tensor in explained["cat"].quantized}

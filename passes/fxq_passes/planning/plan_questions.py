@@ -1,5 +1,7 @@
 """What passes ask about a node's neighbours, and which descriptors it gets."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 from torch.fx import Node
 
@@ -125,7 +127,21 @@ def kept_in_float(rw: Rewriter) -> dict[Node, str]:
                 )
             elif reader in found:
                 found[node] = found[reader]
+        if kind(node) == "cat" and node not in found and not _is_read_in_integers(rw, node, found):
+            found[node] = "nothing that reads it computes in integers, and in float its members keep their own ranges"
     return found
+
+
+def _is_read_in_integers(rw: Rewriter, node: Node, in_float: Mapping[Node, str]) -> bool:
+    """Return whether the target computes in integers what reads ``node``, or reads what only moves or clamps it."""
+    passing = MOVES_DATA | {"max_pool"} | rw.target.fused_activations
+    for reader in node.users:
+        if kind(reader) in passing:
+            if _is_read_in_integers(rw, reader, in_float):
+                return True
+        elif rw.target.quantizes_inputs(kind(reader)) and reader not in in_float and rw.config(reader) is not None:
+            return True
+    return False
 
 
 def is_read_quantized(node: Node) -> bool:
