@@ -35,7 +35,7 @@ def test_a_name_that_is_not_there_is_shown_as_it_is(fxq: Fxq, name: str, argumen
 
 
 def test_a_file_of_any_name_is_written_and_shown(fxq: Fxq, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((2, 3, 8, 8), np.float32))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32))
     name = "[red]\x1b[bold].onnx"
     result = fxq("quantize", "nets_of_a_user:small", "--calib-data", "x.npy", "--out", name)
     assert result.exit_code == 0, result.output

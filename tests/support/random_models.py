@@ -19,31 +19,28 @@ class RandomNet(nn.Module):
 
     Args:
         seed: decides everything, the weights too.
-        without: names of steps to leave out; without "dead", whatever nothing reads is added to the last result.
     """
 
-    def __init__(self, seed: int, without: frozenset[str] = frozenset()) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__()
         choose = random.Random(seed)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleDict()
-            self.steps = self._choose_steps(choose, without)
+            self.steps = self._choose_steps(choose)
             self.head = nn.Linear(CHANNELS, 5) if choose.random() < 0.6 else None
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[operator]
                     module.running_var.uniform_(0.5, 2)  # type: ignore[operator]
-        self.unread = self._unread() if "dead" in without else []
         self.outputs = choose.choice([1, 1, 1, 2, 3])
         self.eval()
 
-    def _choose_steps(self, choose: random.Random, without: frozenset[str]) -> list[tuple[str, int, int, Any]]:
+    def _choose_steps(self, choose: random.Random) -> list[tuple[str, int, int, Any]]:
         """Return (what, on which tensor, on which other, with what); tensor 0 is the input."""
-        kinds = [kind for kind in KINDS if kind not in without]
         steps: list[tuple[str, int, int, Any]] = [("conv", 0, 0, self._layer("conv", 3, choose))]
         for index in range(1, STEPS):
-            kind = choose.choice(kinds)
+            kind = choose.choice([*KINDS])
             # Mostly the newest, so that the graph is deep; the input has another number of channels.
             first = index if choose.random() < 0.6 else choose.randint(1, index)
             other = choose.randint(1, index)
@@ -59,12 +56,6 @@ class RandomNet(nn.Module):
                 option = choose.choice([*ACTIVATIONS])
             steps.append((kind, first, other, option))
         return steps
-
-    def _unread(self) -> list[int]:
-        """Return the numbers of the tensors that no step reads, and that are not the last."""
-        read = {first for _, first, _, _ in self.steps}
-        read |= {other for kind, _, other, _ in self.steps if kind in OF_TWO}
-        return [number for number in range(1, STEPS) if number not in read]
 
     def _layer(self, kind: str, channels: int, choose: random.Random) -> str:
         name = f"{kind}{len(self.layers)}"
@@ -86,8 +77,6 @@ class RandomNet(nn.Module):
         for kind, first, other, option in self.steps:
             values.append(KINDS[kind](self, values[first], values[other], option))
         found = values[-self.outputs :]
-        for number in self.unread:
-            found[-1] = found[-1] + values[number]
         if self.head is not None:
             found[-1] = self.head(found[-1].mean((2, 3)))
         return found[0] if len(found) == 1 else tuple(found)
@@ -111,7 +100,6 @@ def _concat(net: RandomNet, x: Tensor, y: Tensor, _: Any) -> Tensor:
 
 
 LAYERS = ("conv", "depthwise", "bn", "linear", "max_pool", "avg_pool", "relu_in_place", "dropout")
-OF_TWO = ("add", "sub", "mul", "add_in_place", "add_in_place_of_all", "concat", "scale_by_mean")
 KINDS = {
     **dict.fromkeys(LAYERS, _call),
     "linear": _linear,

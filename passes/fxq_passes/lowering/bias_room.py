@@ -47,7 +47,7 @@ def _counts_in_steps(layer: WeightQuantized) -> bool:
     quantizer = layer.weight_quantizer
     descriptor = quantizer.descriptor
     is_integer = is_on(quantizer) and not descriptor.is_float8 and descriptor.block_size is None
-    return is_integer and isinstance(layer.bias, Tensor)
+    return is_integer and isinstance(getattr(layer, "bias", None), Tensor)  # an embedding has none
 
 
 def _input_quantizer(rw: Rewriter, node: Node, layer: WeightQuantized) -> TensorQuantizer | None:
