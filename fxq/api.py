@@ -102,7 +102,7 @@ def prepare(
         _warn_of_lost_hooks(copied, gm)
     original = Original.of(model, gm)
     reference = None
-    if inputs is not None and expected:
+    if inputs is not None and expected and not _has_quantizers(model):
         reference = FloatReference((Inputs(inputs, {}),), (expected,), ORIGINAL, original.prepared)
     set_state(gm, replace(state, stage=Stage.PREPARED, original=original, reference=reference))
     _warn_of_nothing(gm, chosen)
@@ -250,8 +250,12 @@ def _warn_of_passes_without_data(state: State) -> None:
         )
 
 
+def _has_quantizers(model: nn.Module) -> bool:
+    return any(isinstance(module, TensorQuantizer) and module.is_enabled for module in model.modules())
+
+
 def _warn_of_nothing(prepared: GraphModule, recipe: Recipe) -> None:
-    if not any(isinstance(module, TensorQuantizer) and module.is_enabled for module in prepared.modules()):
+    if not _has_quantizers(prepared):
         warnings.warn(
             f"nothing was quantized: with recipe {recipe.name!r} the result computes in float throughout. "
             "print(fxq.explain(prepared)) says why, operation by operation",

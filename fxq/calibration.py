@@ -19,7 +19,7 @@ from fxq.errors import CalibrationError, InputError
 from fxq.float_reference import refer
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import copied_weights
-from fxq.graph.observers import empty_ranges, fit_observed, forget, observing_quantizers
+from fxq.graph.observers import empty_ranges, fit_observed, forget, measured_quantizers, observing_quantizers
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.weight_changes import WeightChanges
@@ -139,7 +139,7 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
                 "for one that you placed by hand, call its use_calibrator('histogram') before fxq.calibrate"
             )
     fit_observed(observers, chosen)
-    if empty := empty_ranges(observers):
+    if empty := empty_ranges(measured_quantizers(prepared)):
         warnings.warn(describe_empty(empty), stacklevel=2)
 
 

@@ -16,7 +16,7 @@ from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
 from fxq.graph.members import crowded_members
-from fxq.graph.observers import empty_ranges, observing_quantizers
+from fxq.graph.observers import empty_ranges, measured_quantizers
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
@@ -46,7 +46,7 @@ def run_calibrated_passes(
     if stage.data is not None:
         stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
     steps = [_run(gm, step, settings, record, stage, judge) for step in passes]
-    data, empty, crowded = stage.data, empty_ranges(observing_quantizers(gm)), crowded_members(gm)
+    data, empty, crowded = stage.data, empty_ranges(measured_quantizers(gm)), crowded_members(gm)
     odd = () if data is None or data.note is None else (data.note,)
     about_ranges = [describe_empty(empty)] * bool(empty) + [describe_crowded(crowded)] * bool(crowded)
     batches = 0 if data is None else data.batch_count

@@ -12,10 +12,12 @@ from fxq.batches import Inputs
 from fxq.compare.outputs import Named, named_leaves, running_alike
 from fxq.compare.parity import compare, is_rounding
 from fxq.compare.quality import Quality, measure
+from fxq.compare.traced import plain_transformers
 from fxq.errors import TraceError
 from fxq.graph.float_model import in_float, own_weights
 from fxq.graph.moved import follow_move
 from fxq.original import Original, checksum
+from fxq.process_lock import PROCESS_LOCK
 
 ORIGINAL, GRAPH, CHANGED = "the original model", "the traced float model", "the model with its quantizers off"
 
@@ -75,7 +77,9 @@ def refer(
     model = original.find() if original is not None else None
     if model is None:
         return FloatReference(tuple(inputs), traced, GRAPH, checksum(prepared))
-    outputs = run_all(model, _placed_like(model, inputs))
+    # As the graph computes; quantizers that the user put in are off in both.
+    with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
+        outputs = run_all(model, _placed_like(model, inputs))
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
     return FloatReference(tuple(inputs), outputs, ORIGINAL, checksum(prepared))

@@ -15,7 +15,7 @@ class Original:
     """A model, as long as somebody else keeps it.
 
     Args:
-        reference: to the model.
+        reference: a weak one, to the model.
         checksum: of its tensors when it was prepared.
         prepared: that of the prepared model then.
     """

@@ -1,6 +1,7 @@
 """State: what fxq remembers with a graph module between prepare, calibrate, convert and export."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
@@ -35,6 +36,14 @@ class State:
     changes: WeightChanges = field(default_factory=WeightChanges)
     original: Original | None = None
     reference: FloatReference | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds neither the user's model nor samples of the data."""
+        return {**vars(self), "original": None, "reference": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "State":
+        """Nothing in it is ever modified but the record."""
+        return replace(self, record=self.record.copy())
 
     def at(self, stage: Stage) -> "State":
         """Return the state at another stage."""

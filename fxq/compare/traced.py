@@ -35,7 +35,7 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)]
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
         return []
-    with PROCESS_LOCK, _plain_transformers():
+    with PROCESS_LOCK, plain_transformers():
         expected = _run(model, model, inputs)
         found = _run(gm, model, inputs)
     if [name for name, _ in expected] != [name for name, _ in found]:
@@ -68,7 +68,7 @@ def _run(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> Named
 
 
 @contextlib.contextmanager
-def _plain_transformers() -> Iterator[None]:
+def plain_transformers() -> Iterator[None]:
     """Keep torch.nn's transformers from their fused kernel, which rounds in another order and zeroes padded positions.
 
     The graph holds what the layers define (fxq/graph/trace_transformer.py), and so must what it is compared with.

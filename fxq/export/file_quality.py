@@ -4,13 +4,14 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import Named
 from fxq.compare.quality import Quality, measure
-from fxq.export.parity import run_onnxruntime
+from fxq.export.parity import is_optimized_right, run_onnxruntime, threads_for
 from fxq.float_reference import FloatReference
 
 # With a static batch each run loads the file.
@@ -19,7 +20,7 @@ _MOST_RUNS = 4
 
 def measure_file(
     path: Path,
-    threads: int | None,
+    model: ir.Model,
     gm: fx.GraphModule,
     examples: tuple[Any, ...],
     reference: FloatReference,
@@ -29,7 +30,7 @@ def measure_file(
 
     Args:
         path: the file.
-        threads: for ONNX Runtime.
+        model: the file, loaded.
         gm: the converted model.
         examples: what the file was traced with.
         reference: samples, and what the float model makes of them.
@@ -47,7 +48,8 @@ def measure_file(
     starts = range(0, samples - size + 1, size)[:_MOST_RUNS]
     expected, found = [], []
     for start in starts:
-        arrays = run_onnxruntime(path, [leaf[start : start + size] for leaf in leaves], optimize=True, threads=threads)
+        part = [leaf[start : start + size] for leaf in leaves]
+        arrays = run_onnxruntime(path, part, is_optimized_right(model), threads_for(model))
         expected.append([(name, value[start : start + size]) for name, value in outputs])
         found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
     return measure(expected, found, size * len(starts), reference.against) if starts else None

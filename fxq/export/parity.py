@@ -106,6 +106,15 @@ def _floors(parity: tuple[OutputParity, ...], reference: Reference, steps: list[
     return rounding_floors(reference.gm, reference.inputs, reference.outputs, steps, is_explained, noise)
 
 
+def is_optimized_right(model: ir.Model) -> bool:
+    """Return whether ONNX Runtime's optimizations know the file's dtypes: what they make of float8 is wrong.
+
+    Such a file is for other runtimes, and is judged as it is written.
+    """
+    values = (value.const_value for value in model.graph.initializers.values())
+    return not any(value is not None and value.dtype is ir.DataType.FLOAT8E4M3FN for value in values)
+
+
 def threads_for(model: ir.Model) -> int | None:
     """Return how many threads ONNX Runtime may take for the file; None for as many as it likes."""
     # With several threads each quantizes the hidden states of its own samples, with their own range.

@@ -16,7 +16,9 @@ from fxq.errors import TraceError
 
 def why_altered(module: nn.Module) -> str | None:
     """Return what changes the call of ``module``, None if its class alone decides."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    # What fxq's own modules come with is part of their class.
+    if any(str(getattr(hook, "__module__", "")).partition(".")[0] != "fxq" for hook in hooks):
         return "has forward hooks"
     return "has its forward replaced on the instance" if "forward" in vars(module) else None
 

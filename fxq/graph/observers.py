@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from fxq.errors import CalibrationError
+from fxq.graph.match import is_constant, is_quantizer
 from fxq.graph.members import noting_members
 from fxq.graph.stored import weight_quantizers
 from fxq.nn import TensorQuantizer
@@ -26,6 +28,12 @@ def activation_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
         for path, module in model.named_modules()
         if isinstance(module, TensorQuantizer) and id(module) not in weights and module.is_enabled
     }
+
+
+def measured_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
+    """Return those of :func:`observing_quantizers` that see more than stored tensors, which may well be constant."""
+    fixed = {str(node.target) for node in gm.graph.nodes if is_quantizer(node) and is_constant(node.all_input_nodes[0])}
+    return {path: found for path, found in observing_quantizers(gm).items() if path not in fixed}
 
 
 def forget(observers: Mapping[str, TensorQuantizer]) -> None:

@@ -120,7 +120,7 @@ CONFLICTS: dict[str, tuple[Callable[[], nn.Module], Target, str]] = {
         lambda: Gates(nn.Sigmoid(), nn.Sigmoid()),
         Target(
             "mine",
-            (OpRule("cat", inputs=True, output=QuantDescriptor()),),
+            (OpRule("cat", inputs=True, output=QuantDescriptor()), OpRule("conv", inputs=True, weight=True)),
             (Same("cat"),),
             activation=UINT8,
         ),
