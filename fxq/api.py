@@ -34,6 +34,7 @@ from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
 from fxq.graph.training import trace_for_training
 from fxq.nn import Quantized, TensorQuantizer
+from fxq.nn.computed import keep_computed
 from fxq.number_check import NumberCheck
 from fxq.original import Original
 from fxq.pipeline import run_passes
@@ -85,6 +86,8 @@ def prepare(
     _check_model(model, verify)
     check_copyable(model)
     copied = _copy(model).eval()
+    for module in copied.modules():
+        keep_computed(module)
     leaves = (*chosen.leaf_modules, *_own_layers(copied))
     stacklevel = 1 + _levels_to_caller()
     gm = trace_for_training(copied, inputs, leaves, stacklevel) if qat else trace(copied, inputs, leaves)

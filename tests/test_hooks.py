@@ -117,11 +117,11 @@ def test_hooks_on_torchs_transformers_are_kept_without_example_inputs() -> None:
 
 
 @pytest.mark.parametrize("path", ["block.conv", "fc"])
-def test_parametrized_layers_stay_in_float(path: str) -> None:
+def test_parametrized_layers_are_no_changed_ones(path: str) -> None:
     model = net()
     parametrizations.weight_norm(model.get_submodule(path))
     prepared = fxq.prepare(model, X, verify=True)
-    assert "remove_parametrizations" in fxq.explain(prepared)[path].reason
+    assert [tensor.role for tensor in fxq.explain(prepared)[path].quantized] == ["input", "weight"]
 
 
 def _capture(model: Any) -> None:

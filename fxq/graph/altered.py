@@ -12,13 +12,12 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from fxq.errors import TraceError
+from fxq.nn.computed import has_other_hooks
 
 
 def why_altered(module: nn.Module) -> str | None:
-    """Return what changes the call of ``module``, None if its class alone decides."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    # What fxq's own modules come with is part of their class.
-    if any(str(getattr(hook, "__module__", "")).partition(".")[0] != "fxq" for hook in hooks):
+    """Return what changes the call of ``module``, None if its class alone decides, hooks that compute weights aside."""
+    if has_other_hooks(module):
         return "has forward hooks"
     return "has its forward replaced on the instance" if "forward" in vars(module) else None
 

@@ -9,19 +9,23 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from fxq.nn.computed import values_of_computed
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def deep_copy(module: Module) -> Module:
     """Return ``copy.deepcopy(module)``.
 
-    A module has a dozen registries, most of them empty; copying those one by one takes longer than all the rest.
+    A module has a dozen registries, most of them empty; copying those one by one takes longer than all the rest. What a
+    hook computes before each call, torch does not copy where it has a gradient; its copy is a value.
     """
     copies: dict[int, Any] = {}
     for part in module.modules():
         for value in vars(part).values():
             if type(value) in (dict, OrderedDict, set) and not value:
                 copies[id(value)] = type(value)()
+        copies |= values_of_computed(part)
     return copy.deepcopy(module, copies)
 
 
@@ -61,7 +65,7 @@ def only_holds(container: nn.Module, module: nn.Module) -> bool:
     if type(container) is not nn.Module or container._modules:
         return False
     tensors = {**container._parameters, **container._buffers}
-    return all(value is getattr(module, name, None) for name, value in tensors.items())
+    return all(_is_same(value, getattr(module, name, None)) for name, value in tensors.items())
 
 
 def drop_unused(gm: GraphModule) -> None:
@@ -82,6 +86,13 @@ def drop_unused(gm: GraphModule) -> None:
                 holders.append((f"{path}.", child))
             else:
                 delattr(module, name)
+
+
+def _is_same(value: torch.Tensor | None, own: Any) -> bool:
+    """Return whether two tensors are one; a buffer that became a parameter shares its memory only."""
+    if value is None or not isinstance(own, torch.Tensor):
+        return value is own
+    return value is own or (value.shape == own.shape and value.data_ptr() == own.data_ptr() != 0)
 
 
 def _container(gm: nn.Module, path: str) -> nn.Module:

@@ -12,7 +12,7 @@ from fxq.graph.kinds import kind, module_of
 from fxq.graph.match import input_edges, module_path
 from fxq.graph.memory import overwriting
 from fxq.graph.settings import Settings
-from fxq.nn import QUANTIZED, InputQuantized, Quantized, WeightQuantized
+from fxq.nn import InputQuantized, Quantized, WeightQuantized, quantized_type
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.quant.qconfig import QConfig
 from fxq.record import Entry, Record
@@ -70,7 +70,7 @@ class PlanRewriter:
             PassError: the module has no quantized version, no such tensor, or is quantized by hand.
         """
         module = module_of(node) if node.op == "call_module" else None
-        quantized = QUANTIZED.get(type(module))  # type: ignore[arg-type]
+        quantized = None if module is None else quantized_type(module)
         plan = plans.Plan(slot, descriptor, _role_inside(quantized, module, slot), self.pass_name, why)
         if plans.plans_of(node).get(slot) == plan:
             return

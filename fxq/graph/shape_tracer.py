@@ -31,6 +31,7 @@ from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, tr
 from fxq.graph.source_lines import user_stack
 from fxq.graph.trace_transformer import STACKS, plain_forward
 from fxq.kinds import is_registered
+from fxq.nn import plain_type
 
 # What a fake tensor cannot tell: the shape of nonzero(x), the number in x.item(), an operator without a shape rule.
 _NOT_KNOWABLE = (
@@ -86,8 +87,12 @@ class ShapeTracer(Tracer):
             return True
         if type(m) in STACKS:
             return False
-        package = type(m).__module__.partition(".")[0]
-        return package == "fxq" or is_registered(type(m)) or super().is_leaf_module(m, module_qualified_name)
+        kind = plain_type(m)
+        if kind.__module__.partition(".")[0] == "fxq" or is_registered(kind):
+            return True
+        if kind is not type(m):  # it computes its weights, and is made where torch's own classes are
+            return kind.__module__.startswith("torch.nn.") and not issubclass(kind, nn.Sequential)
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

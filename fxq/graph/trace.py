@@ -25,6 +25,7 @@ from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
 from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
 from fxq.graph.type_questions import types_may_be_asked
+from fxq.nn import plain_type
 from fxq.process_lock import PROCESS_LOCK
 
 # What ends or changes a text in double quotes, or has no place in source code: halves of characters too.
@@ -67,7 +68,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
             _check_no_buffer_was_assigned(model)
             erase_dead_questions(graph)
             _check_names(graph)
-            traced = GraphModule(model, graph, type(model).__name__)
+            traced = GraphModule(model, graph, plain_type(model).__name__)
     except (TraceError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the model's own code ran: it may raise anything, SystemExit too

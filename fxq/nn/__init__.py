@@ -1,6 +1,7 @@
 """Quantizers and quantized modules, each usable by hand. Short names (``Linear``) as in pytorch-quantization."""
 
 from fxq.nn.attention import QuantMultiheadAttention
+from fxq.nn.computed import computed_tensors, has_other_hooks, plain_type, store_computed
 from fxq.nn.conv import (
     QuantConv1d,
     QuantConv2d,
@@ -13,7 +14,7 @@ from fxq.nn.embedding import QuantEmbedding
 from fxq.nn.instancenorm import QuantInstanceNorm1d, QuantInstanceNorm2d, QuantInstanceNorm3d
 from fxq.nn.linear import QuantLinear
 from fxq.nn.make_calibrator import make_calibrator
-from fxq.nn.mapping import QUANTIZED
+from fxq.nn.mapping import QUANTIZED, quantized_type
 from fxq.nn.pooling import (
     QuantAdaptiveAvgPool1d,
     QuantAdaptiveAvgPool2d,
@@ -84,5 +85,10 @@ __all__ = [
     "TensorQuantizer",
     "Weight",
     "WeightQuantized",
+    "computed_tensors",
+    "has_other_hooks",
     "make_calibrator",
+    "plain_type",
+    "quantized_type",
+    "store_computed",
 ]

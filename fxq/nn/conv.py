@@ -11,6 +11,8 @@ from fxq.quant import descriptor
 
 
 class _QuantConv(WeightQuantized):
+    kernel_size: tuple[int, ...]
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the quantized input and weight; shapes as in torch.nn."""
         # The quantizer comes before the padding: what pads is on the grid already.
@@ -22,16 +24,18 @@ class _QuantConv(WeightQuantized):
         if self.padding_mode != "zeros":
             pads = tuple(self._reversed_padding_repeated_twice)  # type: ignore[arg-type]
             return padded_conv, options | {"pads": pads, "padding_mode": self.padding_mode}
-        return CONVOLUTIONS[self.weight.dim() - 2], options | {"padding": self.padding}
+        return CONVOLUTIONS[len(self.kernel_size)], options | {"padding": self.padding}
 
 
 class _QuantConvTranspose(WeightQuantized):
+    kernel_size: tuple[int, ...]
+
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of the quantized input and weight; arguments as in torch.nn."""
         function, options = self.as_function()
         inputs = self._quantized("input", input)
         if output_size is not None:
-            spatial = self.weight.dim() - 2
+            spatial = len(self.kernel_size)
             sizes = (self.stride, self.padding, self.kernel_size, spatial, self.dilation)
             options["output_padding"] = self._output_padding(inputs, output_size, *sizes)  # type: ignore[operator]
         return function(inputs, self.quantized_weight(), self.bias, **options)
@@ -39,7 +43,7 @@ class _QuantConvTranspose(WeightQuantized):
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return torch's transposed convolution and its options, for a call without ``output_size``."""
         names = ("stride", "padding", "output_padding", "groups", "dilation")
-        return TRANSPOSED[self.weight.dim() - 2], {name: getattr(self, name) for name in names}
+        return TRANSPOSED[len(self.kernel_size)], {name: getattr(self, name) for name in names}
 
 
 class QuantConv1d(_QuantConv, nn.Conv1d):

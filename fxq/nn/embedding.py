@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxq.errors import InputError
+from fxq.nn.computed import computed_tensors
 from fxq.nn.quantized_layer import WeightQuantized
 from fxq.quant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
 
@@ -21,6 +22,11 @@ class QuantEmbedding(WeightQuantized, nn.Embedding):
 
     default_quant_desc_input = None
     default_quant_desc_weight = QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+
+    @classmethod
+    def takes(cls, module: nn.Module) -> bool:
+        """Return whether it is an embedding; one with ``max_norm`` writes to its table, which must be stored."""
+        return super().takes(module) and not (module.max_norm is not None and computed_tensors(module))
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the quantized table; shapes as in torch.nn.Embedding."""

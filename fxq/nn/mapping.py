@@ -7,6 +7,7 @@ from torch import nn
 
 from fxq.nn import conv, instancenorm, pooling, recurrent, recurrent_cells
 from fxq.nn.attention import QuantMultiheadAttention
+from fxq.nn.computed import plain_type
 from fxq.nn.embedding import QuantEmbedding
 from fxq.nn.linear import QuantLinear
 from fxq.nn.quantized import Quantized
@@ -45,3 +46,9 @@ _CLASSES: tuple[type[Quantized], ...] = (
 QUANTIZED: Mapping[type[nn.Module], type[Quantized]] = MappingProxyType(
     {quantized.replaced_type(): quantized for quantized in _CLASSES}
 )
+
+
+def quantized_type(module: nn.Module) -> type[Quantized] | None:
+    """Return the class of QUANTIZED that can replace ``module``, None where none can."""
+    found = QUANTIZED.get(plain_type(module))
+    return found if found is not None and found.takes(module) else None

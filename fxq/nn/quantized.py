@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor, nn
 
 from fxq.errors import DescriptorError, InputError
+from fxq.nn.computed import computed_tensors, computing_type
 from fxq.nn.range_state import weight_range_errors
 from fxq.nn.tensor_quantizer import TensorQuantizer
 from fxq.quant.descriptor import QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW, QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
@@ -61,18 +62,23 @@ class Quantized(nn.Module):
         remove it here.
 
         Args:
-            module: an instance of exactly the replaced class.
+            module: an instance of exactly the replaced class (see :meth:`takes`).
             weight: how to quantize each weight; None for the default of the class.
             input: how to quantize the input and the tensors inside; None for no such quantizers, as in a graph that
                 has activation quantizers of its own, or to quantize weights only. A class without weights takes its
                 default then.
 
         Raises:
-            InputError: the module is of another class, a subclass included.
+            InputError: the module is of another class, a subclass included, or computes its weights.
             DescriptorError: a weight descriptor for a class without weights.
         """
         weights = dict.fromkeys(cls.weight_slots(module), weight or cls.default_quant_desc_weight)
         return cls.from_descriptors(module, {**weights, **dict.fromkeys(cls.activation_slots(module), input)})
+
+    @classmethod
+    def takes(cls, module: nn.Module) -> bool:
+        """Return whether this class can replace ``module``: one of exactly the replaced class, with stored weights."""
+        return type(module) is cls.replaced_type() and not any(map(computed_tensors, module.modules()))
 
     @classmethod
     def from_descriptors(cls, module: nn.Module, descriptors: Mapping[str, QuantDescriptor | None]) -> Self:
@@ -176,13 +182,19 @@ class Quantized(nn.Module):
     @classmethod
     def _taken_over(cls, module: nn.Module) -> Self:
         """Return an instance with the parameters, buffers, hooks, options and mode of ``module``: the same objects."""
-        if type(module) is not cls.replaced_type():
+        if not cls.takes(module):
             expected = cls.replaced_type().__name__
-            raise InputError(f"{cls.__name__} replaces exactly {expected}, got {type(module).__name__}")
-        quantized = cls.__new__(cls)
+            names = [
+                f"{path}.{name}".lstrip(".") for path, part in module.named_modules() for name in computed_tensors(part)
+            ]
+            hint = f", which computes {', '.join(names)}" if names else ""
+            raise InputError(f"{cls.__name__} replaces exactly {expected}, got {type(module).__name__}{hint}")
+        computed = computed_tensors(module)
+        kind = computing_type(cls, computed) if computed else cls
+        quantized = kind.__new__(kind)
         # The registries (parameters, hooks, ...) are copied, so that a later change of one module spares the other.
         state = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
-        vars(quantized).update(state)
+        vars(quantized).update({name: value for name, value in state.items() if name not in computed})
         return quantized
 
 

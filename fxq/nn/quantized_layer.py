@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from fxq.errors import DescriptorError
+from fxq.nn.computed import at_rest, plain_type
 from fxq.nn.quantized import Quantized, Weight
 from fxq.nn.tensor_quantizer import TensorQuantizer
 from fxq.quant.descriptor import QuantDescriptor
@@ -77,6 +78,11 @@ class WeightQuantized(InputQuantized):
         return self._modules["_weight_quantizer"]  # type: ignore[return-value]
 
     @classmethod
+    def takes(cls, module: nn.Module) -> bool:
+        """Return whether ``module`` is of the replaced class; a weight that it computes is computed here too."""
+        return plain_type(module) is cls.replaced_type()
+
+    @classmethod
     def weight_slots(cls, module: nn.Module) -> list[str]:
         """Return the weight."""
         return ["weight"]
@@ -88,7 +94,7 @@ class WeightQuantized(InputQuantized):
 
     def weights(self) -> Iterator[Weight]:
         """Yield the weight."""
-        yield Weight("weight", self.weight, self.weight_quantizer)
+        yield Weight("weight", at_rest(self, "weight"), self.weight_quantizer)
 
     @abstractmethod
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:

@@ -6,7 +6,8 @@ from typing import TypeVar
 from torch import nn
 
 from fxq.errors import PluginError
-from fxq.nn.mapping import QUANTIZED
+from fxq.nn.computed import plain_type
+from fxq.nn.mapping import quantized_type
 from fxq.registry import tables
 from fxq.registry.plugins import load_plugins
 from fxq.registry.tables import ModuleLowering, full_name
@@ -54,5 +55,5 @@ def find_lowering(module: nn.Module) -> ModuleLowering | None:
     """Return what lowers ``module``, or the quantized module that would take its place, None where nothing does."""
     if not tables.loaded:  # asked of every module, and it reads the metadata of each installed package
         load_plugins()
-    quantized = QUANTIZED.get(type(module), type(module))
+    quantized = quantized_type(module) or plain_type(module)
     return next((tables.lowerings[base] for base in quantized.__mro__ if base in tables.lowerings), None)

@@ -4,6 +4,7 @@ from fxq_passes.attach_observers import AttachObservers
 from fxq_passes.correct_bias import CorrectBias
 from fxq_passes.fit_ranges import FitRanges
 from fxq_passes.fold_batchnorm import FoldBatchnorm
+from fxq_passes.fold_weights import FoldWeights
 from fxq_passes.freeze_ranges import FreezeRanges
 from fxq_passes.functional_to_module import FunctionalToModule
 from fxq_passes.insert_quantizers import InsertQuantizers
@@ -20,6 +21,7 @@ __all__ = [
     "CorrectBias",
     "FitRanges",
     "FoldBatchnorm",
+    "FoldWeights",
     "FreezeRanges",
     "FunctionalToModule",
     "InsertQuantizers",

@@ -22,7 +22,7 @@ from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_quantizer, is_weighted, kind, only_reader
-from fxq.nn import WeightQuantized
+from fxq.nn import WeightQuantized, computed_tensors
 
 Rectifier = Callable[[Tensor], Tensor]
 _NEWTON_STEPS = 4  # the mean is nearly linear in the shift: two give three digits
@@ -73,6 +73,8 @@ def _why_not(node: Node, layer: Any, calls: int, sharing: int) -> str | None:
         return "its weight is not quantized"
     if layer.input_quantizer is None and not is_quantizer(node.all_input_nodes[0]):
         return "its input is not quantized"
+    if "bias" in computed_tensors(layer):
+        return "its bias is computed in each call, to be trained"
     if calls > 1:
         return f"{node.target!r} is called {calls} times, with one bias for all"
     return f"{sharing} layers share its bias" if sharing > 1 else None

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_weighted, kind, shape_of, why_altered
+from fxq.nn import computed_tensors
 from fxq_passes.folding.batchnorm_algebra import affine_of, fold_after, fold_before
 
 
@@ -57,11 +58,15 @@ def _fold(rw: Rewriter, nodes: Sequence[Node], layers: Sequence[Node], algebra: 
 
 def _why_not_plain(module: Any) -> str | None:
     """Return why a module may compute something else than its kind says, or more; None if it is torch's own."""
+    computed = computed_tensors(module)
+    if computed:
+        name, how = next(iter(computed.items()))
+        return f"{name} is {how} in each call, to be trained"
     if not type(module).__module__.startswith("torch.nn.modules."):
         return f"{type(module).__name__} is a subclass that may compute something else, or is quantized by hand"
     altered = why_altered(module)
     if altered is not None:
-        return f"{type(module).__name__} {altered}, such as weight_norm's; remove it first"
+        return f"{type(module).__name__} {altered}; remove it first"
     if getattr(module, "running_mean", ...) is None:
         return "it normalizes with the statistics of the batch"
     return None

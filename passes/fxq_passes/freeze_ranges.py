@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fxq import LSB, CalibrationError, Pass, Rewriter, Stage, TargetError, TensorQuantizer, register_pass
 from fxq.graph import fit_weights, is_quantizer, kind
+from fxq_passes.folding.computed_weights import fold_computed
 
 _MOST_SHOWN = 8
 
@@ -11,7 +12,8 @@ _MOST_SHOWN = 8
 @register_pass("freeze_ranges")
 @dataclass(frozen=True)
 class FreezeRanges(Pass):
-    """Fix the ranges of all quantizers, or name those that were never calibrated; dropout kept for training leaves.
+    """Fix the ranges of all quantizers, or name those that were never calibrated; dropout and computed weights kept
+    for training leave.
 
     A dynamic quantizer has no range to fix.
     """
@@ -21,6 +23,7 @@ class FreezeRanges(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Fit weights that have no range yet (they are known), then require one of everybody."""
+        fold_computed(rw)
         fit_weights(rw.gm, only_missing=True)
         quantizers = {path: found for path, found in rw.gm.named_modules() if isinstance(found, TensorQuantizer)}
         on = {path: found for path, found in quantizers.items() if found.is_enabled}

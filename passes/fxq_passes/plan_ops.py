@@ -18,6 +18,7 @@ from fxq.graph import (
     tensor_edges,
 )
 from fxq.nn import InputQuantized, ManyQuantized, Quantized
+from fxq_passes.folding.computed_weights import weight_expressions
 from fxq_passes.planning.layers import LayerOptions, LayerPlanner
 from fxq_passes.planning.plan_questions import (
     ELEMENTWISE,
@@ -62,6 +63,8 @@ class PlanOps(Pass):
         for node in rw.nodes(lambda node: node.op == "call_module"):
             check_placed_by_hand(rw, node)
         in_float = kept_in_float(rw)
+        for expression in weight_expressions(rw):
+            in_float |= dict.fromkeys(expression.nodes, "computes a weight")
         for node in rw.nodes(lambda node: kind(node) not in _SILENT):
             if layers.is_layer(node):
                 reason = layers.why_not(node)

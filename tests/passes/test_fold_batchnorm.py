@@ -164,7 +164,7 @@ LEFT_ALONE = [
         "parametrized",
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6)),
         (2, 4, 8, 8),
-        "ParametrizedConv2d is a subclass that may compute something else",
+        "weight is computed by the parametrization WeightNorm from parametrizations.weight.original0",
     ),
 ]
 

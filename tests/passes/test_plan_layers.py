@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import fxq
 from fxq.graph import graph_text
@@ -63,15 +64,6 @@ class Subclass(nn.Conv2d):
         return super().forward(x) * 2
 
 
-class LeafSubclass(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
 class ReadsWeight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +74,9 @@ class ReadsWeight(nn.Module):
 
 
 LEFT: dict[str, tuple[nn.Module, dict[str, Any], tuple[Any, ...], str]] = {
-    "subclass": (LeafSubclass(), {}, (), "its weight is computed: call torch.nn.utils.parametrize"),
+    "subclass": (
+        nn.Sequential(NonDynamicallyQuantizableLinear(6, 4)), {}, (), "NonDynamicallyQuantizableLinear is a subclass",
+    ),
     "by hand": (nn.Sequential(fxq.nn.QuantConv2d(4, 4, 1)), {}, (), "already quantized by hand"),
     "read elsewhere": (ReadsWeight(), {}, (), "'conv.weight' is also read outside of it"),
     "rule by glob": (nn.Sequential(nn.Conv2d(4, 4, 1)), {}, (("0", None),), "rule ('0', None) leaves it in float"),

@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Node
-from torch.nn.utils.parametrize import is_parametrized
 
 from fxq import Rewriter, find_lowering
 from fxq.graph import has_backward_hooks, is_weighted, kind, planned_inside, why_altered
-from fxq.nn import QUANTIZED, ManyQuantized, Quantized, WeightQuantized
+from fxq.nn import ManyQuantized, Quantized, WeightQuantized, computed_tensors, quantized_type
 from fxq_passes.planning.plan_questions import activation_descriptor, check_activation, weight_descriptor
 
 
@@ -30,6 +29,9 @@ class LayerPlanner:
         self.options = options
         self._read_outside = _read_outside(rw)
         self._first_with: dict[int, str] = {}  # weight tensor -> path of the first module that was planned with it
+        self._folded: dict[str, str] = {}  # by node: what was said of its weights when they were stored
+        for entry in rw.record.of("fold_weights", "edit"):
+            self._folded[entry.node] = f"{self._folded.get(entry.node, '')}; {entry.text}"
 
     def is_layer(self, node: Node) -> bool:
         """Return whether ``node`` calls a module whose inside the target, or a rule, wants quantized."""
@@ -38,7 +40,8 @@ class LayerPlanner:
         if self.rw.target.stores_integers(kind(node)):
             return True
         module = self.rw.module(node)
-        return type(module) in QUANTIZED and self.rw.settings.is_requested(node, has_weight=_has_weight(module))
+        quantized = quantized_type(module)
+        return quantized is not None and self.rw.settings.is_requested(node, has_weight=_has_weight(quantized))
 
     def why_not(self, node: Node) -> str | None:
         """Return why the module of ``node`` stays as it is, None if it is planned."""
@@ -50,9 +53,10 @@ class LayerPlanner:
         altered = why_altered(module) or ("has backward hooks" if rw.qat and has_backward_hooks(module) else None)
         if altered is not None:
             return f"{type(module).__name__} {altered}, which does not come along into integers: remove it first"
-        if type(module) not in QUANTIZED:
-            if is_parametrized(module):
-                return "its weight is computed: call torch.nn.utils.parametrize.remove_parametrizations first"
+        if quantized_type(module) is None:
+            computed = [f"{name} is {how}" for part in module.modules() for name, how in computed_tensors(part).items()]
+            if computed:
+                return f"its {computed[0]}, which in training only convolutions, linear layers and embeddings can be"
             return f"{type(module).__name__} is a subclass that may compute something else than its base"
         read = self._read_outside.get(str(node.target))
         if read is not None:
@@ -70,20 +74,28 @@ class LayerPlanner:
         rw, module = self.rw, self.rw.module(node)
         if isinstance(module, Quantized):
             return  # planned and swapped before
-        quantized = QUANTIZED[type(module)]
+        quantized = quantized_type(module)
+        assert quantized is not None  # why_not was asked
         check_activation(rw, node)
-        if not _has_weight(module):
+        if not _has_weight(quantized):
             rw.plan_inside(node, "input", activation_descriptor(rw, node), f"a rule asks for a quantized {kind(node)}")
             return
         is_integer = rw.target.has_integer_form(kind(node))
         why = "its weight" if is_integer else rw.target.reason(kind(node)) or "its weight; computed in float"
         channels = rw.target.weight_axis(kind(node))
         for slot in quantized.weight_slots(module):
-            first = self._first_with.setdefault(id(module.get_parameter(slot)), str(node.target))
-            tied = "" if first == node.target else f", which is also that of {first!r}"
-            rw.plan_inside(node, slot, weight_descriptor(rw, node, channels), why + tied)
+            rw.plan_inside(node, slot, weight_descriptor(rw, node, channels), why + self._origin(node, module, slot))
         if is_integer and issubclass(quantized, ManyQuantized):
             self._plan_inside(node, module, quantized)
+
+    def _origin(self, node: Node, module: nn.Module, slot: str) -> str:
+        """Return what to say about where a weight comes from: it is computed, was, or is another layer's too."""
+        computed = computed_tensors(module).get(slot)
+        if computed is not None:
+            return f", {computed} in each call, to be trained"
+        first = self._first_with.setdefault(id(module.get_parameter(slot)), str(node.target))
+        tied = "" if first == node.target else f", which is also that of {first!r}"
+        return tied + self._folded.get(node.name, "")
 
     def _plan_inside(self, node: Node, module: nn.Module, quantized: type[Quantized]) -> None:
         in_float = frozenset() if self.rw.target.quantizes_inputs("matmul") else quantized.products
@@ -111,8 +123,8 @@ def _read_outside(rw: Rewriter) -> dict[str, str]:
     return first
 
 
-def _has_weight(module: nn.Module) -> bool:
-    return issubclass(QUANTIZED[type(module)], WeightQuantized | ManyQuantized)
+def _has_weight(quantized: type[Quantized]) -> bool:
+    return issubclass(quantized, WeightQuantized | ManyQuantized)
 
 
 def _why_not_lowered(node: Node, module: Any) -> str | None:
@@ -125,7 +137,8 @@ def _why_not_lowered(node: Node, module: Any) -> str | None:
 
 def _why_no_input(rw: Rewriter, node: Node, module: nn.Module) -> str | None:
     """Return why a module without weights gains nothing, None if it has a weight or its input can be quantized."""
-    if _has_weight(module):
+    quantized = quantized_type(module)
+    if quantized is None or _has_weight(quantized):
         return None
     if rw.target.activation is None:
         return f"it has no weight, and {rw.target.name} leaves activations in float"

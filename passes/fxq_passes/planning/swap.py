@@ -6,7 +6,7 @@ from torch import nn
 
 from fxq import QuantDescriptor, Rewriter, TensorQuantizer
 from fxq.graph import Plan, plans_by_module
-from fxq.nn import QUANTIZED, Quantized, WeightQuantized
+from fxq.nn import Quantized, WeightQuantized, computed_tensors, quantized_type
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ def swap_modules(rw: Rewriter) -> None:
 
 def _swapped(module: nn.Module, plans: dict[str, Plan]) -> Quantized:
     descriptors = {slot: plan.descriptor for slot, plan in plans.items()}
-    swapped = QUANTIZED[type(module)].from_descriptors(module, descriptors)
+    quantized = quantized_type(module)
+    assert quantized is not None  # what was planned has one
+    swapped = quantized.from_descriptors(module, descriptors)
     for found in swapped.modules():
         if isinstance(found, TensorQuantizer):
             found.disable()
@@ -43,6 +45,8 @@ def _swapped(module: nn.Module, plans: dict[str, Plan]) -> Quantized:
 
 def _share_if_tied(tied: dict[int, _Tied], path: str, swapped: WeightQuantized) -> str:
     """Give modules with one weight tensor and equal descriptors one quantizer; return what to say about it."""
+    if computed_tensors(swapped):
+        return ""  # each computes its own
     quantizer = swapped.weight_quantizer
     first = tied.setdefault(id(swapped.weight), _Tied(path, quantizer.descriptor, quantizer))
     if first.path == path or first.descriptor != quantizer.descriptor:
