@@ -25,7 +25,7 @@ from fxq.coverage import Coverage
 from fxq.data import Data
 from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
-from fxq.float_reference import ORIGINAL, FloatReference
+from fxq.float_reference import ComparedInputs, refer
 from fxq.graph.altered import check_copyable, has_backward_hooks, why_altered
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
@@ -93,7 +93,7 @@ def prepare(
     gm = trace_for_training(copied, inputs, leaves, stacklevel) if qat else trace(copied, inputs, leaves)
     record = Record()
     erase_dead_nodes(gm, record)
-    expected = [] if inputs is None else check_traced(copied, gm, inputs)
+    has_numbers = inputs is not None and check_traced(copied, gm, inputs)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
     check_rules(chosen.rules, model, gm)
     state = State(Stage.TRACED, chosen, settings, record, verify=verify)
@@ -104,10 +104,10 @@ def prepare(
     if qat:
         _warn_of_lost_hooks(copied, gm)
     original = Original.of(model, gm)
-    reference = None
-    if inputs is not None and expected and not _has_quantizers(model):
-        reference = FloatReference((Inputs(inputs, {}),), (expected,), ORIGINAL, original.prepared)
-    set_state(gm, replace(state, stage=Stage.PREPARED, original=original, reference=reference))
+    compared = None
+    if has_numbers:
+        compared = ComparedInputs((Inputs(inputs or (), {}),), original.prepared, is_original=True)
+    set_state(gm, replace(state, stage=Stage.PREPARED, original=original, compared=compared))
     _warn_of_nothing(gm, chosen)
     return gm
 
@@ -132,6 +132,7 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         PassError: a quantized module has forward hooks, which would be lost; or the result computes something else
             than ``prepared``; the pass is named. Compared on the example
             inputs of ``prepare``, if it got any: after each pass if it was asked to verify, else at the end.
+        TraceError: on the samples the traced graph computes something else than the original model.
         InputError: the prepared model does not run on these inputs.
         StageError: this is not a prepared model.
     """
@@ -141,7 +142,9 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     _check_quantized_unaltered(prepared)
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
-    reference = None if state.reference is None else state.reference.now(prepared)
+    reference = None
+    if state.compared is not None:
+        reference = refer(prepared, state.compared, state.original, state.changes.before)
     quality = None if reference is None else reference.quality(gm)
     explanation = replace(explanation, quality=quality)
     set_state(gm, replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference))

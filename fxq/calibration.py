@@ -16,7 +16,7 @@ from fxq.calibration_report import CalibrationReport
 from fxq.calibration_run import describe_crowded, describe_empty, run_calibrated_passes
 from fxq.data import Data
 from fxq.errors import CalibrationError, InputError
-from fxq.float_reference import refer
+from fxq.float_reference import ComparedInputs
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import copied_weights
 from fxq.graph.observers import empty_ranges, fit_observed, forget, measured_quantizers, observing_quantizers
@@ -63,7 +63,6 @@ def calibrate(
         CalibrationError: there is no batch, or a quantizer saw NaN or infinity.
         InputError: a batch does not fit the model.
         PassError: a pass failed.
-        TraceError: on this data the traced graph computes something else than the model.
     """
     state = require_state(prepared, Stage.PREPARED, "calibrate")
     check_values(prepared, "calibrate")
@@ -217,10 +216,10 @@ def _run(
     stage = DataStage(data, None if start is None else dict(start))
     report = run_calibrated_passes(prepared, passes, state.settings, record, stage)
     changes = WeightChanges() if start is None else WeightChanges.since(start, prepared)
-    reference = state.reference
+    compared = state.compared
     if data is not None and data.compared:
-        reference = refer(prepared, data.compared, state.original if is_untrained else None, start)
-    return report, replace(state, stage=Stage.CALIBRATED, record=record, changes=changes, reference=reference)
+        compared = ComparedInputs(tuple(data.compared), checksum(prepared), is_untrained)
+    return report, replace(state, stage=Stage.CALIBRATED, record=record, changes=changes, compared=compared)
 
 
 @contextmanager

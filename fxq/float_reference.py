@@ -1,6 +1,6 @@
 """FloatReference: samples, and what the float model makes of them, for the quantized model to be compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,21 @@ ORIGINAL, GRAPH, CHANGED = "the original model", "the traced float model", "the 
 
 
 @dataclass(frozen=True)
+class ComparedInputs:
+    """Inputs to compare on, kept by ``prepare`` or ``calibrate``; the float model runs on them when it is asked for.
+
+    Args:
+        inputs: of some calls of the model.
+        checksum: of the prepared model's weights then.
+        is_original: these were the original model's, but for what passes made of them.
+    """
+
+    inputs: tuple[Inputs, ...]
+    checksum: str
+    is_original: bool
+
+
+@dataclass(frozen=True)
 class FloatReference:
     """What to compare with.
 
@@ -30,28 +45,16 @@ class FloatReference:
         inputs: of some calls of the model.
         outputs: what the float model returns for each.
         against: which float model that was.
-        checksum: of the prepared model's weights for which this holds.
     """
 
     inputs: tuple[Inputs, ...]
     outputs: tuple[Named, ...]
     against: str
-    checksum: str
 
     @property
     def samples(self) -> int:
         """How many samples there are."""
         return sum(one.samples or 1 for one in self.inputs)
-
-    def now(self, prepared: GraphModule) -> "FloatReference":
-        """Return the reference for the weights that ``prepared`` has now: training, or a state dict, changes it."""
-        found = checksum(prepared)
-        if found == self.checksum:
-            return self
-        inputs = follow_move(prepared, self.inputs)
-        with in_float(prepared, own_weights(prepared)):
-            outputs = run_all(prepared, inputs)
-        return FloatReference(inputs, outputs, CHANGED, found)
 
     def quality(self, model: GraphModule) -> Quality:
         """Run ``model`` on the samples, and compare."""
@@ -59,30 +62,35 @@ class FloatReference:
 
 
 def refer(
-    prepared: GraphModule, inputs: Sequence[Inputs], original: Original | None, weights: dict[str, Tensor] | None
+    prepared: GraphModule, compared: ComparedInputs, original: Original | None, before: Mapping[str, Tensor | None]
 ) -> FloatReference:
-    """Return what the float model makes of ``inputs``; the original's outputs, where it is there.
+    """Return what the float model makes of the kept inputs: the user's model where it is there, else the graph's.
 
     Args:
-        prepared: the model that will be quantized.
-        inputs: of some calls.
-        original: the user's model; None where the prepared one is another by now.
-        weights: those of the float model by path, where passes changed them; None for its own.
+        prepared: the model that is quantized; as it is now, in float, if it was trained since or got a state dict.
+        compared: the inputs.
+        original: the user's model.
+        before: by path, the weights that passes of the stage CALIBRATED changed, as they were; None: there was none.
 
     Raises:
         TraceError: the traced graph computes something else than the original.
     """
-    with in_float(prepared, weights or own_weights(prepared)):
+    inputs = follow_move(prepared, compared.inputs)
+    is_changed = checksum(prepared) != compared.checksum
+    weights = own_weights(prepared)
+    if not is_changed:
+        weights = {path: value for path, value in {**weights, **before}.items() if value is not None}
+    with in_float(prepared, weights):
         traced = run_all(prepared, inputs)
-    model = original.find() if original is not None else None
+    model = original.find() if original is not None and compared.is_original and not is_changed else None
     if model is None:
-        return FloatReference(tuple(inputs), traced, GRAPH, checksum(prepared))
+        return FloatReference(inputs, traced, CHANGED if is_changed else GRAPH)
     # As the graph computes; quantizers that the user put in are off in both.
     with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
         outputs = run_all(model, _placed_like(model, inputs))
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
-    return FloatReference(tuple(inputs), outputs, ORIGINAL, checksum(prepared))
+    return FloatReference(inputs, outputs, ORIGINAL)
 
 
 def run_all(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:

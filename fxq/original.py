@@ -45,7 +45,9 @@ def checksum(model: nn.Module) -> str:
         if isinstance(module, TensorQuantizer):
             continue
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            found.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)} {_sum(tensor)}\n".encode(errors="surrogatepass"))
+            found.update(
+                f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)} {_sum(tensor)}\n".encode(errors="surrogatepass")
+            )
     return found.hexdigest()
 
 

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from fxq.errors import StageError
 from fxq.explanation import Explanation
-from fxq.float_reference import FloatReference
+from fxq.float_reference import ComparedInputs, FloatReference
 from fxq.graph.settings import Settings
 from fxq.graph.weight_changes import WeightChanges
 from fxq.original import Original
@@ -23,8 +23,8 @@ _KEY = "fxq"
 class State:
     """The stage of a graph module, how it came there, and what calibration did to its weights.
 
-    ``verify``: hold each pass to its tolerance, one by one. ``original``: the user's model; ``reference``: what it, or
-    the float model in the graph, makes of some samples; None where there were no inputs.
+    ``verify``: hold each pass to its tolerance, one by one. ``original``: the user's model; ``compared``: inputs to
+    compare on, None where there were none; ``reference``: what the float model makes of them, once it was asked.
     """
 
     stage: Stage
@@ -35,11 +35,12 @@ class State:
     verify: bool = False
     changes: WeightChanges = field(default_factory=WeightChanges)
     original: Original | None = None
+    compared: ComparedInputs | None = None
     reference: FloatReference | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle holds neither the user's model nor samples of the data."""
-        return {**vars(self), "original": None, "reference": None}
+        return {**vars(self), "original": None, "compared": None, "reference": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":
         """Nothing in it is ever modified but the record."""
