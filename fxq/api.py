@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
-from fxq.batches import Forward, Inputs, first_inputs
+from fxq.batches import ExampleInputs, Forward, Inputs, as_positional, first_inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.collector import paused_collector
 from fxq.compare.quality import Quality
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @paused_collector()
 def prepare(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    example_inputs: ExampleInputs = None,
     recipe: str | Recipe = "tensorrt",
     qat: bool = False,
     verify: bool = False,
@@ -65,8 +65,9 @@ def prepare(
 
     Args:
         model: any module; never modified. One in training mode is prepared as its eval() self, with a warning.
-        example_inputs: a tensor or a tuple of positional inputs. Needed only where the model's Python tests shapes,
-            for ``verify``, and for passes that ask for shapes; remembered for ``export_onnx``.
+        example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, or (args, kwargs). Needed only
+            where the model's Python tests shapes, for ``verify``, and for passes that ask for shapes; remembered for
+            ``export_onnx``.
         recipe: "tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only", a .toml file, or a Recipe.
         qat: the result will be trained: dropout and all else that the model does in training stays and follows train()
             and eval(), or is named in a warning.
@@ -82,8 +83,8 @@ def prepare(
     """
     chosen = find_recipe(recipe)
     passes = chosen.create_passes()
-    inputs = _as_inputs(example_inputs)
     _check_model(model, verify)
+    inputs = as_positional(model, example_inputs)
     check_copyable(model)
     copied = _copy(model).eval()
     for module in copied.modules():
@@ -161,7 +162,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     model: nn.Module,
     batches: Iterable[Any] | Data | None = None,
     recipe: str | Recipe = "tensorrt",
-    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    example_inputs: ExampleInputs = None,
     forward: Forward | None = None,
     progress: bool = True,
     min_sqnr_db: float | None = None,
@@ -185,7 +186,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
 def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
     converted: GraphModule,
     path: str | os.PathLike[str],
-    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    example_inputs: ExampleInputs = None,
     dynamic_batch: bool | None = None,
     check: bool = True,
     min_sqnr_db: float | None = None,
@@ -207,7 +208,7 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
         ExportError: the file cannot be written, breaks a rule, or computes something else.
     """
     state = require_state(converted, Stage.LOWERED, "export_onnx")
-    inputs = _as_inputs(example_inputs) or state.settings.example_inputs
+    inputs = as_positional(converted, example_inputs) or state.settings.example_inputs
     if inputs is None:
         raise InputError("export_onnx runs the model once: give it example_inputs, or give them to prepare()")
     # Importing the ONNX libraries takes as long as importing torch; only exporting needs them.
@@ -230,18 +231,6 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
         dynamic_batch, check, state.settings.target.file, metadata, float_reference=state.reference, judge=judge_file
     )
     return replace(write_onnx(converted, path, inputs, options), coverage=coverage)
-
-
-def _as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
-    if example_inputs is None or isinstance(example_inputs, tuple):
-        return example_inputs
-    if isinstance(example_inputs, list):
-        return tuple(example_inputs)
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    raise InputError(
-        f"example_inputs must be a tensor or a tuple of positional inputs, got {type(example_inputs).__name__}"
-    )
 
 
 def _warn_of_passes_without_data(state: State) -> None:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxq.errors import FxqError, InputError
 
 Forward = Callable[[GraphModule, Any], Any]
+ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | None
 
 
 class Inputs(NamedTuple):
@@ -113,6 +114,42 @@ def first_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[tuple[Any, .
         return (value[:2] if len(sizes) == 1 else value).to(device) if isinstance(value, Tensor) else value
 
     return tuple(map(shortened, inputs)), batches
+
+
+def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | None:
+    """Return example inputs as positional ones: a tensor, a tuple, a dict of keyword inputs or (args, kwargs).
+
+    Parameters that keywords leave out have their defaults.
+
+    Raises:
+        InputError: they are something else, or ``model`` does not take them so.
+    """
+    match example_inputs:
+        case None:
+            return None
+        case Tensor():
+            return (example_inputs,)
+        case Mapping():
+            args, kwargs = (), dict(example_inputs)
+        case (tuple() | list(), Mapping()):
+            args, kwargs = tuple(example_inputs[0]), dict(example_inputs[1])
+        case tuple() | list():
+            return tuple(example_inputs)
+        case _:
+            raise InputError(
+                "example_inputs must be a tensor, a tuple of positional inputs, a dict of keyword inputs or "
+                f"(args, kwargs), got {type(example_inputs).__name__}"
+            )
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"example_inputs do not fit forward{signature}: {error}") from error
+    last = max((index for index, name in enumerate(signature.parameters) if name in bound.arguments), default=-1)
+    bound.apply_defaults()
+    if bound.kwargs:
+        raise InputError(f"forward takes {next(iter(bound.kwargs))!r} by keyword only, which a file's input cannot be")
+    return bound.args[: last + 1]
 
 
 def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:

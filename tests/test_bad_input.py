@@ -86,7 +86,7 @@ REFUSED_BY_PREPARE = {
         ["forward takes (x", "2 example"],
     ),
     "no inputs": (lambda: fxq.prepare(residual(), ()), fxq.InputError, ["'x'", "one for each parameter"]),
-    "inputs in a dict": (lambda: fxq.prepare(residual(), {"x": images(2)}), fxq.InputError, ["tuple", "got dict"]),
+    "inputs in a set": (lambda: fxq.prepare(residual(), {3}), fxq.InputError, ["tuple", "got set"]),
     "verify without inputs": (lambda: fxq.prepare(residual(), verify=True), fxq.PassError, ["example_inputs"]),
     "unknown recipe": (lambda: fxq.prepare(residual(), recipe="tensort"), fxq.RecipeError, ["'tensort'", "tensorrt"]),
     "recipe of a wrong type": (lambda: fxq.prepare(residual(), recipe=3), fxq.RecipeError, ["got int", ".toml"]),
