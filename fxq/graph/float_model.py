@@ -33,6 +33,7 @@ def in_float(module: nn.Module, weights: Mapping[str, Tensor], path: str = "") -
     """
     switched = [one for one in module.modules() if isinstance(one, TensorQuantizer) and one.is_quant_enabled]
     stored: list[tuple[nn.Parameter, Tensor]] = []
+    seen: set[int] = set()
     absent: list[tuple[nn.Module, str, nn.Parameter]] = []
     for owner_path, owner in module.named_modules(prefix=path):
         for name, parameter in owner._parameters.items():
@@ -41,7 +42,8 @@ def in_float(module: nn.Module, weights: Mapping[str, Tensor], path: str = "") -
             found = weights.get(f"{owner_path}.{name}".lstrip("."))
             if found is None:
                 absent.append((owner, name, parameter))
-            elif all(parameter is not other for other, _ in stored):
+            elif id(parameter) not in seen:
+                seen.add(id(parameter))
                 stored.append((parameter, found))
     try:
         for quantizer in switched:
