@@ -17,13 +17,13 @@ from torch.nn.parameter import is_lazy
 from fxq.batches import ExampleInputs, Forward, Inputs, as_positional, first_inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.collector import paused_collector
-from fxq.compare.quality import Quality
+from fxq.compare.quality import GOOD_DB, Quality
 from fxq.compare.traced import check_traced
 from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
 from fxq.coverage import Coverage
 from fxq.data import Data
-from fxq.errors import InputError, PassError, StageError, TraceError
+from fxq.errors import AccuracyError, InputError, PassError, StageError, TraceError
 from fxq.explain import explain_graph
 from fxq.float_reference import ComparedInputs, refer
 from fxq.graph.altered import check_copyable, has_backward_hooks, why_altered
@@ -149,6 +149,12 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     quality = None if reference is None else reference.quality(gm)
     explanation = replace(explanation, quality=quality)
     set_state(gm, replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference))
+    if reference is not None and not reference.holds_for_one:
+        warnings.warn(
+            "for a single sample the original model computes something else than the graph traced from a batch: its "
+            "Python asks for the size of the batch. The result holds for batches like the example inputs",
+            stacklevel=_levels_to_caller(),
+        )
     if reference is not None and quality is not None:
         least = state.recipe.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
         judge(
@@ -224,6 +230,14 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
         # What convert has said already is not said again.
         known = None if state.explanation is None else state.explanation.quality
         is_said = min_sqnr_db is None and known is not None and known.sqnr_db is not None and known.sqnr_db < least
+        if known is not None and _is_worse(quality, known):
+            message = (
+                f"the file in ONNX Runtime is worse than the converted model: {quality.worst}, and the model had "
+                f"{known.worst}. Its fusions round more than the model does, or compute something else"
+            )
+            if strict:
+                raise AccuracyError(message)
+            warnings.warn(message, stacklevel=level)
         if strict or not is_said:
             judge("the file in ONNX Runtime", quality, coverage, least, strict, list, level)
 
@@ -243,6 +257,17 @@ def _warn_of_passes_without_data(state: State) -> None:
             "(after loading a state dict, what was calibrated before is in it)",
             stacklevel=_levels_to_caller(),
         )
+
+
+def _is_worse(file: Quality, converted: Quality) -> bool:
+    """Return whether the file is far less like the float model than the converted model is, and not good anyway."""
+    pairs = zip(file.outputs, converted.outputs, strict=True)
+    return any(
+        after.judged_db is not None
+        and before.judged_db is not None
+        and after.judged_db < min(GOOD_DB, before.judged_db - 6)
+        for after, before in pairs
+    )
 
 
 def _has_quantizers(model: nn.Module) -> bool:

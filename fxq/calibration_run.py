@@ -60,8 +60,9 @@ def describe_empty(ranges: Mapping[str, str]) -> str:
     """Return in words what :func:`fxq.graph.observers.empty_ranges` found, and what to do."""
     shown = ", ".join(f"{path} ({what})" for path, what in list(ranges.items())[:_MOST_SHOWN])
     more = f" and {len(ranges) - _MOST_SHOWN} more" if len(ranges) > _MOST_SHOWN else ""
+    count = f"{len(ranges)} quantizer{'' if len(ranges) == 1 else 's'}"
     return (
-        f"{len(ranges)} quantizers got a single value from all of the data: {shown}{more}. What differs from it will "
+        f"{count} got a single value from all of the data: {shown}{more}. What differs from it will "
         "be clipped: calibrate with typical inputs, and leave in float (a rule with None) what really is constant"
     )
 

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from fxq.graph.kinds import module_kind, module_of
+from fxq.graph.observers import activation_quantizers
 from fxq.kinds import WEIGHTED_KINDS
 from fxq.nn import Quantized
 
@@ -62,7 +63,9 @@ def coverage_of(prepared: GraphModule) -> Coverage:
             found = set(_codes(layer)) if isinstance(layer, Quantized) else set()
             codes |= found
             (quantized if found else in_float)[path] = None
-    return Coverage(tuple(quantized), tuple(in_float), " and ".join(sorted(codes)))
+    computes = any(quantizer.is_enabled for quantizer in activation_quantizers(prepared).values())
+    words = " and ".join(sorted(codes))
+    return Coverage(tuple(quantized), tuple(in_float), words if computes else f"{words} weights, computed in float")
 
 
 def _codes(layer: Quantized) -> Iterator[str]:

@@ -46,15 +46,16 @@ def checksum(model: nn.Module) -> str:
             continue
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             found.update(
-                f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)} {_sum(tensor)}\n".encode(errors="surrogatepass")
+                f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)} {_sums(tensor)}\n".encode(errors="surrogatepass")
             )
     return found.hexdigest()
 
 
-def _sum(tensor: Tensor) -> int:
-    """Return the sum of the bits, read as integers; 0 for what holds none that can be read so."""
-    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
-        return 0
+def _sums(tensor: Tensor) -> list[int]:
+    """Return the sums of the bits, read as integers, along rows and columns; none for what cannot be read so."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or not tensor.numel():
+        return []
     plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
-    return int(plain.view(integer).sum(dtype=torch.int64))
+    rows = plain.contiguous().view(integer).reshape(len(plain) if plain.dim() else 1, -1)
+    return [*rows.sum(1, dtype=torch.int64).tolist(), *rows.sum(0, dtype=torch.int64).tolist()]

@@ -32,7 +32,7 @@ def judge(  # noqa: PLR0913 - all that the message tells
     Raises:
         AccuracyError: it is too low, and ``strict`` says to stop.
     """
-    low = [output for output in quality.outputs if output.sqnr_db is not None and output.sqnr_db < least_db]
+    low = [output for output in quality.outputs if output.is_below(least_db)]
     if not low:
         return
     named = ", ".join(f"{output.name!r} has {output}" for output in low)
@@ -41,8 +41,9 @@ def judge(  # noqa: PLR0913 - all that the message tells
         f"{what} is far from {quality.against} on {quality.samples} samples: {named}; the least asked for is "
         f"{least_db:g} dB. {coverage}. {f'Most is lost in {losses}. ' if losses else ''}"
         "Check that the calibration data is what the model will see (preprocessing, more batches); then leave the "
-        "layers that lose most in float, add the pass correct_bias, or calibrate with another calibrator (entropy, "
-        "mse, percentile). print(fxq.explain(model)) shows every range. min_sqnr_db= says what is good enough"
+        "layers that lose most in float, add the pass correct_bias, or calibrate with another calibrator "
+        "(entropy, mse, percentile). print(fxq.explain(model)) shows every range. "
+        "min_sqnr_db= says what is good enough"
     )
     if strict:
         raise AccuracyError(message)

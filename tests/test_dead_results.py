@@ -99,6 +99,7 @@ def test_what_nothing_reads_is_removed_and_on_record(between: Any, inputs: Tenso
     [*ONLY_SHAPE.values(), *WRITTEN.values(), unread_head],
     ids=[*ONLY_SHAPE.keys(), *WRITTEN.keys(), "unread"],
 )
+@pytest.mark.filterwarnings("ignore:.* got a single value from all of the data:UserWarning")  # zeros_like
 def test_it_is_exported_with_an_open_batch(between: Any, tmp_path: Path) -> None:
     converted = fxq.quantize(net(between), [X], "tensorrt", X, progress=False)
     report = fxq.export_onnx(converted, tmp_path / "model.onnx")

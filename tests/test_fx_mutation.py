@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "fxq/graph/rewriter.py": "the hands",
     "fxq/graph/edges.py": "the hands: how readers change over",
+    "fxq/graph/members.py": "keeps what flowed through in the meta of nodes",
     "fxq/graph/plan.py": "keeps plans in the meta of nodes",
     "fxq/graph/trace.py": "the front end makes graphs",
     "fxq/graph/shape_tracer.py": "the front end makes graphs",

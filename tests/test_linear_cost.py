@@ -48,6 +48,7 @@ def converting(blocks: int) -> int:
     return work_of(lambda: fxq.convert(prepared))
 
 
+@pytest.mark.filterwarnings("ignore:.* got a single value from all of the data:UserWarning")  # random weights fade
 @pytest.mark.parametrize("stage", [tracing, preparing, converting])
 def test_each_further_block_costs_the_same(stage: Callable[[int], int]) -> None:
     stage(1)  # what is imported and looked up once

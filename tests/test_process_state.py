@@ -15,6 +15,8 @@ from torch.fx import _symbolic_trace
 
 import fxq
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* got a single value from all of the data:UserWarning")
+
 
 @torch.fx.wrap
 def scaled(x: Tensor, factor: float) -> Tensor:

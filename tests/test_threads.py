@@ -27,7 +27,9 @@ class Slow(nn.Module):
         self.__dict__["meanwhile"] = meanwhile
 
     def __deepcopy__(self, memo: object) -> "Slow":
-        return Slow(self.meanwhile).eval()
+        copied = Slow(self.meanwhile).eval()
+        copied.load_state_dict(self.state_dict())
+        return copied
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)

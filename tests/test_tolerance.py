@@ -119,6 +119,7 @@ def test_convert_names_the_frozen_pass_that_drops_a_relu(verify: bool) -> None:
         converted(Frozen, verify=verify, after="freeze_ranges")
 
 
+@pytest.mark.filterwarnings("ignore:the converted model is far:UserWarning")  # as it should be
 @pytest.mark.parametrize("verify", [True, False], ids=["verify", "without"])
 def test_a_pass_that_promises_nothing_may_drop_a_relu(verify: bool) -> None:
     assert "relu" not in str(converted(SaysSo, verify=verify)).lower()
@@ -149,6 +150,7 @@ def test_one_unit_in_the_last_place_breaks_exact_and_the_error_offers_rounding()
         converted(AddsOneUlp, verify=True)
 
 
+@pytest.mark.filterwarnings("ignore:the converted model is far:UserWarning")  # as it should be
 def test_without_example_inputs_there_is_nothing_to_compare_on() -> None:
     converted(DropsRelu, verify=False, x=None)
 

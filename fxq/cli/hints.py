@@ -14,6 +14,11 @@ PHRASES = (
     ("min_sqnr_db= says what", "--min-sqnr-db says what"),
     ("print(fxq.explain(model)) shows", "--explain shows"),
     ("print(fxq.explain(prepared)) says", "fxq explain says"),
+    ("and leave in float (a rule with None) what", "and name in --leave-in-float what"),
+    (
+        "add the pass correct_bias, or calibrate with another calibrator",
+        "take a recipe file with the pass correct_bias, or another --calibrator",
+    ),
     ("pass dynamic_batch=False", "give --static-batch"),
     ("check=False writes", "in Python, fxq.export_onnx(..., check=False) writes"),
     ("Pass forward=lambda model, batch: ... for batches of another form", "Look at that part of --calib-data"),

@@ -94,6 +94,8 @@ def run_quantize(job: QuantizeJob) -> None:
     if job.explain:
         print_result(explanation)
     calibrator = f", calibrator {recipe.calibrator}" if waiting else ""
+    if job.model.weights is None and not job.model.is_image_model:
+        logger.info("the weights are as %s made them (no --weights)", job.model.spec)
     print_result(_summary(exported, f"{recipe.name}{calibrator}", explanation, "random" if batches is None else ""))
 
 

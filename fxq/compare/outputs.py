@@ -105,9 +105,9 @@ def _as_before(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
     with restored_state(model):
         yield
-    with torch.no_grad():
-        for buffer, version, content in buffers:
-            if version is None or _version(buffer) != version:
+    for buffer, version, content in buffers:
+        if version is None or _version(buffer) != version:
+            with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 buffer.copy_(content)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -41,6 +42,8 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
     if [name for name, _ in expected] != [name for name, _ in found]:
         raise _misled(model, f"returns {_names(found)} where the model returns {_names(expected)}")
     for (name, want), (_, have) in zip(expected, found, strict=True):
+        if isinstance(have, FakeTensor):
+            raise _misled(model, f"returns {name!r} from tracing, where a hook or an attribute kept it between calls")
         if (want.shape, want.dtype) != (have.shape, have.dtype):
             raise _misled(
                 model,

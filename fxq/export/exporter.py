@@ -149,6 +149,11 @@ def _check(path: Path, reference: Reference, options: ExportOptions) -> dict[str
     found = {"parity": check_parity(model, path, reference)}
     if is_optimized_right(model):
         found["optimized_parity"] = check_parity(model, path, reference, optimize=True)
+    if options.batch_is_dynamic and options.float_reference and not options.float_reference.holds_for_one:
+        raise ExportError(
+            "for a single sample the model computes something else than its traced graph: its Python asks for the size "
+            "of the batch. Pass dynamic_batch=False, with example_inputs of the batch that it will see"
+        )
     if options.batch_is_dynamic and batch_size(reference.inputs):
         found["other_batch_parity"] = _check_other_batch(model, path, reference)
     return found

@@ -26,7 +26,7 @@ def measure_file(
     reference: FloatReference,
     batch: int,
 ) -> Quality | None:
-    """Run the file on the samples of ``reference``; None where they do not fit its declared sizes.
+    """Run the file on the samples of ``reference``, batch by batch as the float model ran on them.
 
     Args:
         path: the file.
@@ -35,46 +35,46 @@ def measure_file(
         examples: what the file was traced with.
         reference: samples, and what the float model makes of them.
         batch: how many samples the file takes at once; 0 for any number.
+
+    Returns:
+        None where the samples do not fit the sizes that the file declares.
     """
-    joined = _joined(gm, reference)
-    if joined is None:
-        return None
-    leaves, outputs = joined
-    wanted = [leaf for leaf in pytree.tree_leaves(examples) if isinstance(leaf, Tensor)]
-    if [(leaf.shape[1:], leaf.dtype) for leaf in leaves] != [(leaf.shape[1:], leaf.dtype) for leaf in wanted]:
-        return None
-    samples = len(leaves[0])
-    size = batch or samples
-    starts = range(0, samples - size + 1, size)[:_MOST_RUNS]
-    expected, found = [], []
-    for start in starts:
-        part = [leaf[start : start + size] for leaf in leaves]
-        arrays = run_onnxruntime(path, part, is_optimized_right(model), threads_for(model))
-        expected.append([(name, value[start : start + size]) for name, value in outputs])
-        found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
-    return measure(expected, found, size * len(starts), reference.against) if starts else None
+    wanted = _leaves(examples)
+    expected: list[Named] = []
+    found: list[Named] = []
+    samples = 0
+    forms = [(leaf.shape[1:], leaf.dtype) for leaf in wanted]
+    for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
+        count = inputs.samples or 0
+        leaves = _leaves(tuple(inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs).arguments.values()))
+        is_alike = [(leaf.shape[1:], leaf.dtype) for leaf in leaves] == forms
+        if not is_alike or (batch and count != batch and not _is_batched([*leaves, *_values(outputs)], count)):
+            continue
+        size = batch or count or 1
+        for start in range(0, (count or 1) - size + 1, size):
+            if len(found) == _MOST_RUNS:
+                break
+            whole = size == (count or 1)
+            part = [leaf if whole else leaf[start : start + size] for leaf in leaves]
+            arrays = run_onnxruntime(path, part, is_optimized_right(model), threads_for(model))
+            expected.append([(name, value if whole else value[start : start + size]) for name, value in outputs])
+            found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
+            samples += size
+    is_comparable = all(
+        want.shape == have.shape
+        for wants, haves in zip(expected, found, strict=True)
+        for want, have in zip(_values(wants), _values(haves), strict=True)
+    )
+    return measure(expected, found, samples, reference.against) if found and is_comparable else None
 
 
-def _joined(gm: fx.GraphModule, reference: FloatReference) -> tuple[list[Tensor], Named] | None:
-    """Return all samples as one batch, and the outputs for it; None where sizes differ, or something is not batched."""
-    counts = [one.samples for one in reference.inputs]
-    bound = [inspect.signature(gm.forward).bind(*one.args, **one.kwargs) for one in reference.inputs]
-    leaves = [
-        [leaf for leaf in pytree.tree_leaves(tuple(one.arguments.values())) if isinstance(leaf, Tensor)]
-        for one in bound
-    ]
-    values = [[value for _, value in named] for named in reference.outputs]
-    for count, tensors in zip(
-        counts, [first + second for first, second in zip(leaves, values, strict=True)], strict=True
-    ):
-        if not count or any(not tensor.dim() or len(tensor) != count for tensor in tensors):
-            return None
-    if any(
-        {tensor.shape[1:] for tensor in same} != {same[0].shape[1:]}
-        for group in (leaves, values)
-        for same in zip(*group, strict=False)
-    ):
-        return None
-    names = [name for name, _ in reference.outputs[0]]
-    inputs = [torch.cat(same).cpu() for same in zip(*leaves, strict=True)]
-    return inputs, [(name, torch.cat(same).cpu()) for name, same in zip(names, zip(*values, strict=True), strict=True)]
+def _leaves(inputs: Any) -> list[Tensor]:
+    return [leaf.cpu() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def _values(outputs: Named) -> list[Tensor]:
+    return [value for _, value in outputs]
+
+
+def _is_batched(tensors: list[Tensor], count: int) -> bool:
+    return all(tensor.dim() > 0 and len(tensor) == count for tensor in tensors)

@@ -83,6 +83,7 @@ def check_argument(given: Any, name: str, keys: Sequence[Any], aspect: str, answ
     if isinstance(given, Proxy):  # a pickled graph is traced again where it is loaded
         given.tracer.create_proxy("call_function", check_argument, (given, name, keys, aspect, answer), {})
         return
+    answer = answer.value if isinstance(answer, _Answer) else answer
     try:
         for key in keys:
             given = given[key]
@@ -99,6 +100,13 @@ def check_argument(given: Any, name: str, keys: Sequence[Any], aspect: str, answ
             f"the model was traced {traced}, and is called {now}: the graph has no other branch. Call it as it was "
             "traced, or prepare the model again with this argument among the example_inputs"
         )
+
+
+class _Answer:
+    """Holds an answer that may be anything: torch.fx hashes what the code of a graph names."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class _CheckedCode(CodeGen):
@@ -131,7 +139,11 @@ class _CheckedCode(CodeGen):
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """Return what the checks name: themselves, and the answers that no code spells."""
-        named = [(_name_of(index), fact.answer) for index, fact in enumerate(self.facts) if not is_literal(fact.answer)]
+        named = [
+            (_name_of(index), _Answer(fact.answer))
+            for index, fact in enumerate(self.facts)
+            if not is_literal(fact.answer)
+        ]
         return [*super().additional_globals(), (check_argument.__name__, check_argument), *named]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_CheckedCode":

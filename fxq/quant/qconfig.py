@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fxq.errors import DescriptorError, RecipeDescriptorError, RecipeError
+from fxq.errors import DescriptorError, DescriptorTypeError, RecipeDescriptorError, RecipeError
 from fxq.quant.descriptor import QuantDescriptor
 
 Match = str | type[nn.Module] | Callable[[str, nn.Module | None], bool]
@@ -26,6 +26,11 @@ class QConfig:
 
     activation: QuantDescriptor | None = None
     weight: QuantDescriptor | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in (("activation", self.activation), ("weight", self.weight)):
+            if part is not None and not isinstance(part, QuantDescriptor):
+                raise DescriptorTypeError(f"QConfig({name}=...) takes a fxq.QuantDescriptor or None, got {part!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
