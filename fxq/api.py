@@ -104,6 +104,7 @@ def prepare(
         run_passes(gm, passes[stage], settings, state.record, numbers)
     if qat:
         _warn_of_lost_hooks(copied, gm)
+        _warn_of_own_train(copied)
     original = Original.of(model, gm)
     compared = None
     if has_numbers:
@@ -288,6 +289,21 @@ def _check_quantized_unaltered(prepared: GraphModule) -> None:
         reason = why_altered(module)
         if path and reason is not None and isinstance(module, Quantized | TensorQuantizer):
             raise PassError(f"convert takes the quantized module {path!r} apart, which {reason}: remove it first")
+
+
+def _warn_of_own_train(model: nn.Module) -> None:
+    """Say which modules do more in ``train()`` than torch does, such as freezing batch norms: a graph does not."""
+    own = [
+        repr(path) if path else "the model"
+        for path, module in model.named_modules()
+        if type(module).train is not nn.Module.train and not type(module).__module__.startswith(("torch.", "fxq."))
+    ]
+    if own:
+        warnings.warn(
+            f"train() is overridden in {', '.join(own[:5])}: the prepared model's train() and eval() set `training` "
+            "and do nothing else; do what else it does yourself",
+            stacklevel=_levels_to_caller(),
+        )
 
 
 def _warn_of_lost_hooks(model: nn.Module, gm: GraphModule) -> None:

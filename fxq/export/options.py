@@ -95,5 +95,6 @@ class ExportReport:
         if self.coverage.total:
             lines.append(f"  {self.coverage}")
         if self.quality is not None:
-            lines += [f"  {one.name}: {one}, against {self.quality.against}" for one in self.quality.outputs]
+            on = f"against {self.quality.against} on {self.quality.samples} samples"
+            lines += [f"  {one.name}: {one}, {on}" for one in self.quality.outputs]
         return "\n".join(lines)

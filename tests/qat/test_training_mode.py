@@ -124,3 +124,23 @@ def test_what_cannot_be_kept_is_named_and_computed_as_in_evaluation(between: Any
         prepared = fxq.prepare(model, X, qat=True)
     assert [str(one.filename) for one in caught] == [__file__]
     assert not is_random(prepared)
+
+
+class OwnTrain(nn.Module):
+    """Switches more than ``training``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.share = nn.Linear(4, 4), 0.0
+
+    def train(self, mode: bool = True) -> "OwnTrain":
+        self.share = 0.5 if mode else 0.0
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.fc(x), self.share, True)
+
+
+def test_what_an_overridden_train_does_is_not_followed_and_said() -> None:
+    with pytest.warns(UserWarning, match=r"train\(\) is overridden in '0'.*do what else it does yourself"):
+        fxq.prepare(nn.Sequential(OwnTrain()).eval(), torch.randn(2, 4), qat=True)
