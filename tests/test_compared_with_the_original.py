@@ -52,7 +52,7 @@ class FlipTheLastBias(fxq.Pass):
     tolerance = fxq.ANY
 
     def run(self, rw: fxq.Rewriter) -> None:
-        rw.set_bias("fc", rw.gm.get_parameter("fc.bias").detach() * 0.6, "why not")
+        rw.set_bias("fc", rw.gm.get_parameter("fc.bias").detach() * 0.45, "why not")
 
 
 def calibrated(model: nn.Module, data: Any = None, **options: Any) -> GraphModule:

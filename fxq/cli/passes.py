@@ -89,8 +89,8 @@ def _describe(name: str, registration: Registration) -> dict[str, Any]:
 
 def _table(passes: list[dict[str, Any]]) -> Table:
     table = Table(show_lines=False, padding=(0, 1, 1, 0), box=None, header_style="bold")
-    for heading in ("stage", "pass", "package"):
-        table.add_column(heading, no_wrap=True)
+    for heading, width in (("stage", None), ("pass", 20), ("package", 16)):
+        table.add_column(heading, overflow="fold", max_width=width)
     table.add_column("what it does", overflow="fold", ratio=1)
     stage = ""
     for found in passes:

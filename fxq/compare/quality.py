@@ -26,7 +26,7 @@ FAIR_DB = 10.0
 LEAST_DB = 5.0  # what recipes ask for if nothing else is said
 # Of outputs without dB: integers, and what compares or chooses.
 _GOOD_SHARE, _FAIR_SHARE, LEAST_SHARE = 0.95, 0.8, 0.5
-_LOST_DB, _MOST_LOST = 1.0, 0.25  # a channel of which nothing is left, and how many of them a usable output may have
+_LOST_DB, _MOST_LOST = 1.0, 0.3  # a channel of which nothing is left, and how many of them a usable output may have
 _FILL = 1e4  # a value this large that occurs again and again is put there by a mask
 
 
