@@ -16,6 +16,12 @@ from torch import Tensor, nn
 
 import fxq
 
+# What fxq rightly says of untrained models: some of their layers fade to zero, and little is left of deep ones.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:(the converted model|the file in ONNX Runtime) is far:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the file in ONNX Runtime is worse:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.* got a single value from all of the data:UserWarning"),
+]
 TARGETS = ("tensorrt", "onnxruntime")
 # name -> image size
 SMALL = {"torchvision/squeezenet1_1": 64, "timm/convnext_atto": 64, "timm/vit_tiny_patch16_224": 64}
