@@ -1,18 +1,14 @@
 """prepare, convert, quantize, export_onnx: thin, they run the stages."""
 
-import contextlib
 import os
-import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.fx import GraphModule
-from torch.nn.parameter import is_lazy
 
 from fxq.batches import ExampleInputs, Forward, Inputs, as_positional, first_inputs
 from fxq.calibration import calibrate, needs_data
@@ -23,17 +19,25 @@ from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
 from fxq.coverage import Coverage
 from fxq.data import Data
-from fxq.errors import AccuracyError, InputError, PassError, StageError, TraceError
+from fxq.errors import AccuracyError, InputError, PassError
 from fxq.explain import explain_graph
 from fxq.float_reference import ComparedInputs, refer
-from fxq.graph.altered import check_copyable, has_backward_hooks, why_altered
+from fxq.graph.altered import check_copyable
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
-from fxq.graph.modules import deep_copy
 from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
 from fxq.graph.training import trace_for_training
-from fxq.nn import Quantized, TensorQuantizer
+from fxq.model_checks import (
+    check_model,
+    check_quantized_unaltered,
+    copy_model,
+    levels_to_caller,
+    own_layers,
+    warn_of_lost_hooks,
+    warn_of_nothing,
+    warn_of_own_train,
+)
 from fxq.nn.computed import keep_computed
 from fxq.number_check import NumberCheck
 from fxq.original import Original
@@ -41,10 +45,9 @@ from fxq.pipeline import run_passes
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
 from fxq.record import Record
-from fxq.registry import find_lowering
 from fxq.rules import check_rules
 from fxq.stage import Stage
-from fxq.state import State, check_values, find_state, require_state, set_state
+from fxq.state import State, check_values, require_state, set_state
 from fxq.surroundings import in_plain_surroundings
 from fxq.verdict import judge
 
@@ -83,14 +86,14 @@ def prepare(
     """
     chosen = find_recipe(recipe)
     passes = chosen.create_passes()
-    _check_model(model, verify)
+    check_model(model, verify)
     inputs = as_positional(model, example_inputs)
     check_copyable(model)
-    copied = _copy(model).eval()
+    copied = copy_model(model).eval()
     for module in copied.modules():
         keep_computed(module)
-    leaves = (*chosen.leaf_modules, *_own_layers(copied))
-    stacklevel = 1 + _levels_to_caller()
+    leaves = (*chosen.leaf_modules, *own_layers(copied))
+    stacklevel = 1 + levels_to_caller()
     gm = trace_for_training(copied, inputs, leaves, stacklevel) if qat else trace(copied, inputs, leaves)
     record = Record()
     erase_dead_nodes(gm, record)
@@ -103,14 +106,14 @@ def prepare(
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
         run_passes(gm, passes[stage], settings, state.record, numbers)
     if qat:
-        _warn_of_lost_hooks(copied, gm)
-        _warn_of_own_train(copied)
+        warn_of_lost_hooks(copied, gm)
+        warn_of_own_train(copied)
     original = Original.of(model, gm)
     compared = None
     if has_numbers:
         compared = ComparedInputs((Inputs(inputs or (), {}),), original.prepared, is_original=True)
     set_state(gm, replace(state, stage=Stage.PREPARED, original=original, compared=compared))
-    _warn_of_nothing(gm, chosen)
+    warn_of_nothing(gm, chosen)
     return gm
 
 
@@ -141,7 +144,7 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     state = require_state(prepared, Stage.PREPARED, "convert")
     check_values(prepared, "convert")
     _warn_of_passes_without_data(state)
-    _check_quantized_unaltered(prepared)
+    check_quantized_unaltered(prepared)
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
     reference = None
@@ -154,13 +157,13 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         warnings.warn(
             "for a single sample the original model computes something else than the graph traced from a batch: its "
             "Python asks for the size of the batch. The result holds for batches like the example inputs",
-            stacklevel=_levels_to_caller(),
+            stacklevel=levels_to_caller(),
         )
     if reference is not None and quality is not None:
         least = state.recipe.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
         judge(
             "the converted model", quality, explanation.coverage, least, strict,
-            lambda: worst_layers(prepared, reference.inputs[:1]), _levels_to_caller(),
+            lambda: worst_layers(prepared, reference.inputs[:1]), levels_to_caller(),
         )  # fmt: skip
     return gm
 
@@ -225,7 +228,7 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
     metadata = {"fxq.version": version("fxq"), "fxq.recipe": state.recipe.to_text()}
     coverage = Coverage() if state.explanation is None else state.explanation.coverage
     least = state.recipe.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
-    level = _levels_to_caller()
+    level = levels_to_caller()
 
     def judge_file(quality: Quality) -> None:
         # What convert has said already is not said again.
@@ -256,7 +259,7 @@ def _warn_of_passes_without_data(state: State) -> None:
         warnings.warn(
             f"the recipe's {', '.join(missed)} did not run: call fxq.calibrate(prepared, batches) before fxq.convert "
             "(after loading a state dict, what was calibrated before is in it)",
-            stacklevel=_levels_to_caller(),
+            stacklevel=levels_to_caller(),
         )
 
 
@@ -271,109 +274,7 @@ def _is_worse(file: Quality, converted: Quality) -> bool:
     )
 
 
-def _has_quantizers(model: nn.Module) -> bool:
-    return any(isinstance(module, TensorQuantizer) and module.is_enabled for module in model.modules())
-
-
-def _warn_of_nothing(prepared: GraphModule, recipe: Recipe) -> None:
-    if not _has_quantizers(prepared):
-        warnings.warn(
-            f"nothing was quantized: with recipe {recipe.name!r} the result computes in float throughout. "
-            "print(fxq.explain(prepared)) says why, operation by operation",
-            stacklevel=_levels_to_caller(),
-        )
-
-
-def _check_quantized_unaltered(prepared: GraphModule) -> None:
-    for path, module in prepared.named_modules():
-        reason = why_altered(module)
-        if path and reason is not None and isinstance(module, Quantized | TensorQuantizer):
-            raise PassError(f"convert takes the quantized module {path!r} apart, which {reason}: remove it first")
-
-
-def _warn_of_own_train(model: nn.Module) -> None:
-    """Say which modules do more in ``train()`` than torch does, such as freezing batch norms: a graph does not."""
-    own = [
-        repr(path) if path else "the model"
-        for path, module in model.named_modules()
-        if type(module).train is not nn.Module.train and not type(module).__module__.startswith(("torch.", "fxq."))
-    ]
-    if own:
-        warnings.warn(
-            f"train() is overridden in {', '.join(own[:5])}: the prepared model's train() and eval() set `training` "
-            "and do nothing else; do what else it does yourself",
-            stacklevel=_levels_to_caller(),
-        )
-
-
-def _warn_of_lost_hooks(model: nn.Module, gm: GraphModule) -> None:
-    """Say which backward hooks do not come along: those of modules that were traced through or folded."""
-    kept = {path for path, module in gm.named_modules() if has_backward_hooks(module)}
-    lost = [repr(path) for path, module in model.named_modules() if has_backward_hooks(module) and path not in kept]
-    if lost:
-        warnings.warn(
-            f"backward hooks do not come along into the graph, and training will not call them: those of modules "
-            f"{', '.join(lost)}",
-            stacklevel=_levels_to_caller(),
-        )
-
-
 def _number_check(inputs: tuple[Any, ...] | None) -> NumberCheck:
     if inputs is None:
         raise PassError("verify=True runs the model before and after each pass: give prepare() example_inputs")
     return NumberCheck(inputs)
-
-
-def _check_model(model: Any, verify: bool) -> None:
-    if not isinstance(model, nn.Module):
-        got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
-        raise InputError(f"prepare takes a torch.nn.Module, got {got}")
-    for path, module in model.named_modules():
-        state = find_state(module)
-        if state is not None:
-            where = f"its submodule {path!r}" if path else "the model"
-            raise StageError(
-                f"{where} was already prepared (stage '{state.stage}'): prepare the original model, "
-                "with another recipe if you want other quantizers"
-            )
-    lazy = [path for path, module in model.named_modules() if any(map(is_lazy, module.parameters(recurse=False)))]
-    if lazy:
-        raise StageError(
-            f"{len(lazy)} lazy modules of the model have never run ({', '.join(map(repr, lazy[:5]))}): run "
-            "model(*example_inputs) once before prepare, so that their weights are there"
-        )
-    if verify:
-        check_values(model, "prepare(verify=True)")
-    if model.training:
-        warnings.warn(
-            "the model is in training mode; fxq prepares its eval() self, with running statistics and no dropout. "
-            "Call model.eval() first to silence this",
-            stacklevel=_levels_to_caller(),
-        )
-
-
-def _own_layers(model: nn.Module) -> Iterator[str]:
-    """Yield the paths of quantized modules from elsewhere whose lowering is registered: calls of them stay whole."""
-    for path, module in model.named_modules():
-        is_own = isinstance(module, Quantized) and type(module).__module__.partition(".")[0] != "fxq"
-        if path and is_own and find_lowering(module) is not None:
-            yield path
-
-
-def _levels_to_caller() -> int:
-    """Return the stacklevel of a warning that shall point to whoever called fxq."""
-    files = [frame.filename for frame in traceback.extract_stack()[-2::-1]]
-    folders = (Path(__file__).parent, Path(contextlib.__file__).parent)
-    return next((level for level, file in enumerate(files, start=1) if Path(file).parent not in folders), 1)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return deep_copy(model)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a module may hold anything, and refuse to be copied in any way
-        raise TraceError(
-            f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}; fxq works on a "
-            "copy, so give its attributes a __deepcopy__, or detach tensors that a forward left behind"
-        ) from error

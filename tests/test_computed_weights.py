@@ -17,6 +17,7 @@ import fxq
 from fxq.compare.quality import sqnr_db
 from fxq.errors import InputError
 from fxq.nn import computed_tensors
+from fxq.state import require_state
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 CLOSE = 100.0  # dB: the converted model differs from the prepared one by rounding
@@ -272,6 +273,8 @@ def test_a_computed_bias_is_not_corrected() -> None:
     layer = parametrize.register_parametrization(nn.Linear(6, 6), "bias", Scale())
     prepared = fxq.prepare(nn.Sequential(layer).eval(), X, fxq.recipe("tensorrt").with_pass("correct_bias"), qat=True)
     fxq.calibrate(prepared, [X, X + 1], progress=False)
+    reasons = [entry.text for entry in require_state(prepared, fxq.Stage.PREPARED, "a test").record.skipped("_0")]
+    assert "its bias is computed in each call, to be trained" in reasons
 
 
 def test_a_prepared_model_that_computes_weights_is_saved_as_a_state_dict() -> None:

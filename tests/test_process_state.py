@@ -117,8 +117,8 @@ def test_the_process_is_as_before(
 
 def test_a_quantizer_behind_a_wrapped_function_spoils_no_later_trace(tmp_path: Path) -> None:
     quantize(Wrapped().eval(), tmp_path / "model.onnx")
-    torch.fx.symbolic_trace(residual())
-    fxq.prepare(residual())
+    assert torch.fx.symbolic_trace(residual()).graph.find_nodes(op="call_module", target="conv1")
+    assert fxq.explain(fxq.prepare(residual()))["conv1"].is_quantized
 
 
 def test_a_replaced_wrapped_function_is_wrapped_no_more() -> None:

@@ -1,0 +1,127 @@
+"""What is asked of a model before and after it is prepared: what fxq cannot take, and what does not come along."""
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
+
+from fxq.errors import InputError, PassError, StageError, TraceError
+from fxq.graph.altered import has_backward_hooks, why_altered
+from fxq.graph.modules import deep_copy
+from fxq.nn import Quantized, TensorQuantizer
+from fxq.recipe import Recipe
+from fxq.registry import find_lowering
+from fxq.state import check_values, find_state
+
+
+def has_quantizers(model: nn.Module) -> bool:
+    """Return whether a quantizer of the model is on."""
+    return any(isinstance(module, TensorQuantizer) and module.is_enabled for module in model.modules())
+
+
+def warn_of_nothing(prepared: GraphModule, recipe: Recipe) -> None:
+    """Warn of a prepared model without a quantizer."""
+    if not has_quantizers(prepared):
+        warnings.warn(
+            f"nothing was quantized: with recipe {recipe.name!r} the result computes in float throughout. "
+            "print(fxq.explain(prepared)) says why, operation by operation",
+            stacklevel=levels_to_caller(),
+        )
+
+
+def check_quantized_unaltered(prepared: GraphModule) -> None:
+    """Raise a PassError for a quantized module with hooks or a forward of its own, which lowering would lose."""
+    for path, module in prepared.named_modules():
+        reason = why_altered(module)
+        if path and reason is not None and isinstance(module, Quantized | TensorQuantizer):
+            raise PassError(f"convert takes the quantized module {path!r} apart, which {reason}: remove it first")
+
+
+def warn_of_own_train(model: nn.Module) -> None:
+    """Say which modules do more in ``train()`` than torch does, such as freezing batch norms: a graph does not."""
+    own = [
+        repr(path) if path else "the model"
+        for path, module in model.named_modules()
+        if type(module).train is not nn.Module.train and not type(module).__module__.startswith(("torch.", "fxq."))
+    ]
+    if own:
+        warnings.warn(
+            f"train() is overridden in {', '.join(own[:5])}: the prepared model's train() and eval() set `training` "
+            "and do nothing else; do what else it does yourself",
+            stacklevel=levels_to_caller(),
+        )
+
+
+def warn_of_lost_hooks(model: nn.Module, gm: GraphModule) -> None:
+    """Say which backward hooks do not come along: those of modules that were traced through or folded."""
+    kept = {path for path, module in gm.named_modules() if has_backward_hooks(module)}
+    lost = [repr(path) for path, module in model.named_modules() if has_backward_hooks(module) and path not in kept]
+    if lost:
+        warnings.warn(
+            f"backward hooks do not come along into the graph, and training will not call them: those of modules "
+            f"{', '.join(lost)}",
+            stacklevel=levels_to_caller(),
+        )
+
+
+def check_model(model: Any, verify: bool) -> None:
+    """Refuse what cannot be prepared (InputError, StageError): no module, prepared before, lazy, without values."""
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"prepare takes a torch.nn.Module, got {got}")
+    for path, module in model.named_modules():
+        state = find_state(module)
+        if state is not None:
+            where = f"its submodule {path!r}" if path else "the model"
+            raise StageError(
+                f"{where} was already prepared (stage '{state.stage}'): prepare the original model, "
+                "with another recipe if you want other quantizers"
+            )
+    lazy = [path for path, module in model.named_modules() if any(map(is_lazy, module.parameters(recurse=False)))]
+    if lazy:
+        raise StageError(
+            f"{len(lazy)} lazy modules of the model have never run ({', '.join(map(repr, lazy[:5]))}): run "
+            "model(*example_inputs) once before prepare, so that their weights are there"
+        )
+    if verify:
+        check_values(model, "prepare(verify=True)")
+    if model.training:
+        warnings.warn(
+            "the model is in training mode; fxq prepares its eval() self, with running statistics and no dropout. "
+            "Call model.eval() first to silence this",
+            stacklevel=levels_to_caller(),
+        )
+
+
+def own_layers(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of quantized modules from elsewhere whose lowering is registered: calls of them stay whole."""
+    for path, module in model.named_modules():
+        is_own = isinstance(module, Quantized) and type(module).__module__.partition(".")[0] != "fxq"
+        if path and is_own and find_lowering(module) is not None:
+            yield path
+
+
+def levels_to_caller() -> int:
+    """Return the stacklevel of a warning that shall point to whoever called fxq."""
+    files = [frame.filename for frame in traceback.extract_stack()[-2::-1]]
+    folders = (Path(__file__).parent, Path(contextlib.__file__).parent)
+    return next((level for level, file in enumerate(files, start=1) if Path(file).parent not in folders), 1)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a deep copy; a TraceError where the model refuses to be copied."""
+    try:
+        return deep_copy(model)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may hold anything, and refuse to be copied in any way
+        raise TraceError(
+            f"the model ({type(model).__name__}) cannot be copied: {type(error).__name__}: {error}; fxq works on a "
+            "copy, so give its attributes a __deepcopy__, or detach tensors that a forward left behind"
+        ) from error
