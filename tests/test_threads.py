@@ -24,6 +24,9 @@ class Slow(nn.Module):
     def __init__(self, meanwhile: Callable[[], object] = lambda: time.sleep(0.02)) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+        generator = torch.Generator().manual_seed(1)  # the default one is shared by the threads
+        for parameter in self.parameters():
+            parameter.data.copy_(torch.rand(parameter.shape, generator=generator) - 0.4)
         self.__dict__["meanwhile"] = meanwhile
 
     def __deepcopy__(self, memo: object) -> "Slow":

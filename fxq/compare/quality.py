@@ -13,6 +13,7 @@ calibration data, a pass or fxq went wrong.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -203,7 +204,8 @@ def _typical_db(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
         noise_n = torch.where(counted, first - second, 0.0).square().reshape(shape).sum(1)
         found.append((10 * torch.log10(signal_n / torch.nan_to_num(noise_n, nan=math.inf)))[signal_n > 0].cpu())
     values = torch.cat(found) if found else torch.empty(0)
-    return float(values.median()) if values.numel() else None
+    # Of an even count between the middle two: of two samples, one that is nearly silent does not decide alone.
+    return statistics.median(values.tolist()) if values.numel() else None
 
 
 def _is_fill(values: Tensor) -> Tensor:
