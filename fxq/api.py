@@ -14,7 +14,6 @@ from fxq.batches import ExampleInputs, Forward, Inputs, as_positional, first_inp
 from fxq.calibration import calibrate, needs_data
 from fxq.collector import paused_collector
 from fxq.compare.quality import GOOD_DB, Quality
-from fxq.compare.traced import check_traced
 from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
 from fxq.coverage import Coverage
@@ -22,12 +21,11 @@ from fxq.data import Data
 from fxq.errors import AccuracyError, InputError, PassError
 from fxq.explain import explain_graph
 from fxq.float_reference import ComparedInputs, refer
+from fxq.frontend.choice import Frontend, trace_model
 from fxq.graph.altered import check_copyable
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.settings import Settings
-from fxq.graph.trace import trace
-from fxq.graph.training import trace_for_training
 from fxq.model_checks import (
     check_model,
     check_quantized_unaltered,
@@ -63,6 +61,7 @@ def prepare(
     recipe: str | Recipe = "tensorrt",
     qat: bool = False,
     verify: bool = False,
+    frontend: Frontend = "auto",
 ) -> GraphModule:
     """Return a copy of ``model`` with quantizers where the target fuses them, ready to calibrate or to train.
 
@@ -76,6 +75,8 @@ def prepare(
             and eval(), or is named in a warning.
         verify: run the graph on the example inputs before and after each pass, here and in ``convert``, and name the
             first that moves the numbers further than its tolerance.
+        frontend: what traces the model: "symbolic" (torch.fx follows its Python), "export" (torch.export runs it on the
+            example inputs), or "auto", the first that succeeds. ``fxq.explain`` says which, and why.
 
     Returns:
         A GraphModule with the model's call signature, on its device, in its dtype, in eval mode. An argument that is
@@ -94,13 +95,12 @@ def prepare(
         keep_computed(module)
     leaves = (*chosen.leaf_modules, *own_layers(copied))
     stacklevel = 1 + levels_to_caller()
-    gm = trace_for_training(copied, inputs, leaves, stacklevel) if qat else trace(copied, inputs, leaves)
-    record = Record()
+    traced = trace_model(copied, inputs, leaves, frontend, stacklevel if qat else None)
+    gm, record = traced.gm, Record()
     erase_dead_nodes(gm, record)
-    has_numbers = inputs is not None and check_traced(copied, gm, inputs)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
     check_rules(chosen.rules, model, gm)
-    state = State(Stage.TRACED, chosen, settings, record, verify=verify)
+    state = State(Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how)
     numbers = _number_check(inputs) if verify else None
     check_graph(gm, Stage.TRACED)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
@@ -110,7 +110,7 @@ def prepare(
         warn_of_own_train(copied)
     original = Original.of(model, gm)
     compared = None
-    if has_numbers:
+    if traced.has_numbers:
         compared = ComparedInputs((Inputs(inputs or (), {}),), original.prepared, is_original=True)
     set_state(gm, replace(state, stage=Stage.PREPARED, original=original, compared=compared))
     warn_of_nothing(gm, chosen)
@@ -177,6 +177,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     progress: bool = True,
     min_sqnr_db: float | None = None,
     strict: bool = False,
+    frontend: Frontend = "auto",
 ) -> GraphModule:
     """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
 
@@ -185,7 +186,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     """
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         example_inputs, batches = first_inputs(model, batches)
-    prepared = prepare(model, example_inputs, recipe)
+    prepared = prepare(model, example_inputs, recipe, frontend=frontend)
     if needs_data(prepared):
         calibrate(prepared, batches, forward, progress)
     return convert(prepared, min_sqnr_db, strict)

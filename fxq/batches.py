@@ -1,8 +1,10 @@
 """What people call a batch, as the arguments of a model call."""
 
+import difflib
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +15,10 @@ from torch.utils import _pytree as pytree
 
 from fxq.errors import FxqError, InputError
 
+logger = logging.getLogger(__name__)
+
+# What training wants beside the inputs: forward takes it to return a loss, and a deployed model has no use for it.
+LABELS = frozenset({"label", "labels", "label_ids", "target", "targets", "start_positions", "end_positions"})
 Forward = Callable[[GraphModule, Any], Any]
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | None
 
@@ -59,11 +65,11 @@ def as_inputs(gm: GraphModule, batch: Any) -> Inputs:
     if not isinstance(batch, Tensor | Mapping | tuple | list):
         raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}")
     batch = _on_device_of(gm, batch)
+    names, required = _inputs(gm)
     if isinstance(batch, Mapping):
-        return Inputs((), dict(batch))
+        return Inputs((), _taken(batch, names, without=LABELS - set(_given_inputs(gm))))
     if isinstance(batch, Tensor):
         return Inputs((batch,), {})
-    names, required = _inputs(gm)
     if required == 1 and len(batch) == 2:
         return Inputs((batch[0],), {})  # (input, label)
     if len(batch) > len(names):
@@ -141,6 +147,7 @@ def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | No
                 f"(args, kwargs), got {type(example_inputs).__name__}"
             )
     signature = inspect.signature(model.forward)
+    kwargs = _taken(kwargs, _keywords(signature))
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -159,7 +166,9 @@ def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:
     required = sum(one.default is one.empty and one.kind in kinds for one in parameters)
     if isinstance(batch, Mapping):
         names = [one.name for one in parameters if one.kind in kinds]
-        if not set(batch) <= set(names) or not all(isinstance(value, Tensor) for value in batch.values()):
+        optional = {one.name for one in parameters if one.default is not one.empty}
+        batch = _taken(batch, names, without=LABELS & optional)
+        if not all(isinstance(value, Tensor) for value in batch.values()):
             return None
         count = max((names.index(name) + 1 for name in batch), default=0)
         values = tuple(batch.get(one.name, one.default) for one in list(parameters)[:count])
@@ -170,6 +179,34 @@ def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:
     if not all(isinstance(value, Tensor) for value in inputs) or len(inputs) < required:
         return None
     return inputs
+
+
+def _keywords(signature: inspect.Signature) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [one.name for one in signature.parameters.values() if one.kind in kinds]
+
+
+def _taken(batch: Mapping[str, Any], names: Sequence[str], without: Collection[str] = ()) -> dict[str, Any]:
+    """Return what of a batch goes into a model: loaders and tokenizers put more into theirs.
+
+    Args:
+        batch: of keyword inputs.
+        names: parameters of forward.
+        without: names that are left out, and may well be there.
+
+    Raises:
+        InputError: none of it goes in, or a key that is left out looks like a misspelt parameter.
+    """
+    left = [key for key in batch if key not in names]
+    for key in left:
+        close = difflib.get_close_matches(str(key), [name for name in names if name not in batch], n=1, cutoff=0.85)
+        if close:
+            raise InputError(f"the model takes no {key!r}; did you mean {close[0]!r}?")
+    if batch and len(left) == len(batch):
+        raise InputError(f"the model's inputs are {', '.join(names)}, and the batch has {', '.join(map(repr, batch))}")
+    if left:
+        logger.info("keys of the batch that the model does not take: %s", ", ".join(map(str, left)))
+    return {key: value for key, value in batch.items() if key not in left and key not in without}
 
 
 def describe(value: Any) -> str:
@@ -189,6 +226,12 @@ def _inputs(gm: GraphModule) -> tuple[list[str], int]:
     # A default of None is burned in unless the example inputs had a tensor there: then the graph reads it.
     required = [node for node in placeholders if not node.args or (node.args[0] is None and node.users)]
     return [str(node.target) for node in placeholders], len(required)
+
+
+def _given_inputs(gm: GraphModule) -> list[str]:
+    """Return the inputs that are tensors, or hold some: not the parameters that are burned in."""
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    return [str(node.target) for node in placeholders if node.users]
 
 
 def _on_device_of(gm: GraphModule, batch: Any) -> Any:

@@ -37,7 +37,7 @@ def explain_graph(gm: GraphModule, state: State) -> Explanation:
     nodes = tuple(
         _explain_node(node, state, inside.get(str(node.target), {})) for node in gm.graph.nodes if not _is_silent(node)
     )
-    return Explanation(state.settings.target.name, state.recipe.name, nodes, coverage_of(gm))
+    return Explanation(state.settings.target.name, state.recipe.name, nodes, coverage_of(gm), traced=state.traced)
 
 
 def _is_silent(node: Node) -> bool:

@@ -70,7 +70,7 @@ class Explanation:
     """What became of each operation. ``print`` shows a table; ``to_dict`` and ``nodes`` are for programs.
 
     ``coverage``: which layers compute with integers. ``quality``: how close a converted model is to the float one, None
-    where it is not known.
+    where it is not known. ``traced``: which front end traced the model, and why, where it was not the first.
     """
 
     target: str
@@ -78,6 +78,7 @@ class Explanation:
     nodes: tuple[NodeExplanation, ...]
     coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
     quality: Quality | None = None
+    traced: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -143,6 +144,7 @@ class Explanation:
     def _title(self) -> Text:
         recipe = self.recipe if self.recipe == self.target else f"{self.recipe} for {self.target}"
         lines = [f"{recipe}: {_counted(self.counts)}", str(self.coverage)]
+        lines += [self.traced] if self.traced else []
         lines += [] if self.quality is None else [str(self.quality)]
         return Text("\n").join(map(_text, lines))
 

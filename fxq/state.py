@@ -25,6 +25,7 @@ class State:
 
     ``verify``: hold each pass to its tolerance, one by one. ``original``: the user's model; ``compared``: inputs to
     compare on, None where there were none; ``reference``: what the float model makes of them, once it was asked.
+    ``traced``: how, in words, where not by the first front end.
     """
 
     stage: Stage
@@ -37,6 +38,7 @@ class State:
     original: Original | None = None
     compared: ComparedInputs | None = None
     reference: FloatReference | None = None
+    traced: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle holds neither the user's model nor samples of the data."""

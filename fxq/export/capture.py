@@ -6,8 +6,6 @@ function calls in an inlined graph would not).
 """
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
@@ -21,6 +19,7 @@ from fxq.compare.outputs import evaluated
 from fxq.errors import ExportError
 from fxq.export.decompositions import decompose_where_needed
 from fxq.export.translate import translation_table
+from fxq.graph.quiet import quiet_torch
 from fxq.process_lock import PROCESS_LOCK
 from fxq.quant import lowered_kind
 
@@ -39,7 +38,7 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, dynamic_bat
     # torch.export takes a size of 1 for a constant, so a single example is traced as a batch of two.
     examples = with_batch(inputs, 2) if dynamic_batch and batch_size(inputs) == 1 else inputs
     try:
-        with PROCESS_LOCK, _quiet(), _no_stack_traces(), evaluated(gm), torch.no_grad():
+        with PROCESS_LOCK, quiet_torch(), _no_stack_traces(), evaluated(gm), torch.no_grad():
             # Not around torch.onnx.export: decomposing a recurrent layer would trip over the kept meta.
             with fx.traceback.preserve_node_meta():
                 program = torch.export.export(_ScopedModel(gm), examples, dynamic_shapes=shapes, strict=False)
@@ -115,24 +114,6 @@ class _ScopedModel(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         return fx.Interpreter(self.model).run(*inputs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.onnx silent: it logs missing metadata and warns about its own doings."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        # All of them: torch also warns from C++ and in the name of the code that it traces. What the model itself has
-        # to say, it said when it ran before.
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ of those, so the generated code of the graph begins with one line for each of th
 the graph: passes and exporters do not see them, and they follow it through copies, pickles and torch.compile.
 """
 
+import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node, Proxy
 from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
 
 from fxq.errors import InputError
 
@@ -63,15 +66,34 @@ def facts_about(node: Node) -> list[Fact]:
     return found
 
 
-def check_calls(graph: Graph, facts: Sequence[Fact]) -> None:
-    """Let calls of ``graph`` be refused where a fact does not hold; a burned-in value is its parameter's default."""
+def facts_of(name: str, value: Any, keys: tuple[Any, ...] = ()) -> list[Fact]:
+    """Return what a graph takes for given that was traced with ``value``: all of it but the tensors."""
+    if isinstance(value, Tensor):
+        return []
+    answer, _, aspect = _asked(value, keys)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple | list) else ()
+    inner = [fact for key, item in items for fact in facts_of(name, item, (*keys, key))]
+    return [Fact(name, answer, keys, aspect), *inner]
+
+
+def check_calls(
+    graph: Graph, facts: Sequence[Fact], guards: Sequence[str] = (), result: pytree.TreeSpec | None = None
+) -> None:
+    """Let calls of ``graph`` be refused where a fact does not hold; a burned-in value is its parameter's default.
+
+    Args:
+        graph: modified.
+        facts: about arguments that are no tensors.
+        guards: what holds about the sizes of tensors, as torch.export writes it: ``L['x'].size()[1] == 9``.
+        result: makes what a call returns from the leaves of what the graph returns; None: nothing is to be made.
+    """
     answers = {fact.name: fact.answer for fact in facts if not (fact.keys or fact.aspect)}
     for node in graph.nodes:
         if node.op == "placeholder" and node.args and is_literal(answers.get(str(node.target), ...)):
             node.args = (answers[str(node.target)],)
-    if facts:
+    if facts or guards or result is not None:
         parameters = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
-        graph.set_codegen(_CheckedCode(parameters, tuple(facts)))
+        graph.set_codegen(_CheckedCode(parameters, tuple(facts), tuple(guards), result))
 
 
 def check_argument(given: Any, name: str, keys: Sequence[Any], aspect: str, answer: Any) -> None:
@@ -102,6 +124,39 @@ def check_argument(given: Any, name: str, keys: Sequence[Any], aspect: str, answ
         )
 
 
+def check_sizes(given: Mapping[str, Any], guards: Sequence[str]) -> None:
+    """Refuse a call with sizes for which the graph was not traced.
+
+    Raises:
+        InputError: a guard does not hold for the arguments by parameter.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(dict(given)) if isinstance(leaf, Tensor)]
+    is_traced = any(isinstance(value, Proxy) for value in given.values())
+    if is_traced or not all(isinstance(size, int) for tensor in tensors for size in tensor.shape):
+        return  # which sizes there will be is not known yet
+    for guard in guards:
+        if holds(guard, given) is False:
+            shapes = ", ".join(f"{name}: {_text(value)}" for name, value in given.items() if isinstance(value, Tensor))
+            raise InputError(
+                f"the model was traced for sizes with {in_words(guard)}, and is called with {shapes}: its Python "
+                "decides by them. Prepare the model again with example_inputs of these sizes"
+            )
+
+
+def holds(guard: str, given: Mapping[str, Any]) -> bool | None:
+    """Return whether a guard holds for arguments by parameter; None where it cannot be asked."""
+    try:
+        return bool(eval(guard, {"math": math, "torch": torch}, {"L": given}))  # torch.export wrote it
+    except (LookupError, AttributeError, TypeError, NameError):
+        return None  # there is no such tensor: a fact says so, or forward itself
+
+
+def in_words(guard: str) -> str:
+    """Return a guard as a person would write it: ``x.shape[1] == 9``."""
+    named = re.sub(r"L\['(\w+)'\]", r"\1", guard)
+    return re.sub(r"\.size\(\)\[", ".shape[", named)
+
+
 class _Answer:
     """Holds an answer that may be anything: torch.fx hashes what the code of a graph names."""
 
@@ -112,10 +167,18 @@ class _Answer:
 class _CheckedCode(CodeGen):
     """Generates the code of forward, with the checks as its first lines."""
 
-    def __init__(self, parameters: tuple[str, ...], facts: tuple[Fact, ...]) -> None:
+    def __init__(
+        self,
+        parameters: tuple[str, ...],
+        facts: tuple[Fact, ...],
+        guards: tuple[str, ...] = (),
+        result: pytree.TreeSpec | None = None,
+    ) -> None:
         super().__init__()
         self.parameters = parameters
         self.facts = facts
+        self.guards = guards
+        self.result = result
 
     def process_inputs(self, *args: Any) -> Any:  # type: ignore[override]  # torch 2.11 has another signature
         """Check what an interpreter gets, which runs nodes and no code: that of torch.export is one."""
@@ -126,7 +189,12 @@ class _CheckedCode(CodeGen):
         for fact in self.facts:
             if fact.name in given:
                 check_argument(given[fact.name], fact.name, fact.keys, fact.aspect, fact.answer)
+        check_sizes(given, self.guards)
         return super().process_inputs(*args)
+
+    def process_outputs(self, outputs: Any) -> Any:
+        """Return what the model returns."""
+        return outputs if self.result is None else as_result(outputs, self.result)
 
     def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
         """Return the ``def`` line and the checks."""
@@ -135,19 +203,39 @@ class _CheckedCode(CodeGen):
             f"{repr(fact.answer) if is_literal(fact.answer) else _name_of(index)})"
             for index, fact in enumerate(self.facts)
         ]
+        if self.guards:
+            given = ", ".join(f"{name!r}: {name}" for name in (one.lstrip("*") for one in self.parameters))
+            lines.append(f"    {check_sizes.__name__}({{{given}}}, _fxq_guards)")
         return "\n".join([super().gen_fn_def(*args, **kwargs), *lines])
+
+    def generate_output(self, output_args: Any, *args: Any, **kwargs: Any) -> str:
+        """Return the ``return`` line."""
+        line = super().generate_output(output_args, *args, **kwargs)
+        if self.result is None:
+            return line
+        return f"return {as_result.__name__}({line.strip().removeprefix('return ')}, _fxq_result)"
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """Return what the checks name: themselves, and the answers that no code spells."""
-        named = [
+        named: list[tuple[str, Any]] = [
             (_name_of(index), _Answer(fact.answer))
             for index, fact in enumerate(self.facts)
             if not is_literal(fact.answer)
         ]
+        if self.guards:
+            named += [(check_sizes.__name__, check_sizes), ("_fxq_guards", self.guards)]
+        if self.result is not None:
+            named += [(as_result.__name__, as_result), ("_fxq_result", _Answer(self.result))]
         return [*super().additional_globals(), (check_argument.__name__, check_argument), *named]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_CheckedCode":
         return self  # nobody changes it, and a copied answer need not be equal
+
+
+def as_result(value: Any, structure: Any) -> Any:
+    """Return the leaves of ``value`` in the containers of a TreeSpec, such as a class of the model's own."""
+    structure = structure.value if isinstance(structure, _Answer) else structure
+    return pytree.tree_unflatten(pytree.tree_leaves(value), structure)
 
 
 def _name_of(index: int) -> str:

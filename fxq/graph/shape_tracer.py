@@ -4,7 +4,6 @@ Values are computed on fake tensors (shape, dtype and device without data), so t
 look at each node.
 """
 
-import contextlib
 import functools
 import operator
 import sys
@@ -13,33 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 from torch.fx import Node, Proxy, Tracer
-from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from fxq.graph.arguments import Fact, facts_about
-from fxq.graph.known_results import KnownResults
+from fxq.graph.evaluation import Evaluation
 from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
 from fxq.graph.source_lines import user_stack
 from fxq.graph.trace_transformer import STACKS, plain_forward
 from fxq.kinds import is_registered
 from fxq.nn import plain_type
 
-# What a fake tensor cannot tell: the shape of nonzero(x), the number in x.item(), an operator without a shape rule.
-_NOT_KNOWABLE = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 _PACKAGES = frozenset({"torch", "_operator", "builtins"})
 # They may compare sizes.
 _COMPARISONS = frozenset({
@@ -71,8 +55,7 @@ class ShapeTracer(Tracer):
         self.newest: Node | None = None  # where to look when tracing fails
         self.facts: list[Fact] = []  # what the graph takes for given about the parameters of forward
         self._evaluating = False
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._known = KnownResults()
+        self._evaluation = Evaluation()
         self._names: dict[int, str] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
@@ -178,19 +161,17 @@ class ShapeTracer(Tracer):
         if node.op == "placeholder":
             self._place(node)
             return node
-        if all("val" in producer.meta for producer in node.all_input_nodes):
-            self._evaluating = True  # a leaf module now runs for real: its calls and attributes make no nodes
-            try:
-                with contextlib.suppress(*_NOT_KNOWABLE), self._fake, torch.no_grad():
-                    node.meta["val"] = self._evaluate(node)
-            finally:
-                self._evaluating = False
+        self._evaluating = True  # a leaf module now runs for real: its calls and attributes make no nodes
+        try:
+            self._evaluation.evaluate(node, self.root)
+        finally:
+            self._evaluating = False
         return node
 
     def _place(self, node: Node) -> None:
         name = str(node.target).lstrip("*")
         if name in self.inputs:
-            node.meta["val"] = tree_map_only(Tensor, self._fake.from_tensor, self.inputs[name])
+            node.meta["val"] = self._evaluation.as_fake(self.inputs[name])
         elif name in self.defaults:
             node.meta["val"] = self.defaults[name]
 
@@ -201,30 +182,6 @@ class ShapeTracer(Tracer):
         proxy.node.meta["burned_in"] = value
         self.facts.append(Fact(str(proxy.node.target).lstrip("*"), value))
         return value
-
-    def _evaluate(self, node: Node) -> Any:
-        args, kwargs = map_arg((node.args, node.kwargs), lambda producer: producer.meta["val"])
-        match node.op:
-            case "get_attr":
-                value = _attribute(self.root, str(node.target))
-                return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
-            case "call_module":
-                return self._known.call(_attribute(self.root, str(node.target)), args, kwargs)
-            case "call_method" if isinstance(args[0], Tensor):
-                return self._known.call(getattr(type(args[0]), str(node.target)), args, kwargs)
-            case "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            case "output":
-                return args[0]
-        assert callable(node.target)
-        return self._known.call(node.target, args, kwargs)
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _is_known_for_good(node: Node, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,7 +58,9 @@ def restored_state(model: nn.Module) -> Iterator[None]:
     # A TorchScript module keeps its attributes in C++, where no proxy can get in.
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module))) for module in modules]
-    containers = [value for _, values in attributes for value in values.values() if type(value) in (dict, list)]
+    containers = [
+        value for _, values in attributes for value in values.values() if type(value) in (dict, OrderedDict, list)
+    ]
     items = [(container, container.copy()) for container in containers]
     for module in modules:
         if isinstance(module, TensorQuantizer):

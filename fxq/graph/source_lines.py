@@ -1,6 +1,7 @@
 """Lines of the model's own code: those that are neither torch's nor fxq's."""
 
 import os
+import re
 import traceback
 from pathlib import Path
 from types import CodeType, FrameType
@@ -9,6 +10,8 @@ import torch
 from torch.fx import Tracer
 
 _NOT_USER_CODE = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
+
+_FRAME = re.compile(r'File "([^"]+)", line')
 
 
 def is_user_code(filename: str) -> bool:
@@ -25,3 +28,10 @@ def user_stack(frame: FrameType | None) -> str:
             frames.append((frame, frame.f_lineno))
         frame = frame.f_back
     return "".join(traceback.StackSummary.extract(iter(frames[::-1])).format()).strip()
+
+
+def user_lines(stack: str) -> str:
+    """Return a traceback as text without the frames of torch and fxq."""
+    frames = re.split(r'^(?=  File ")', "\n" + stack if stack.startswith("File") else stack, flags=re.MULTILINE)
+    found = [frame for frame in frames if (named := _FRAME.search(frame)) and is_user_code(named[1])]
+    return "".join(found).strip()

@@ -56,7 +56,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
         TraceError: the model's Python depends on what is not known while tracing.
         RecipeError: an entry of ``leaf_modules`` matches nothing.
     """
-    leaves = _leaf_paths(model, leaf_modules)
+    leaves = leaf_paths(model, leaf_modules)
     _check_followable(model)
     inputs, defaults = _bind(model, example_inputs)
     tracer = ShapeTracer(leaves, inputs, defaults)
@@ -73,11 +73,11 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
         raise
     except BaseException as error:  # the model's own code ran: it may raise anything, SystemExit too
         raise explain_failure(tracer, model, example_inputs, error) from error
-    _copy_modes(model, traced)
+    copy_modes(model, traced)
     return traced
 
 
-def _leaf_paths(model: nn.Module, globs: Sequence[str]) -> frozenset[str]:
+def leaf_paths(model: nn.Module, globs: Sequence[str]) -> frozenset[str]:
     """Return the paths of the modules that the globs name."""
     kinds = {path: type(module).__name__ for path, module in model.named_modules() if path}
     leaves: set[str] = set()
@@ -179,7 +179,7 @@ def _is_question(node: Node) -> bool:
     return node.op == "get_attr" or (node.op == "call_function" and node.target in _QUESTION_FUNCTIONS)
 
 
-def _copy_modes(model: nn.Module, traced: GraphModule) -> None:
+def copy_modes(model: nn.Module, traced: GraphModule) -> None:
     """Give the rebuilt containers the train or eval mode, and buffers the persistence, that the model's own have."""
     for path, module in traced.named_modules():
         original = model.get_submodule(path)

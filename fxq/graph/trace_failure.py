@@ -19,11 +19,11 @@ def explain_failure(
     """Return the error for the user: InputError if the model itself refuses the inputs, TraceError otherwise."""
     path, kind = _module(tracer, model)
     module = f"module '{path}' ({kind})" if path else f"the model itself ({kind})"
-    where = f"{module}, {_source_line(error)}"
+    where = f"{module}, {source_line(error)}"
     if tracer.newest is not None:
         where += f", at node '{tracer.newest.name}'"
     reason = f"{type(error).__name__}: {error}".strip().rstrip(".:")
-    if example_inputs is not None and _model_refuses(model, example_inputs):
+    if example_inputs is not None and model_refuses(model, example_inputs):
         return InputError(
             f"the model fails on the example inputs, in {where}: {reason}; it got ({describe(example_inputs)}): "
             f"pass example_inputs for which model(*example_inputs) runs"
@@ -62,7 +62,7 @@ def _module(tracer: ShapeTracer, model: nn.Module) -> tuple[str, str]:
     return path, getattr(kind, "__name__", str(kind))
 
 
-def _source_line(error: BaseException) -> str:
+def source_line(error: BaseException) -> str:
     """Return file, line and text of the innermost line of the model's own code that led to the error."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_user_code(frame.filename)]
     if not frames:
@@ -70,7 +70,8 @@ def _source_line(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`"
 
 
-def _model_refuses(model: Callable[..., Any], example_inputs: tuple[Any, ...]) -> bool:
+def model_refuses(model: Callable[..., Any], example_inputs: tuple[Any, ...]) -> bool:
+    """Return whether the model itself fails on the example inputs."""
     inputs = tree_map_only(Tensor, torch.clone, example_inputs)
     try:
         with torch.no_grad():

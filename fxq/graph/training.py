@@ -7,7 +7,7 @@ whole. Of everything else there is a warning: the graph computes it as in evalua
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,6 @@ from fxq.errors import FxqError
 from fxq.graph.match import owner_path
 from fxq.graph.modules import add_module, free_path
 from fxq.graph.shape_tracer import ShapeTracer
-from fxq.graph.trace import trace
 from fxq.kinds import WEIGHTED_KINDS, class_kind
 from fxq.nn.by_mode import ByMode
 
@@ -26,14 +25,21 @@ _ROUNDS = 8  # a module that stays whole may have hidden the next
 
 
 def trace_for_training(
-    model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules: Sequence[str], stacklevel: int
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None,
+    leaf_modules: Sequence[str],
+    stacklevel: int,
+    trace: Callable[[nn.Module, Any, Sequence[str]], GraphModule],
 ) -> GraphModule:
-    """Return the graph of ``model``, which is in eval mode, with what it does in training where a graph can hold it."""
+    """Return the graph of ``model``, which is in eval mode, with what it does in training where a graph can hold it.
+
+    ``trace`` makes a graph of the mode that the model is in.
+    """
     leaves = list(leaf_modules)
     for _ in range(_ROUNDS):
         evaluating = trace(model, example_inputs, leaves)
         try:
-            training = _trace_in_training(model, example_inputs, leaves)
+            training = _trace_in_training(model, example_inputs, leaves, trace)
         except FxqError as error:
             warnings.warn(
                 f"what the model does in training only is not kept, for it cannot be traced in training mode: {error}",
@@ -76,7 +82,12 @@ def _replaced(arguments: Any, node: Node, value: Any) -> Any:
     return map_aggregate(arguments, lambda one: value if one is node else one)
 
 
-def _trace_in_training(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaves: Sequence[str]) -> GraphModule:
+def _trace_in_training(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None,
+    leaves: Sequence[str],
+    trace: Callable[[nn.Module, Any, Sequence[str]], GraphModule],
+) -> GraphModule:
     """Return the graph of ``model`` in training mode.
 
     What becomes one node is evaluated in its own mode: batch norm refuses to train on one sample.

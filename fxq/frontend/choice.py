@@ -1,0 +1,86 @@
+"""Which front end traces a model: torch.fx follows its Python (symbolic), or torch.export runs it (export)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fxq.compare.traced import check_traced
+from fxq.errors import InputError, TraceError
+from fxq.frontend.exported import trace_exported
+from fxq.graph.trace import trace
+from fxq.graph.training import trace_for_training
+
+Frontend = Literal["auto", "symbolic", "export"]
+Trace = Callable[[nn.Module, Any, Sequence[str]], GraphModule]
+_TRACES: Mapping[str, Trace] = MappingProxyType({"symbolic": trace, "export": trace_exported})
+NAMES = ("auto", *_TRACES)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced model.
+
+    Args:
+        gm: the graph module.
+        has_numbers: it was compared with the model on the example inputs.
+        how: which front end made it and why, in words; "" for the first one.
+    """
+
+    gm: GraphModule
+    has_numbers: bool
+    how: str = ""
+
+
+def trace_model(
+    model: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    leaf_modules: Sequence[str],
+    frontend: Frontend = "auto",
+    training_level: int | None = None,
+) -> Traced:
+    """Return the graph of ``model``, which computes what the model computes on the example inputs.
+
+    Args:
+        model: in eval mode; not modified.
+        inputs: positional example inputs; torch.export needs them.
+        leaf_modules: modules to keep whole, as globs.
+        frontend: "symbolic", "export", or "auto": symbolic, and export where that fails.
+        training_level: the stacklevel of warnings where what the model does in training is to be kept; else None.
+
+    Raises:
+        InputError: there is no such front end, or no inputs for "export", or the model does not run on them.
+        TraceError: the model cannot be traced, or only to a graph that computes something else.
+    """
+    if frontend not in NAMES:
+        raise InputError(f"frontend is {', '.join(map(repr, NAMES[:-1]))} or {NAMES[-1]!r}, got {frontend!r}")
+    if frontend == "export" and inputs is None:
+        raise InputError('frontend="export" runs the model: give prepare() example_inputs')
+    first = "symbolic" if frontend == "auto" else frontend
+    try:
+        gm, has_numbers = _traced(_TRACES[first], model, inputs, leaf_modules, training_level)
+    except TraceError as error:
+        if frontend != "auto" or inputs is None:
+            raise
+        failure = error
+    else:
+        return Traced(gm, has_numbers, "traced by torch.export, as asked for" if frontend == "export" else "")
+    try:
+        gm, has_numbers = _traced(trace_exported, model, inputs, leaf_modules, training_level)
+    except TraceError as error:
+        failure.add_note(f"torch.export was tried as well: {error}")
+        raise failure from error
+    return Traced(gm, has_numbers, f"traced by torch.export, for torch.fx cannot follow the model: {failure}")
+
+
+def _traced(
+    trace: Trace, model: nn.Module, inputs: Any, leaf_modules: Sequence[str], training_level: int | None
+) -> tuple[GraphModule, bool]:
+    if training_level is None:
+        gm = trace(model, inputs, leaf_modules)
+    else:
+        gm = trace_for_training(model, inputs, leaf_modules, training_level + 2, trace)
+    return gm, inputs is not None and check_traced(model, gm, inputs)
