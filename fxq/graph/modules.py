@@ -52,7 +52,11 @@ def set_tensor(gm: nn.Module, path: str, value: torch.Tensor) -> None:
 
 
 def free_path(gm: GraphModule, path: str) -> str:
-    """Return ``path``, or the first of path_1, path_2, ... that no attribute of the model has."""
+    """Return ``path``, or the first of path_1, path_2, ... that no attribute of the model has.
+
+    Nothing is put below a module that is called, which may be replaced with all that it holds: a.relu becomes a_relu.
+    """
+    path = _beside_called(gm, path)
     candidate, count = path, 0
     while _has(gm, candidate):
         count += 1
@@ -60,7 +64,7 @@ def free_path(gm: GraphModule, path: str) -> str:
     return candidate
 
 
-def only_holds(container: nn.Module, module: nn.Module) -> bool:
+def only_holds(container: nn.Module | None, module: nn.Module) -> bool:
     """Return whether ``container`` is a plain one whose tensors are ``module``'s own, under the same names."""
     if type(container) is not nn.Module or container._modules:
         return False
@@ -101,6 +105,18 @@ def _container(gm: nn.Module, path: str) -> nn.Module:
             gm.add_module(name, nn.Module())
         gm = getattr(gm, name)
     return gm
+
+
+def _beside_called(gm: nn.Module, path: str) -> str:
+    names, owner = path.split("."), gm
+    for depth, name in enumerate(names[:-1]):
+        found = owner._modules.get(name)
+        if found is None:
+            break
+        if type(found) is not nn.Module:  # in a graph module, what is not called is a plain container
+            return ".".join([*names[:depth], "_".join(names[depth:])])
+        owner = found
+    return path
 
 
 def _has(gm: nn.Module, path: str) -> bool:

@@ -93,7 +93,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
         """
         found = find_module(self.gm, path)
         if found is not module:
-            if found is None or not only_holds(found, module):
+            if not only_holds(found, module):
                 path = free_path(self.gm, path)
             module.train(self.gm.training)
             add_module(self.gm, path, module)

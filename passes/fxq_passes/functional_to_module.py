@@ -24,7 +24,7 @@ class FunctionalToModule(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Look each call up in the tables of ``forms``."""
-        layers = StoredLayers(rw)
+        _layers_to_modules(rw)
         for node in rw.nodes(lambda node: node.op in ("call_function", "call_method")):
             target = node.target
             form = METHODS.get(str(target)) if node.op == "call_method" else FUNCTIONS.get(target)
@@ -34,10 +34,16 @@ class FunctionalToModule(Pass):
                 _clamp_to_module(rw, node)
             elif target in CANONICAL:
                 _to_canonical(rw, node)
-            elif target in WEIGHTED:
-                layer_from(rw, node, WEIGHTED[target], layers)
-            elif target in (F.batch_norm, torch.batch_norm):
-                batch_norm_from(rw, node, layers)
+
+
+def _layers_to_modules(rw: Rewriter) -> None:
+    """Give layers with stored tensors the places of those, before anything else is put there."""
+    layers = StoredLayers(rw)
+    for node in rw.nodes(lambda node: node.op == "call_function"):
+        if node.target in WEIGHTED:
+            layer_from(rw, node, WEIGHTED[node.target], layers)
+        elif node.target in (F.batch_norm, torch.batch_norm):
+            batch_norm_from(rw, node, layers)
 
 
 def _to_module(rw: Rewriter, node: Node, form: ModuleForm) -> None:

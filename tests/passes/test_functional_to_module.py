@@ -252,9 +252,9 @@ def test_a_module_with_more_than_one_weight_keeps_them_all() -> None:
         inputs=random(2, 4),
         after="""
             input_1 = input
-            linear = Linear[0_1](input_1)
+            linear = Linear[0.linear](input_1)
             _0_relu = ReLU[0.relu](linear)
-            linear_1 = Linear[0_2](_0_relu)
+            linear_1 = Linear[0.linear_1](_0_relu)
             return linear_1
         """,
     )

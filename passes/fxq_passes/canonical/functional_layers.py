@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from fxq import Rewriter
 from fxq.graph import module_of
+from fxq.graph.modules import find_module, only_holds
 from fxq_passes.canonical.canonical_forms import WEIGHTED, WeightedForm
 
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -86,8 +87,15 @@ def _arguments(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _call(rw: Rewriter, node: Node, source: Any, module: nn.Module, stored_at: Node, layers: StoredLayers) -> None:
-    """Call ``module`` instead of ``node``: at the path of its tensors, or where an equal one is from another call."""
-    path = str(stored_at.target).rpartition(".")[0] or node.name
+    """Call ``module`` instead of ``node``: at the path of its tensors, or where an equal one is from another call.
+
+    A container that holds more than these tensors gets it as a child.
+    """
+    path = str(stored_at.target).rpartition(".")[0]
+    container = find_module(rw.gm, path)
+    if type(container) is nn.Module and not only_holds(container, module):
+        path = f"{path}.{type(module).__name__.lower()}"
+    path = path or node.name
     path, module = layers.like(module) or (path, module)
     name = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn")).__name__
     new = rw.call_module_instead(node, path, module, (source,), f"canonical form: nn.{name}")

@@ -175,9 +175,7 @@ def _place(rw: Rewriter, expression: Expression, value: Tensor, dying: set[Node]
         if path not in taken and called.isdisjoint(owners):
             return path
     reader, name = next(iter(expression.readers), (expression.root, "weight"))
-    owner = owner_path(reader)
-    inside = next((place for place in itertools.accumulate(owner.split("."), "{}.{}".format) if place in called), None)
-    return free_path(rw.gm, f"{owner}.{name}".lstrip(".") if inside is None else f"{inside}_{name}")
+    return free_path(rw.gm, f"{owner_path(reader)}.{name}".lstrip("."))
 
 
 def _number(expression: Expression, numbers: dict[str, int]) -> str:
