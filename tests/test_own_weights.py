@@ -81,6 +81,33 @@ def test_a_module_with_a_weight_of_its_own_is_quantized_like_one_that_calls_a_la
     assert_alike(spelled, other, X, ["tensorrt", "onnxruntime"])
 
 
+class Padded(nn.Conv2d):
+    """Pads so that strides need no care, as TensorFlow does: asks for the shape of its weight alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = []
+        for size, kernel, stride in zip(x.shape[-2:], self.weight.shape[-2:], self.stride, strict=True):
+            total = max((-(size // -stride) - 1) * stride + kernel - size, 0)
+            padding = [total // 2, total - total // 2, *padding]
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride)
+
+
+class AsksTransposed(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.weight.transpose(0, 1).size(0) - self.weight.size(2)
+        return F.conv2d(F.pad(x, [size, 0, size, 0]), self.weight, self.bias, self.stride)
+
+
+@pytest.mark.parametrize("kind", [Padded, AsksTransposed])
+def test_a_weight_whose_shape_alone_is_read_is_quantized(kind: type[nn.Conv2d]) -> None:
+    torch.manual_seed(0)
+    other = nn.Sequential(kind(4, 4, 3, stride=2), nn.ReLU())
+    padding = (0, 1, 0, 1) if kind is Padded else (1, 0, 1, 0)
+    spelled = nn.Sequential(nn.ZeroPad2d(padding), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU())
+    spelled[1].load_state_dict(other[0].state_dict())
+    assert_alike(spelled, other, X, ["tensorrt"])
+
+
 def test_a_layer_keeps_the_path_of_its_weight_and_what_stands_around_it_stands_beside() -> None:
     prepared = fxq.prepare(nn.Sequential(Own(WAYS["relu"])).eval(), X)
     paths = [node.path for node in fxq.explain(prepared).nodes]

@@ -57,6 +57,7 @@ class ShapeTracer(Tracer):
         self._evaluating = False
         self._evaluation = Evaluation()
         self._names: dict[int, str] = {}
+        self._stored: set[Node] = set()  # computed from stored tensors alone, whose shapes no input changes
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
         """Return the graph of ``root``; torch's own classes are patched meanwhile and restored after."""
@@ -115,6 +116,8 @@ class ShapeTracer(Tracer):
         """Record a node; what is no tensor, no size and no container is known for good and is returned as it is."""
         proxy = super().create_proxy(*args, **kwargs)
         value = value_of(proxy)
+        if proxy.node in self._stored and _is_size(value):
+            return value
         if not _is_known_for_good(proxy.node, value):
             return proxy
         if value is not None or proxy.node.target is operator.getitem:
@@ -161,6 +164,8 @@ class ShapeTracer(Tracer):
         if node.op == "placeholder":
             self._place(node)
             return node
+        if node.op == "get_attr" or (node.all_input_nodes and self._stored.issuperset(node.all_input_nodes)):
+            self._stored.add(node)
         self._evaluating = True  # a leaf module now runs for real: its calls and attributes make no nodes
         try:
             self._evaluation.evaluate(node, self.root)
@@ -192,6 +197,10 @@ def _is_known_for_good(node: Node, value: Any) -> bool:
     if isinstance(value, bool):
         return node.target not in _COMPARISONS
     return value is None or isinstance(value, str | torch.dtype | torch.device | torch.layout)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int or isinstance(value, torch.Size)
 
 
 def _stays_an_input(value: Any) -> bool:
