@@ -41,7 +41,7 @@ class PassSpec:
 DEFAULT_PASSES = tuple(
     PassSpec(name)
     for name in (
-        "remove_inplace", "fold_weights", "functional_to_module", "remove_dropout", "fold_batchnorm",
+        "write_out", "remove_inplace", "fold_weights", "functional_to_module", "remove_dropout", "fold_batchnorm",
         "plan_ops", "plan_residual_adds", "solve_scales",
         "insert_quantizers", "attach_observers",
         "observe_ranges", "fit_ranges",

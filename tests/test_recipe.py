@@ -221,7 +221,9 @@ def test_unknown_passes_options_and_fields_are_errors() -> None:
         prepare(recipe.with_pass_options("fold_batchnorm", before="no"))
     with pytest.raises(fxq.RecipeError, match="a recipe has the fields name, target, "):
         recipe.replace(colour="red")
-    with pytest.raises(fxq.RecipeError, match="the recipe 'tensorrt' has no pass 'nothing'; it has remove_inplace"):
+    with pytest.raises(
+        fxq.RecipeError, match="the recipe 'tensorrt' has no pass 'nothing'; it has write_out, remove_inplace"
+    ):
         recipe.without_pass("nothing")
     with pytest.raises(fxq.RecipeError, match=r"a rule is a fxq.Rule or a \(match, config\) pair, got 'fc'"):
         recipe.with_rules("fc")  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ from fxq.graph.rewriter import Rewriter
 from fxq.graph.settings import Settings
 from fxq.graph.stored import fit_weights, stored_input, weight_quantizers
 from fxq.graph.text import graph_text
+from fxq.graph.written_out import written_out
 
 __all__ = [
     "ACTIVATIONS",
@@ -91,4 +92,5 @@ __all__ = [
     "weight_quantizers",
     "why_altered",
     "writes_in_place",
+    "written_out",
 ]

@@ -6,17 +6,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from fxq.errors import PassError
 from fxq.graph.altered import why_altered
 from fxq.graph.data_stage import DataStage
 from fxq.graph.edges import hand_over, inherited_meta, last_of_kind, read_instead
 from fxq.graph.kinds import module_of, produces_tensor
-from fxq.graph.match import Edge
+from fxq.graph.match import Edge, owner_path
 from fxq.graph.modules import add_module, find_module, free_path, only_holds, set_tensor
 from fxq.graph.plan_rewriter import PlanRewriter
 from fxq.graph.settings import Settings
 from fxq.graph.value_rewriter import ValueRewriter
+from fxq.graph.written_out import WrittenOut
 from fxq.record import Record
 
 
@@ -110,6 +112,27 @@ class Rewriter(PlanRewriter, ValueRewriter):
         with self.gm.graph.inserting_before(node):
             new = self.gm.graph.create_node(op, function, tuple(args), dict(kwargs))
         return self._replace(node, new, why)
+
+    def write_out(self, node: Node, call: WrittenOut, why: str) -> list[Node]:
+        """Replace a call by the operations that it consists of (``fxq.graph.written_out``); return them."""
+        values: dict[Node, Any] = {}
+        inserted: list[Node] = []
+        for traced in call.graph.nodes:
+            if traced.op == "placeholder":
+                values[traced] = call.arguments[str(traced.target)]
+            elif traced.op == "get_attr":
+                path = free_path(self.gm, f"{owner_path(node)}.{node.name}_constant".lstrip("."))
+                values[traced] = self.read_tensor(node, path, getattr(call.constants, str(traced.target)))
+            elif traced.op == "output":
+                self.replace_by(node, map_arg(traced.args[0], values.__getitem__), why)
+            elif isinstance(given := values.get(traced.args[0]), tuple | list):  # an item of an argument
+                values[traced] = given[traced.args[1]]
+            else:
+                args, kwargs = map_arg((traced.args, traced.kwargs), values.__getitem__)
+                new = self.insert_call(node, traced.target, args, node, kwargs, traced.meta.get("val"))
+                values[traced] = new
+                inserted.append(new)
+        return inserted
 
     def insert_call(
         self,

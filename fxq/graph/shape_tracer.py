@@ -61,7 +61,8 @@ class ShapeTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
         """Return the graph of ``root``; torch's own classes are patched meanwhile and restored after."""
-        self._names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
+        if isinstance(root, nn.Module):
+            self._names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
         with sizes_may_be_proxies():
             return super().trace(root, concrete_args)
 
@@ -153,9 +154,10 @@ class ShapeTracer(Tracer):
         concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
     ) -> tuple[Any, list[Any]]:
         """Make a placeholder for each parameter of forward, and give forward the plain value where it is no tensor."""
-        function, (root, *arguments) = super().create_args_for_root(root_fn, is_module, concrete_args)
-        function = plain_forward(root) or function
-        return function, [root, *(self._argument(proxy) for proxy in arguments)]
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        root = arguments[: int(is_module)]
+        function = (plain_forward(root[0]) if root else None) or function
+        return function, [*root, *map(self._argument, arguments[len(root) :])]
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         """Record a node with its source line, and compute its value where its inputs' values are known."""

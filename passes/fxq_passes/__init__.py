@@ -15,6 +15,7 @@ from fxq_passes.plan_residual_adds import PlanResidualAdds
 from fxq_passes.remove_dropout import RemoveDropout
 from fxq_passes.remove_inplace import RemoveInplace
 from fxq_passes.solve_scales import SolveScales
+from fxq_passes.write_out import WriteOut
 
 __all__ = [
     "AttachObservers",
@@ -32,4 +33,5 @@ __all__ = [
     "RemoveDropout",
     "RemoveInplace",
     "SolveScales",
+    "WriteOut",
 ]

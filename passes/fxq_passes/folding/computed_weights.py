@@ -54,6 +54,17 @@ class Expression:
         return ", ".join(str(node.target) for node in self.nodes if node.op in ("get_attr", "call_module"))
 
 
+def stored_value(rw: Rewriter, node: Node) -> Tensor | None:
+    """Return the value of ``node`` where it is computed from stored tensors alone, None if it may be another."""
+    nodes, constant = _leading_to(node), set[Node]()
+    for found in nodes:
+        if not _is_constant(rw, found, constant):
+            return None
+        constant.add(found)
+    value = evaluate(rw, nodes)
+    return value if isinstance(value, Tensor) else None
+
+
 def weight_expressions(rw: Rewriter) -> list[Expression]:
     """Return the weights of layers and products that the graph computes from stored tensors."""
     constant: set[Node] = set()
