@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from fxq.graph.altered import check_copyable
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.settings import Settings
+from fxq.graph.size_decisions import KEY
 from fxq.model_checks import (
     check_model,
     check_quantized_unaltered,
@@ -100,7 +101,9 @@ def prepare(
     erase_dead_nodes(gm, record)
     settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
     check_rules(chosen.rules, model, gm)
-    state = State(Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how)
+    state = State(
+        Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how, decisions=gm.meta.pop(KEY, None)
+    )
     numbers = _number_check(inputs) if verify else None
     check_graph(gm, Stage.TRACED)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
@@ -202,6 +205,10 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
     check: bool = True,
     min_sqnr_db: float | None = None,
     strict: bool = False,
+    dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset: int | None = None,
 ) -> "ExportReport":
     """Write a converted model as a checked QDQ ONNX file; under a temporary name first, so never half a file.
 
@@ -209,14 +216,23 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
         converted: the result of ``convert`` or ``quantize``.
         path: the .onnx file; its directory must exist.
         example_inputs: as in ``prepare``; None for those given there.
-        dynamic_batch: leave dimension 0 of every input open; None for what the target prefers.
+        dynamic_batch: leave dimension 0 of every input open; None for what the target prefers, or for nothing but what
+            ``dynamic_shapes`` says.
         check: check the file against ONNX and the target's rules, and its numbers in ONNX Runtime: against the
             converted model, and against the float model on the samples that ``convert`` used.
         min_sqnr_db, strict: as in ``convert``, of the file; with ``strict`` one that is worse is not written.
+        dynamic_shapes: the dimensions to leave open, and no others, as torch.export takes them: ``{"x": {0: "batch", 2:
+            "height"}}``, or a tuple in the order of the inputs; nested for lists and dicts of tensors. Each a name, a
+            ``torch.export.Dim`` (with bounds, also ``8 * Dim("h")``), Dim.DYNAMIC, Dim.AUTO or None. Names are in the
+            file; sizes of one name are equal. The file is run at other sizes of each.
+        input_names, output_names: names in the file, in order, for all inputs or outputs.
+        opset: of the file; None for the lowest that holds it.
 
     Raises:
         AccuracyError: ``strict``, and the file is too far from the float model.
-        ExportError: the file cannot be written, breaks a rule, or computes something else.
+        ExportError: the file cannot be written, breaks a rule, or computes something else; or the model fixes a
+            dimension that was to stay open.
+        InputError: shapes or names do not fit the model or contradict each other.
     """
     state = require_state(converted, Stage.LOWERED, "export_onnx")
     inputs = as_positional(converted, example_inputs) or state.settings.example_inputs
@@ -247,8 +263,9 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
             judge("the file in ONNX Runtime", quality, coverage, least, strict, list, level)
 
     options = ExportOptions(
-        dynamic_batch, check, state.settings.target.file, metadata, float_reference=state.reference, judge=judge_file
-    )
+        dynamic_batch, dynamic_shapes, input_names, output_names, opset, check, state.settings.target.file, metadata,
+        float_reference=state.reference, original=state.original, decisions=state.decisions, judge=judge_file,
+    )  # fmt: skip
     return replace(write_onnx(converted, path, inputs, options), coverage=coverage)
 
 

@@ -88,9 +88,7 @@ def refer(
     model = original.find() if original is not None and compared.is_original and not is_changed else None
     if model is None:
         return FloatReference(inputs, traced, CHANGED if is_changed else GRAPH)
-    # As the graph computes; quantizers that the user put in are off in both.
-    with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
-        outputs = run_all(model, _placed_like(model, inputs))
+    outputs = _run_in_float(model, inputs)
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
     return FloatReference(inputs, outputs, ORIGINAL, _holds_for_one(prepared, weights, model, inputs[0]))
@@ -102,8 +100,7 @@ def _holds_for_one(prepared: GraphModule, weights: Mapping[str, Tensor], model: 
         return True
     one = (inputs.part(0, 1),)
     try:
-        with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
-            (expected,) = run_all(model, _placed_like(model, one))
+        (expected,) = _run_in_float(model, one)
         with in_float(prepared, weights):
             (found,) = run_all(prepared, one)
         _check_alike(model, expected, found)
@@ -123,6 +120,17 @@ def run_all(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
             result = nn.Module.__call__(model, *args, **kwargs)
         found.append([(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)])
     return tuple(found)
+
+
+def run_original(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
+    """Return the named outputs of the user's model for positional inputs, in float, as its graph computes."""
+    return _run_in_float(model, (Inputs(inputs, {}),))[0]
+
+
+def _run_in_float(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
+    # As the graph computes; quantizers that the user put in are off in both.
+    with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
+        return run_all(model, _placed_like(model, inputs))
 
 
 def _placed_like(model: nn.Module, inputs: Sequence[Inputs]) -> Any:

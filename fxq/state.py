@@ -10,6 +10,7 @@ from fxq.errors import StageError
 from fxq.explanation import Explanation
 from fxq.float_reference import ComparedInputs, FloatReference
 from fxq.graph.settings import Settings
+from fxq.graph.size_decisions import SizeDecisions
 from fxq.graph.weight_changes import WeightChanges
 from fxq.original import Original
 from fxq.recipe import Recipe
@@ -26,6 +27,7 @@ class State:
     ``verify``: hold each pass to its tolerance, one by one. ``original``: the user's model; ``compared``: inputs to
     compare on, None where there were none; ``reference``: what the float model makes of them, once it was asked.
     ``traced``: how, in words, where not by the first front end.
+    ``decisions``: what was decided by sizes while tracing.
     """
 
     stage: Stage
@@ -39,10 +41,11 @@ class State:
     compared: ComparedInputs | None = None
     reference: FloatReference | None = None
     traced: str = ""
+    decisions: SizeDecisions | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle holds neither the user's model nor samples of the data."""
-        return {**vars(self), "original": None, "compared": None, "reference": None}
+        return {**vars(self), "original": None, "compared": None, "reference": None, "decisions": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":
         """Nothing in it is ever modified but the record."""

@@ -6,42 +6,61 @@ function calls in an inlined graph would not).
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import config as fx_config
+from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import evaluated
 from fxq.errors import ExportError
 from fxq.export.decompositions import decompose_where_needed
+from fxq.export.open_shapes import OpenShapes, OpenSize, tensors_of
 from fxq.export.translate import translation_table
 from fxq.graph.quiet import quiet_torch
 from fxq.process_lock import PROCESS_LOCK
 from fxq.quant import lowered_kind
 
-BATCH = "batch"
 # The attribute that holds the graph in the exported module, hence the prefix of every parameter's name.
 PREFIX = "model."
 
 
-def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, dynamic_batch: bool) -> ir.Model:
+@dataclass(frozen=True)
+class Captured:
+    """An ONNX model, what turned out to stay open in it, and what torch's symbols for sizes (s33) are called.
+
+    ``conditions``: what torch.export took for given about open sizes.
+    """
+
+    model: ir.Model
+    shapes: OpenShapes
+    symbols: Mapping[str, str]
+    conditions: "Conditions"
+
+
+def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, shapes: OpenShapes) -> Captured:
     """Return ``gm`` as an ONNX model, not optimized, with torch's names.
 
     Raises:
-        ExportError: torch cannot export the model, or cannot with a dynamic batch.
+        ExportError: torch cannot export the model, or cannot with these open sizes.
     """
-    shapes = _dynamic_shapes(inputs) if dynamic_batch else None
     # torch.export takes a size of 1 for a constant, so a single example is traced as a batch of two.
-    examples = with_batch(inputs, 2) if dynamic_batch and batch_size(inputs) == 1 else inputs
+    ones = {name: 2 for name, size in shapes.sizes(inputs).items() if size == 1}
+    examples = shapes.resized(inputs, ones)
+    scoped = _ScopedModel(gm, shapes)
     try:
         with PROCESS_LOCK, quiet_torch(), _no_stack_traces(), evaluated(gm), torch.no_grad():
             # Not around torch.onnx.export: decomposing a recurrent layer would trip over the kept meta.
             with fx.traceback.preserve_node_meta():
-                program = torch.export.export(_ScopedModel(gm), examples, dynamic_shapes=shapes, strict=False)
+                program = torch.export.export(
+                    scoped, examples, dynamic_shapes=_as_torch_takes(shapes, inputs), strict=False
+                )
+            settled, symbols = _settled(program, shapes)
             # torch.onnx.export would trace all of it twice more.
             decompose_where_needed(program)
             onnx_program = torch.onnx.export(
@@ -53,23 +72,10 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, dynamic_bat
                 custom_translation_table=translation_table(opset),
             )
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ExportError(_advice(error, dynamic_batch)) from error
+        raise ExportError(_advice(error, shapes, scoped.conditions.fixed)) from error
     if onnx_program is None:
         raise ExportError("torch.onnx.export returned no model")
-    return onnx_program.model
-
-
-def batch_size(inputs: tuple[Any, ...]) -> int:
-    """Return dimension 0 of the first input tensor that has one; 0 without any."""
-    return next((value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()), 0)
-
-
-def with_batch(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    """Return ``inputs`` with the first sample of each batched tensor repeated ``size`` times."""
-    batch = batch_size(inputs)
-    return tuple(
-        value[:1].repeat(size, *[1] * (value.dim() - 1)) if _is_batched(value, batch) else value for value in inputs
-    )
+    return Captured(onnx_program.model, settled, symbols, scoped.conditions)
 
 
 def scope_of(node: fx.Node) -> str:
@@ -98,22 +104,89 @@ def scope_of(node: fx.Node) -> str:
 
 
 class _ScopedModel(nn.Module):
-    """Runs a copy of the graph, on the same parameters, with the scope of each node where torch.export looks."""
+    """Runs a copy of the graph, on the same parameters, with the scope of each node where torch.export looks.
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    ``conditions``: what it takes for given about open sizes meanwhile.
+    """
+
+    def __init__(self, gm: fx.GraphModule, shapes: OpenShapes) -> None:
         super().__init__()
+        self.conditions = Conditions(shapes)
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         output = graph.graph_copy(gm.graph, copied)
         graph.output(output)
         graph.set_codegen(gm.graph._codegen)
         for original, node in copied.items():
-            node.meta = {"nn_module_stack": {"scope": (scope_of(original), "torch.nn.Module")}}
+            scope = {"scope": (scope_of(original), "torch.nn.Module")}
+            node.meta = {"nn_module_stack": scope, "described": described(original)}
         self.model = fx.GraphModule(gm, graph)
         self.model.training = False
 
     def forward(self, *inputs: Any) -> Any:
-        return fx.Interpreter(self.model).run(*inputs)
+        return _Watching(self.model, self.conditions).run(*inputs)
+
+
+class Conditions:
+    """What torch.export took for given about open sizes, node by node.
+
+    An object of its own: torch.export gives a module the dicts back that it had before.
+    """
+
+    def __init__(self, shapes: OpenShapes) -> None:
+        self.fixed: dict[tuple[int, int], str] = {}  # of open dimensions that are fixed by now, the node that did it
+        self._shapes = shapes
+        self._symbols: dict[tuple[int, int], Any] = {}
+        self._guards: list[tuple[Any, str]] = []
+
+    def note(self, inputs: tuple[Any, ...], node: fx.Node) -> None:
+        """Note ``node`` for what is taken for given since the node before it."""
+        tensors = tensors_of(inputs) if self._shapes else []
+        for leaf, axis, _ in self._shapes.places():
+            size, place = tensors[leaf].shape[axis], (leaf, axis)
+            if isinstance(size, torch.SymInt):
+                self._symbols.setdefault(place, size.node.expr)
+                guards = size.node.shape_env.guards
+                self._guards += [(guard.expr, node.meta["described"]) for guard in guards[len(self._guards) :]]
+            is_fixed = not isinstance(size, torch.SymInt) or size.node.maybe_as_int() is not None
+            if is_fixed and place not in self.fixed:
+                self.fixed[place] = node.meta["described"]
+
+    def broken_by(self, shapes: OpenShapes, sizes: Mapping[str, int]) -> str:
+        """Return the node whose conditions do not hold with ``sizes``, of all names in ``shapes``; "" without any."""
+        values = {
+            self._symbols[leaf, axis]: one.times * sizes[one.name] + one.plus
+            for leaf, axis, one in shapes.places()
+            if (leaf, axis) in self._symbols
+        }
+        return next((node for condition, node in self._guards if condition.xreplace(values) == False), "")  # noqa: E712
+
+
+class _Watching(fx.Interpreter):
+    """Notes what is taken for given, node by node."""
+
+    def __init__(self, gm: fx.GraphModule, conditions: Conditions) -> None:
+        super().__init__(gm)
+        self.conditions = conditions
+        self.inputs: tuple[Any, ...] = ()
+
+    def run(self, *inputs: Any, **_: Any) -> Any:
+        """Run on positional inputs."""
+        self.inputs = inputs
+        return super().run(*inputs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        result = super().run_node(n)
+        self.conditions.note(self.inputs, n)
+        return result
+
+
+def described(node: fx.Node) -> str:
+    """Return a node in words: its name, the module it is from, and its line in the model's code."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+    code = f", {lines[-2]} `{lines[-1]}`" if len(lines) > 1 else ""
+    return f"node '{node.name}' in '{scope_of(node)}'{code}"
 
 
 @contextlib.contextmanager
@@ -128,13 +201,48 @@ def _no_stack_traces() -> Iterator[None]:
         fx_config.do_not_emit_stack_traces = before
 
 
-def _dynamic_shapes(inputs: tuple[Any, ...]) -> dict[str, Any]:
-    batch, dim = batch_size(inputs), Dim(BATCH)
-    return {"inputs": tuple({0: dim} if _is_batched(value, batch) else None for value in inputs)}
+def _as_torch_takes(shapes: OpenShapes, inputs: tuple[Any, ...]) -> dict[str, Any] | None:
+    if not shapes:
+        return None
+    remaining = iter(shapes.dims)
+    # A batch by name: torch then refuses what it would else take for a condition. Of other sizes it refuses too much
+    # (those that a stride makes 1), and what they are good for is seen when the file runs with others.
+    hints = {True: Dim.AUTO, False: Dim.DYNAMIC}
+    batch = Dim("batch")
+
+    def hint(one: OpenSize) -> Any:
+        return batch if shapes.is_batch_alone else hints[one.is_optional]
+
+    def written(value: Any) -> Any:
+        return {axis: hint(one) for axis, one in next(remaining).items()} if isinstance(value, Tensor) else None
+
+    return {"inputs": pytree.tree_map(written, inputs)}
 
 
-def _is_batched(value: Any, batch: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+def _settled(program: ExportedProgram, shapes: OpenShapes) -> tuple[OpenShapes, dict[str, str]]:
+    """Return what stays open, equal sizes under one name, and the name of each symbol.
+
+    Raises:
+        ExportError: sizes of two names turned out to be equal.
+    """
+    users = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    first: dict[str, tuple[OpenSize, str]] = {}
+    dims: list[dict[int, OpenSize]] = [{} for _ in shapes.dims]
+    for leaf, axis, one in sorted(shapes.places(), key=lambda place: not place[2].is_named):
+        size = tensors[leaf].shape[axis]
+        if not isinstance(size, torch.SymInt):
+            continue  # it may turn out fixed, or torch.export would have refused
+        where = f"dimension {axis} of {shapes.inputs[leaf]!r}"
+        like, place = first.setdefault(str(size.node.expr), (one, where))
+        if str(like) != str(one) and like.is_named and one.is_named:
+            raise ExportError(
+                f"{place} ({like}) and {where} ({one}) are of one size in the model, and dynamic_shapes gives them two "
+                "names: give them the same"
+            )
+        dims[leaf][axis] = like
+    return replace(shapes, dims=tuple(dims)), {symbol: str(one) for symbol, (one, _) in first.items()}
 
 
 def _is_stored(node: Any) -> TypeGuard[fx.Node]:
@@ -145,13 +253,22 @@ def _parent(node: Any) -> str:
     return str(node.target).rpartition(".")[0] if _is_stored(node) else ""
 
 
-def _advice(error: Exception, dynamic_batch: bool) -> str:
+def _advice(error: Exception, shapes: OpenShapes, fixed: Mapping[tuple[int, int], str]) -> str:
     while isinstance(error.__cause__, Exception):  # torch wraps what went wrong in how to report it
         error = error.__cause__
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if dynamic_batch:
+    if shapes and shapes.is_batch_alone:
         return (
             f"the model does not export with a dynamic batch: {reason} - if it works for one batch size only "
             "(a reshape with a literal number, a loop over the batch), pass dynamic_batch=False"
         )
+    if shapes and fixed:
+        (leaf, axis), node = next(iter(fixed.items()))
+        return (
+            f"dimension {axis} of {shapes.inputs[leaf]!r} ({shapes.dims[leaf][axis]}) cannot stay open: what fixes it "
+            f"is {node}, which torch.export writes for the size of the example inputs alone. Leave it out of "
+            "dynamic_shapes, or let the model follow it (sizes from x.shape instead of numbers)"
+        )
+    if shapes:
+        return f"the model does not export with {', '.join(shapes.names())} open: {reason}"
     return f"torch.onnx.export failed: {reason}"

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,24 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from torch import Tensor, fx
+from torch.onnx._constants import ONNX_MAX_OPSET
 from torch.utils import _pytree as pytree
 
 from fxq.compare.parity import OutputParity
 from fxq.compare.quality import Quality
 from fxq.errors import ExportError, InputError, StageError
-from fxq.export.capture import batch_size, capture, with_batch
+from fxq.export.capture import Captured, capture
 from fxq.export.clean import clean
 from fxq.export.file_quality import measure_file
-from fxq.export.names import apply_names, input_names_of
-from fxq.export.options import ExportOptions, ExportReport
+from fxq.export.names import apply_names, check_names, input_names_of
+from fxq.export.open_shapes import BATCH, OpenShapes
+from fxq.export.options import ExportOptions, ExportReport, OtherSizes
+from fxq.export.other_sizes import adaptive_pools, check_like_original, run_others, without_decisive, without_fixed
 from fxq.export.parity import Reference, check_parity, dtype_hint, is_optimized_right
 from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
+from fxq.float_reference import ORIGINAL
 from fxq.graph.kinds import produces_values
 from fxq.literal import has_utf8_form
 from fxq.output_file import OutputFile
@@ -59,13 +63,20 @@ def export_onnx(
     _check_outputs(converted)
     reference = Reference.run(converted, inputs)
     _check_names(name for name, _ in reference.outputs)
-    model = _build(reference, options)
+    shapes = options.open_shapes(_parameters(converted), inputs)
+    if not shapes.is_batch_alone:
+        shapes = without_decisive(options.decisions, shapes, inputs)
+    captured = _build(reference, options, shapes)
+    settled = without_fixed(converted, inputs, captured.shapes)
+    if settled != captured.shapes:
+        captured = _build(reference, options, settled)
+    model = captured.model
     with output.staging() as folder:
         # Under the name that the file will have: it stores the name of its weights.
         staged = folder / output.real.name
         _save(model, staged, options.external_data_threshold)
-        parity = _check(staged, reference, options) if options.check else {}
-        quality = _quality(staged, model, reference, options) if options.check else None
+        parity = _check(staged, reference, options, captured) if options.check else {}
+        quality = _quality(staged, model, reference, options, captured.shapes) if options.check else None
         files = output.place(staged)
     quantize_nodes, dequantize_nodes, dynamic_nodes = count_ops(model)
     return ExportReport(
@@ -75,7 +86,8 @@ def export_onnx(
         quantize_nodes=quantize_nodes,
         dequantize_nodes=dequantize_nodes,
         dynamic_nodes=dynamic_nodes,
-        dynamic_batch=options.batch_is_dynamic,
+        dynamic_batch=captured.shapes.is_batch_open(inputs),
+        shapes={str(value.name): _shape(value) for value in model.graph.inputs},
         external_data=files[1] if len(files) > 1 else None,
         quality=quality,
         **parity,
@@ -106,20 +118,55 @@ def _check_names(names: Iterable[str]) -> None:
             raise ExportError(f"the model returns {name!r}, and a file holds names in UTF-8: return it by another key")
 
 
-def _build(reference: Reference, options: ExportOptions) -> ir.Model:
+def _parameters(gm: fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in gm.graph.nodes if node.op == "placeholder"]
+
+
+def _shape(value: ir.Value) -> tuple[int | str, ...]:
+    return tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
+
+
+def _build(reference: Reference, options: ExportOptions, shapes: OpenShapes) -> Captured:
     """Return the finished model in memory; its quantizers are those of the graph, one for one."""
     gm, inputs = reference.gm, reference.inputs
-    opset = max(required_opset(gm), options.rules.minimum_opset)
-    model = capture(gm, inputs, opset, options.batch_is_dynamic)
+    opset = _opset(gm, options)
+    names = check_names(
+        input_names_of(gm, inputs), [name for name, _ in reference.outputs], options.input_names, options.output_names
+    )
+    try:
+        captured = capture(gm, inputs, opset, shapes)
+    except ExportError:
+        if not shapes.is_batch_alone:
+            run_others(gm, inputs, shapes)  # it says more, where the graph itself fixes a size
+        raise
+    model = captured.model
+    if model.opset_imports[""] != opset:
+        raise ExportError(f"torch.onnx does not write this model in opset {opset}: it wrote {model.opset_imports['']}")
     clean(model)
     _check_count(gm, model)
     if options.rules.fast_weight_only:
         make_weight_only_fast(model)
-    apply_names(model, input_names_of(gm, inputs), [name for name, _ in reference.outputs])
+    apply_names(model, *names, captured.symbols)
     model.graph.name = type(gm).__name__
     model.producer_name, model.producer_version = "fxq", version("fxq")
     model.metadata_props.update(options.metadata)
-    return model
+    return captured
+
+
+def _opset(gm: fx.GraphModule, options: ExportOptions) -> int:
+    """Return the opset to write, the lowest that holds the graph where none is asked for."""
+    least, needed_by = max(
+        required_opset(gm), (options.rules.minimum_opset, "the target's files"), key=lambda need: need[0]
+    )
+    if options.opset is None:
+        return least
+    if not isinstance(options.opset, int) or isinstance(options.opset, bool):
+        raise InputError(f"opset must be a number such as {least}, got {options.opset!r}")
+    if options.opset < least:
+        raise ExportError(f"opset={options.opset} is too low: {needed_by} needs {least}. Take opset={least} or more")
+    if options.opset > ONNX_MAX_OPSET:
+        raise ExportError(f"opset={options.opset} is too high: torch.onnx writes up to {ONNX_MAX_OPSET}")
+    return options.opset
 
 
 def _check_count(gm: fx.GraphModule, model: ir.Model) -> None:
@@ -137,7 +184,7 @@ def _save(model: ir.Model, path: Path, external_data_threshold: int) -> None:
     ir.save(model, path, external_data=f"{path.name}.data" if size > external_data_threshold else None)
 
 
-def _check(path: Path, reference: Reference, options: ExportOptions) -> dict[str, Any]:
+def _check(path: Path, reference: Reference, options: ExportOptions, captured: Captured) -> dict[str, Any]:
     """Check the file against the rules, then its numbers; return these by the field of the report."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -146,36 +193,66 @@ def _check(path: Path, reference: Reference, options: ExportOptions) -> dict[str
     model = ir.load(path)
     check_qdq(model, options.rules)
     # As written first: what fails there is the file's own fault, and no fusion's.
-    found = {"parity": check_parity(model, path, reference)}
+    found: dict[str, Any] = {"parity": check_parity(model, path, reference)}
     if is_optimized_right(model):
         found["optimized_parity"] = check_parity(model, path, reference, optimize=True)
-    if options.batch_is_dynamic and options.float_reference and not options.float_reference.holds_for_one:
+    shapes = captured.shapes
+    is_batch_open, reference_of = shapes.is_batch_open(reference.inputs), options.float_reference
+    if is_batch_open and reference_of and not reference_of.holds_for_one:
         raise ExportError(
             "for a single sample the model computes something else than its traced graph: its Python asks for the size "
             "of the batch. Pass dynamic_batch=False, with example_inputs of the batch that it will see"
         )
-    if options.batch_is_dynamic and batch_size(reference.inputs):
-        found["other_batch_parity"] = _check_other_batch(model, path, reference)
+    if shapes:
+        found["other_sizes"] = _check_other_sizes(model, path, reference, captured, options)
     return found
 
 
-def _quality(path: Path, model: ir.Model, reference: Reference, options: ExportOptions) -> Quality | None:
-    if options.float_reference is None:
-        return None
-    batch = 0 if options.batch_is_dynamic else batch_size(reference.inputs)
-    found = measure_file(path, model, reference.gm, reference.inputs, options.float_reference, batch)
-    if found is not None and options.judge is not None:
-        options.judge(found)
-    return found
-
-
-def _check_other_batch(model: ir.Model, path: Path, reference: Reference) -> tuple[OutputParity, ...]:
-    """Run another number of samples: a file may hold the size it was traced with, which only another one shows."""
-    size = batch_size(reference.inputs)
+def _check_other_sizes(
+    model: ir.Model, path: Path, reference: Reference, captured: Captured, options: ExportOptions
+) -> tuple[OtherSizes, ...]:
+    """Run other sizes: a file may hold those it was traced with, which only others show."""
+    shapes = captured.shapes
+    now = shapes.sizes(reference.inputs)
     try:
-        other = Reference.run(reference.gm, with_batch(reference.inputs, 2 if size == 1 else 1))
-        return check_parity(model, path, other, optimize=is_optimized_right(model))
-    except (ExportError, InputError) as error:
+        runs = run_others(reference.gm, reference.inputs, shapes)
+        if options.float_reference is not None and options.float_reference.against == ORIGINAL:
+            check_like_original(options.original, reference, runs)
+        pools = adaptive_pools(reference.gm)
+        broken = [captured.conditions.broken_by(shapes, {**now, **sizes}) or pools for sizes, _ in runs]
+        return tuple(
+            OtherSizes(sizes, _parity_at(model, path, sizes, run, node))
+            for (sizes, run), node in zip(runs, broken, strict=True)
+        )
+    except ExportError as error:
+        if not shapes.is_batch_alone:
+            raise
+        size = now[BATCH]
         raise ExportError(
             f"the model works only for the batch size of the example inputs, {size}: {error}; pass dynamic_batch=False"
         ) from error
+
+
+def _parity_at(
+    model: ir.Model, path: Path, sizes: Mapping[str, int], run: Reference, node: str
+) -> tuple[OutputParity, ...]:
+    """Compare at other sizes; ``node``: what torch.export wrote for others alone, "" for nothing known."""
+    try:
+        return check_parity(model, path, run, optimize=is_optimized_right(model))
+    except ExportError as error:
+        where = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ExportError(
+            f"with {where} the file does not compute what the model does{f', because of {node}' if node else ''}: an "
+            f"operation was written for the size of the example inputs. Leave it out of dynamic_shapes ({error})"
+        ) from error
+
+
+def _quality(
+    path: Path, model: ir.Model, reference: Reference, options: ExportOptions, shapes: OpenShapes
+) -> Quality | None:
+    if options.float_reference is None:
+        return None
+    found = measure_file(path, model, reference.gm, reference.inputs, options.float_reference, shapes)
+    if found is not None and options.judge is not None:
+        options.judge(found)
+    return found

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import Named
 from fxq.compare.quality import Quality, measure
+from fxq.export.open_shapes import OpenShapes
 from fxq.export.parity import is_optimized_right, run_onnxruntime, threads_for
 from fxq.float_reference import FloatReference
 
@@ -24,7 +25,7 @@ def measure_file(
     gm: fx.GraphModule,
     examples: tuple[Any, ...],
     reference: FloatReference,
-    batch: int,
+    shapes: OpenShapes,
 ) -> Quality | None:
     """Run the file on the samples of ``reference``, batch by batch as the float model ran on them.
 
@@ -34,7 +35,7 @@ def measure_file(
         gm: the converted model.
         examples: what the file was traced with.
         reference: samples, and what the float model makes of them.
-        batch: how many samples the file takes at once; 0 for any number.
+        shapes: which dimensions of the examples are open in the file.
 
     Returns:
         None where the samples do not fit the sizes that the file declares.
@@ -43,11 +44,12 @@ def measure_file(
     expected: list[Named] = []
     found: list[Named] = []
     samples = 0
-    forms = [(leaf.shape[1:], leaf.dtype) for leaf in wanted]
+    batch = 0 if shapes.is_batch_open(examples) else next((len(leaf) for leaf in wanted if leaf.dim()), 0)
+    forms = _forms(wanted, shapes)
     for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
         count = inputs.samples or 0
         leaves = _leaves(tuple(inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs).arguments.values()))
-        is_alike = [(leaf.shape[1:], leaf.dtype) for leaf in leaves] == forms
+        is_alike = len(leaves) == len(wanted) and _forms(leaves, shapes) == forms
         if not is_alike or (batch and count != batch and not _is_batched([*leaves, *_values(outputs)], count)):
             continue
         size = batch or count or 1
@@ -66,6 +68,14 @@ def measure_file(
         for want, have in zip(_values(wants), _values(haves), strict=True)
     )
     return measure(expected, found, samples, reference.against) if found and is_comparable else None
+
+
+def _forms(leaves: list[Tensor], shapes: OpenShapes) -> list[tuple[Any, ...]]:
+    """Return the dtype of each tensor, and those of its sizes that a file fixes, the batch apart."""
+    return [
+        (leaf.dtype, *(None if axis in dims else size for axis, size in enumerate(leaf.shape) if axis))
+        for leaf, dims in zip(leaves, shapes.dims, strict=True)
+    ]
 
 
 def _leaves(inputs: Any) -> list[Tensor]:

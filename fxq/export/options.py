@@ -1,13 +1,18 @@
 """What a caller may choose about an export, and what an export reports back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB, OutputParity
 from fxq.compare.quality import Quality
 from fxq.coverage import Coverage
+from fxq.export.dynamic_shapes import Shapes, open_shapes
+from fxq.export.open_shapes import BATCH, OpenShapes
 from fxq.float_reference import FloatReference
+from fxq.graph.size_decisions import SizeDecisions
+from fxq.original import Original
 from fxq.targets import FileRules
 
 _ANY_FILE = FileRules()
@@ -18,28 +23,52 @@ class ExportOptions:
     """How to write the file.
 
     Args:
-        dynamic_batch: dimension 0 of every input is dynamic; None leaves it to ``rules``.
+        dynamic_batch: dimension 0 of every input is dynamic; None leaves it to ``rules``, or to ``dynamic_shapes``.
+        dynamic_shapes: which dimensions stay open, and their names: fxq/export/dynamic_shapes.py. None for the batch.
+        input_names, output_names: names in the file, in order; None for those of the model.
+        opset: of the file; None for the lowest that holds it.
         check: check the file, and compare it with the model in ONNX Runtime, before it takes its place: as it is
-            written, with the default optimizations, and with these at another batch size where that is dynamic.
+            written, with the default optimizations, and with these at other sizes of each dimension that is open.
         rules: what the runtime demands.
         metadata: text to store in the file (``metadata_props``).
         float_reference: samples and what the float model makes of them, to compare the file with.
+        original: the model that the user handed over; compared with at other sizes, where ``float_reference`` was made
+            of it.
+        decisions: what the model's Python decided by sizes while it was traced.
         judge: called with the file's quality before the file takes its place; it may raise.
         external_data_threshold: weights of more bytes than this go to ``<file>.data``; protobuf ends at 2 GB.
     """
 
     dynamic_batch: bool | None = None
+    dynamic_shapes: Shapes | None = None
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+    opset: int | None = None
     check: bool = True
     rules: FileRules = _ANY_FILE
     metadata: Mapping[str, str] = field(default_factory=dict)
     external_data_threshold: int = 1_900_000_000
     float_reference: FloatReference | None = None
+    original: Original | None = None
+    decisions: SizeDecisions | None = None
     judge: Callable[[Quality], None] | None = None
 
-    @property
-    def batch_is_dynamic(self) -> bool:
-        """Whether dimension 0 is written as dynamic."""
-        return self.rules.dynamic_batch if self.dynamic_batch is None else self.dynamic_batch
+    def open_shapes(self, parameters: Sequence[str], inputs: tuple[Any, ...]) -> OpenShapes:
+        """Return which dimensions of ``inputs`` stay open; raises as ``fxq.export.dynamic_shapes.open_shapes``."""
+        is_left = self.dynamic_batch is None and self.dynamic_shapes is None
+        batch = self.rules.dynamic_batch if is_left else self.dynamic_batch
+        return open_shapes(self.dynamic_shapes, batch, parameters, inputs)
+
+
+@dataclass(frozen=True)
+class OtherSizes:
+    """A run at other sizes than those of the example inputs: the sizes by name, and how far the outputs are apart."""
+
+    sizes: Mapping[str, int]
+    parity: tuple[OutputParity, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {size}" for name, size in self.sizes.items())
 
 
 @dataclass(frozen=True)
@@ -49,8 +78,8 @@ class ExportReport:
     Args:
         parity: of each output, with the operators as the file has them.
         optimized_parity: with ONNX Runtime's default optimizations, as it is used.
-        other_batch_parity: optimized too, with one sample, or two where the example inputs are one; empty where the
-            batch is static.
+        other_sizes: optimized too, at other sizes of each open dimension, alone and then all together.
+        shapes: of each input, sizes and names of sizes.
         dynamic_nodes: how many operators quantize on the fly.
         quality: of the file in ONNX Runtime, optimized, against the float model; None where nothing was kept to compare
             on, or it does not fit the file's sizes.
@@ -67,9 +96,15 @@ class ExportReport:
     external_data: Path | None = None
     dynamic_nodes: int = 0
     optimized_parity: tuple[OutputParity, ...] = ()
-    other_batch_parity: tuple[OutputParity, ...] = ()
+    other_sizes: tuple[OtherSizes, ...] = ()
+    shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     quality: Quality | None = None
     coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
+
+    @property
+    def other_batch_parity(self) -> tuple[OutputParity, ...]:
+        """With one sample, or two where the example inputs are one; empty where the batch is static."""
+        return next((run.parity for run in self.other_sizes if set(run.sizes) == {BATCH}), ())
 
     def __str__(self) -> str:
         batch = "dynamic" if self.dynamic_batch else "static"
@@ -78,10 +113,12 @@ class ExportReport:
             f"{self.quantize_nodes} QuantizeLinear, {self.dequantize_nodes} DequantizeLinear"
             + (f", {self.dynamic_nodes} quantized on the fly" if self.dynamic_nodes else "")
         ]
+        opened = [name for name, shape in self.shapes.items() if any(isinstance(size, str) for size in shape)]
+        lines += [f"  {name}: {', '.join(map(str, self.shapes[name]))}" for name in opened]
         runs = {
             "onnxruntime": self.parity,
             "optimized": self.optimized_parity,
-            "optimized, another batch size": self.other_batch_parity,
+            **{f"optimized, {run}": run.parity for run in self.other_sizes},
         }
         lines += [
             f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, max abs {p.max_abs:.3g} ({run})"

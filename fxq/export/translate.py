@@ -30,21 +30,26 @@ _OPSETS = {
 }
 
 
-def required_opset(gm: fx.GraphModule) -> int:
-    """Return the lowest opset that holds every dtype of a lowered graph."""
+def required_opset(gm: fx.GraphModule) -> tuple[int, str]:
+    """Return the lowest opset that holds every operator and dtype of a lowered graph, and what needs it."""
     stored = {name: tensor.dtype for name, tensor in gm.state_dict().items() if isinstance(tensor, torch.Tensor)}
     # Recurrent and dynamic layers name no dtype; the bias of one shows that the model is in bfloat16.
     dtypes = {torch.bfloat16} & set(stored.values())
-    opset = BASE_OPSET
+    needs = [(BASE_OPSET, "torch.onnx, which writes no older operators,")]
+    needs += [(BFLOAT_OPSET, "the model's bfloat16")] if dtypes else []
     for node in gm.graph.nodes:
         row = LOWERED_OPS.get(node.target)
         if row is None:
             continue
-        opset = max(opset, row.opset)
+        needs.append((row.opset, f"{' and '.join(row.writes) or node.target} (node '{node.name}')"))
         if row.kind in ("quantize", "dequantize"):
             codes = str(getattr(node.args[0], "target", ""))
-            dtypes |= {node.args[-1], stored.get(codes, node.args[-1])}
-    return max(opset, *(_OPSETS.get(dtype, BASE_OPSET) for dtype in dtypes), BASE_OPSET)
+            used = {node.args[-1], stored.get(codes, node.args[-1])}
+            needs += [
+                (_OPSETS[dtype], f"{row.writes[0]} of {str(dtype).removeprefix('torch.')} (node '{node.name}')")
+                for dtype in used & set(_OPSETS)
+            ]
+    return max(needs, key=lambda need: need[0])
 
 
 def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:

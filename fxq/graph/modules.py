@@ -3,6 +3,8 @@
 import copy
 import itertools
 from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -14,13 +16,13 @@ from fxq.nn.computed import values_of_computed
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def deep_copy(module: Module) -> Module:
-    """Return ``copy.deepcopy(module)``.
+def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -> Module:
+    """Return ``copy.deepcopy(module)``; ``known``: what stands for other objects in it, by their ids.
 
     A module has a dozen registries, most of them empty; copying those one by one takes longer than all the rest. What a
     hook computes before each call, torch does not copy where it has a gradient; its copy is a value.
     """
-    copies: dict[int, Any] = {}
+    copies: dict[int, Any] = dict(known)
     for part in module.modules():
         for value in vars(part).values():
             if type(value) in (dict, OrderedDict, set) and not value:

@@ -30,6 +30,7 @@ _KIND_FUNCTIONS = frozenset({
     torch.is_floating_point, torch.is_complex, torch.is_signed, torch.is_conj, torch.is_neg, torch.is_inference,
 })  # fmt: skip
 _SIZED = ("zeros", "ones", "empty", "rand", "randn")
+_MADE = (*_SIZED, "full", "randint", "randperm", "eye", "linspace", "tril_indices", "triu_indices")
 _UNKNOWN = object()
 
 
@@ -56,7 +57,7 @@ class ShapeProxy(Proxy):
         if name in _KIND_METHODS:
             return attribute
         if isinstance(value, dict) and name in ("items", "values", "keys", "get"):
-            self.tracer.take_for_given(self.node)
+            self.tracer.take_for_given(self.node, "keys")
         if isinstance(value, dict) and name in ("items", "values"):
             pairs = [(key, item_of(self, key)) for key in value]
             return lambda: pairs if name == "items" else [item for _, item in pairs]
@@ -80,7 +81,7 @@ class ShapeProxy(Proxy):
 
     def __contains__(self, item: Any) -> bool:
         if isinstance(value_of(self), dict):
-            self.tracer.take_for_given(self.node)
+            self.tracer.take_for_given(self.node, "keys")
             return item in value_of(self)
         return any(bool(item == element) for element in self)
 
@@ -118,7 +119,7 @@ class ShapeProxy(Proxy):
             raise TraceError(f"{wanted} of '{self.node}' is needed while tracing, and its shape is not known")
         if isinstance(value, Tensor) and wanted != "len":
             raise TraceError(f"{wanted} of the tensor '{self.node}' depends on data")
-        self.tracer.take_for_given(self.node)
+        self.tracer.take_for_given(self.node, "len" if wanted == "len" else "number")
         return value
 
 
@@ -152,11 +153,11 @@ class RecordSizes(TorchFunctionMode):
 def sizes_may_be_proxies() -> Iterator[None]:
     """Let torch functions take sizes from proxies, also spelled ``torch.zeros(x.shape[0], 3)``.
 
-    torch counts such separate sizes before it asks who wants to record the call, so that they are gathered first.
+    torch reads sizes as numbers, there and in a tuple, before it asks who wants to record the call.
     """
-    originals = {name: getattr(torch, name) for name in _SIZED}
+    originals = {name: getattr(torch, name) for name in _MADE}
     for name, function in originals.items():
-        setattr(torch, name, _gather_sizes(function))
+        setattr(torch, name, _recorded(function, is_sized=name in _SIZED))
     try:
         with RecordSizes():
             yield
@@ -216,7 +217,7 @@ def truth(proxy: Any) -> bool:
         raise TraceError(f"control flow depends on '{proxy.node}', whose value is not known while tracing")
     if isinstance(value, Tensor):
         raise TraceError(f"control flow depends on the data in the tensor '{proxy.node}'")
-    proxy.tracer.take_for_given(proxy.node)
+    proxy.tracer.take_for_given(proxy.node, "truth")
     return bool(value)
 
 
@@ -225,7 +226,7 @@ def elements(proxy: Any) -> Iterator[Any]:
     value = value_of(proxy)
     if value is _UNKNOWN:
         raise TraceError(f"iteration over '{proxy.node}', whose length is not known while tracing")
-    proxy.tracer.take_for_given(proxy.node)
+    proxy.tracer.take_for_given(proxy.node, "len")
     if isinstance(value, dict):
         return iter(value)
     if isinstance(value, Tensor) and value.dim() == 0:
@@ -233,12 +234,15 @@ def elements(proxy: Any) -> Iterator[Any]:
     return iter([item_of(proxy, index) for index in range(len(value))])
 
 
-def _gather_sizes(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _recorded(function: Callable[..., Tensor], is_sized: bool) -> Callable[..., Tensor]:
     @functools.wraps(function)
-    def with_gathered_sizes(*size: Any, **options: Any) -> Tensor:
-        return function(size, **options) if len(size) > 1 and has_proxy(size) else function(*size, **options)
+    def recorded(*args: Any, **options: Any) -> Tensor:
+        if not (has_proxy(args) or has_proxy(options)):
+            return function(*args, **options)
+        gathered = (args,) if is_sized and len(args) > 1 else args
+        return ShapeProxy.__torch_function__(function, (), gathered, options)  # type: ignore[no-any-return]
 
-    return with_gathered_sizes
+    return recorded
 
 
 def _may_vary(attribute: Any) -> bool:

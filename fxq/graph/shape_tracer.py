@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from fxq.graph.arguments import Fact, facts_about
 from fxq.graph.evaluation import Evaluation
 from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
-from fxq.graph.source_lines import user_stack
+from fxq.graph.size_decisions import Decision
+from fxq.graph.source_lines import user_line, user_stack
 from fxq.graph.trace_transformer import STACKS, plain_forward
 from fxq.kinds import is_registered
 from fxq.nn import plain_type
@@ -54,6 +55,7 @@ class ShapeTracer(Tracer):
         self.defaults = dict(defaults or {})
         self.newest: Node | None = None  # where to look when tracing fails
         self.facts: list[Fact] = []  # what the graph takes for given about the parameters of forward
+        self.decisions: list[Decision] = []  # and about sizes, among others
         self._evaluating = False
         self._evaluation = Evaluation()
         self._names: dict[int, str] = {}
@@ -125,9 +127,16 @@ class ShapeTracer(Tracer):
             self.take_for_given(proxy.node)
         return value
 
-    def take_for_given(self, node: Node) -> None:
-        """Remember that the graph is only right where ``node`` computes what it computes now."""
+    def take_for_given(self, node: Node, question: str = "truth") -> None:
+        """Remember that the graph is only right where ``node`` computes what it computes now.
+
+        ``question``: what of it Python asked for, "truth", "number", "len" or "keys".
+        """
         self.facts += [fact for fact in facts_about(node) if fact not in self.facts]
+        if question == "len" and not isinstance(node.meta.get("val"), Tensor):
+            return  # of a shape: the number of dimensions
+        path = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
+        self.decisions.append(Decision(node, question, path, user_line(sys._getframe())))
 
     def proxy(self, node: Node) -> ShapeProxy:
         """Wrap a node."""
@@ -144,7 +153,7 @@ class ShapeTracer(Tracer):
     def keys(self, obj: Proxy) -> Any:
         """Return the keys of a proxy that stands for a dict, for ``**``."""
         value = value_of(obj)
-        self.take_for_given(obj.node)
+        self.take_for_given(obj.node, "keys")
         return list(value) if isinstance(value, dict) else super().keys(obj)
 
     def create_args_for_root(

@@ -1,5 +1,6 @@
 """Lines of the model's own code: those that are neither torch's nor fxq's."""
 
+import linecache
 import os
 import re
 import traceback
@@ -35,3 +36,13 @@ def user_lines(stack: str) -> str:
     frames = re.split(r'^(?=  File ")', "\n" + stack if stack.startswith("File") else stack, flags=re.MULTILINE)
     found = [frame for frame in frames if (named := _FRAME.search(frame)) and is_user_code(named[1])]
     return "".join(found).strip()
+
+
+def user_line(frame: FrameType | None) -> str:
+    """Return file, line and text of the innermost line of the model's code that led to ``frame``."""
+    while frame is not None and not is_user_code(frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return "in torch's own code"
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} `{text}`"

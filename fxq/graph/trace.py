@@ -22,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from fxq.errors import InputError, RecipeError, TraceError
 from fxq.graph.arguments import Fact, check_calls
 from fxq.graph.shape_tracer import ShapeTracer
+from fxq.graph.size_decisions import KEY, SizeDecisions
 from fxq.graph.snapshot import restored_state
 from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
 from fxq.graph.type_questions import types_may_be_asked
@@ -64,11 +65,14 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
         with PROCESS_LOCK, restored_state(model), types_may_be_asked(model):
             with torch.no_grad():  # as at inference, whatever the caller's mode is
                 graph = tracer.trace(model)
+            decisions = SizeDecisions.of(model, graph, tracer.decisions)
             check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
             _check_no_buffer_was_assigned(model)
             erase_dead_questions(graph)
             _check_names(graph)
             traced = GraphModule(model, graph, plain_type(model).__name__)
+            if decisions is not None:
+                traced.meta[KEY] = decisions
     except (TraceError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the model's own code ran: it may raise anything, SystemExit too
