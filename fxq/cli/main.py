@@ -90,6 +90,10 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     std: options.Std = options.IMAGENET_STD,
     out: options.Out,
     static_batch: options.StaticBatch = False,
+    dynamic: options.Dynamic = None,
+    input_names: options.InputNames = None,
+    output_names: options.OutputNames = None,
+    opset: options.Opset = None,
     explain: options.Explain = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -97,6 +101,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     """Quantize a model and write it as a checked QDQ ONNX file."""
     from fxq.cli.calibration_data import DataSource
     from fxq.cli.example_inputs import ExampleSource
+    from fxq.cli.file_form import FileForm
     from fxq.cli.images import ImageOptions
     from fxq.cli.models import ModelSource
     from fxq.cli.quantize import QuantizeJob, run_quantize
@@ -117,7 +122,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
         example=ExampleSource(tuple(input_shape or ()), images),  # type: ignore[arg-type]  # parsed by options.InputShape
         recipe=choice,
         out=out,
-        static_batch=static_batch,
+        form=FileForm(static_batch, tuple(dynamic or ()), input_names, output_names, opset),  # type: ignore[arg-type]  # parsed
         verify=verify,
         explain=explain,
         min_sqnr_db=min_sqnr_db,

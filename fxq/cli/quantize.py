@@ -16,6 +16,7 @@ from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
 from fxq.cli.console import is_quiet, print_result
 from fxq.cli.example_inputs import ExampleSource
+from fxq.cli.file_form import FileForm
 from fxq.cli.models import ModelSource, check_trained, load_model
 from fxq.cli.recipes import RecipeChoice
 from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB
@@ -37,7 +38,7 @@ _JUDGED_SAMPLES = 8
 
 @dataclass(frozen=True)
 class QuantizeJob:
-    """All that ``fxq quantize`` was asked for; ``static_batch`` writes the file for batch size 1.
+    """All that ``fxq quantize`` was asked for.
 
     ``data`` is None where there is none: then ``example`` says what the model takes.
     """
@@ -47,7 +48,7 @@ class QuantizeJob:
     example: ExampleSource
     recipe: RecipeChoice
     out: Path
-    static_batch: bool = False
+    form: FileForm = FileForm()  # noqa: RUF009 - frozen
     verify: bool = False
     explain: bool = False
     min_sqnr_db: float | None = None
@@ -70,6 +71,7 @@ def run_quantize(job: QuantizeJob) -> None:
     inputs = _inputs(job, model, batches)
     judged = tuple(value[:_JUDGED_SAMPLES] if isinstance(value, Tensor) else value for value in inputs)
     _check_runs(model, judged, job.data)
+    job.form.check(model, judged)
     logger.info("%s: placing quantizers for %s", type(model).__name__, recipe.name)
     one = tuple(value[:1] if isinstance(value, Tensor) else value for value in judged)
     prepared = job.recipe.prepare(model, one, verify=job.verify)
@@ -88,8 +90,8 @@ def run_quantize(job: QuantizeJob) -> None:
     strict = batches is not None and not job.model.has_random_weights
     converted = api.convert(prepared, job.min_sqnr_db, strict)
     logger.info("writing and checking %s", job.out)
-    batch = False if job.static_batch else None
-    exported = api.export_onnx(converted, job.out, dynamic_batch=batch, min_sqnr_db=job.min_sqnr_db, strict=strict)
+    options = {**job.form.options(), "min_sqnr_db": job.min_sqnr_db, "strict": strict}
+    exported = api.export_onnx(converted, job.out, **options)
     explanation = explain(converted)
     if job.explain:
         print_result(explanation)
@@ -169,6 +171,10 @@ def _summary(report: "ExportReport", recipe: str, explanation: Explanation, inpu
     table.add_row("wrote", Text(literal(str(report.path)), "bold"))
     table.add_row("recipe", Text(literal(recipe)))
     table.add_row("file", f"{report.size_bytes / 1e6:.2f} MB, opset {report.opset}, {batch} batch")
+    for name, shape in report.shapes.items():
+        if any(isinstance(size, str) and size != "batch" for size in shape):
+            table.add_row("open", Text(literal(f"{name}: {', '.join(map(str, shape))}")))
+            table.add_row("", Text(f"run with {'; '.join(map(str, report.other_sizes))}", "dim"))
     table.add_row("quantized", Text(literal(str(report.coverage))))
     counts = sorted(explanation.counts.items())
     table.add_row("", Text(", ".join(f"{count} {role}" for role, count in counts) or "nothing", "dim"))
