@@ -10,14 +10,22 @@ from torch.fx import GraphModule
 
 from fxq.compare.traced import check_traced
 from fxq.errors import InputError, TraceError
-from fxq.frontend.exported import trace_exported
 from fxq.graph.trace import trace
 from fxq.graph.training import trace_for_training
 
 Frontend = Literal["auto", "symbolic", "export"]
 Trace = Callable[[nn.Module, Any, Sequence[str]], GraphModule]
-_TRACES: Mapping[str, Trace] = MappingProxyType({"symbolic": trace, "export": trace_exported})
-NAMES = ("auto", *_TRACES)
+NAMES = ("auto", "symbolic", "export")
+
+
+def _export(model: nn.Module, inputs: Any, leaf_modules: Sequence[str]) -> GraphModule:
+    # torch.export takes as long to import as all of fxq, and most models do not need it.
+    from fxq.frontend.exported import trace_exported  # noqa: PLC0415
+
+    return trace_exported(model, inputs, leaf_modules)
+
+
+_TRACES: Mapping[str, Trace] = MappingProxyType({"symbolic": trace, "export": _export})
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def trace_model(
     else:
         return Traced(gm, has_numbers, "traced by torch.export, as asked for" if frontend == "export" else "")
     try:
-        gm, has_numbers = _traced(trace_exported, model, inputs, leaf_modules, training_level)
+        gm, has_numbers = _traced(_export, model, inputs, leaf_modules, training_level)
     except TraceError as error:
         failure.add_note(f"torch.export was tried as well: {error}")
         raise failure from error
