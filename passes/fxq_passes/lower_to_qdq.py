@@ -57,6 +57,7 @@ class LowerToQdq(Pass):
                 lowering.layer(node, layer)
             else:
                 _lower_input(lowering, node, layer)
+        recurrent.lower_float(lowering)
         erase_dynamic(lowering)
 
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from fxq import GraphError, TensorQuantizer, lowers
-from fxq.graph import shape_of
-from fxq.nn import QParams, QuantGRU, QuantLSTM, QuantRNN
+from fxq.graph import module_of, shape_of
+from fxq.nn import QParams, QuantGRU, Quantized, QuantLSTM, QuantRNN
 from fxq.quant import DYNAMIC_LSTM_LAYER, GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from fxq_passes.lowering.qdq import Lowering, is_on
 from fxq_passes.lowering.stored_weights import integer_codes, is_linear_weight, select_rows
 
-Recurrent = QuantLSTM | QuantGRU | QuantRNN
+Recurrent = QuantLSTM | QuantGRU | QuantRNN | nn.LSTM | nn.GRU | nn.RNN
 
 # torch's gates in the order of ONNX. LSTM: input, forget, cell, output -> input, output, forget, cell.
 # GRU: reset, update, new -> update, reset, new.
@@ -48,11 +48,31 @@ class LowerRecurrent:
         """
         call = _Call(lowering, node, layer, _is_dynamic(node, layer))
         value = call.write()
-        on = (
-            "integers, with ranges found as it runs" if call.is_dynamic else "stored integer weights, computed in float"
-        )
+        on = "stored integer weights, computed in float" if isinstance(layer, Quantized) else "float weights"
+        on = "integers, with ranges found as it runs" if call.is_dynamic else on
         lowering.rw.replace_by(node, value, f"layers on {on}")
         lowering.rw.erase_unread(call.created)
+
+
+def lower_float(lowering: Lowering) -> None:
+    """Write the operators of recurrent modules that are left in float; torch.onnx would write each of their steps."""
+    lower = LowerRecurrent()
+    calls = [(node, lowering.rw.module(node)) for node in lowering.rw.nodes(_is_float_recurrent)]
+    for node, _ in calls:
+        lowering.rw.empty_module(str(node.target))
+    for node, layer in calls:
+        lower.lower(lowering, node, layer)
+
+
+def _is_float_recurrent(node: Node) -> bool:
+    """Return whether ``node`` calls a module of torch.nn that ONNX Runtime has an operator for, on a known tensor."""
+    if node.op != "call_module" or type(module_of(node)) not in (nn.LSTM, nn.GRU, nn.RNN):
+        return False
+    layer: Any = module_of(node)
+    value = node.all_input_nodes[0].meta.get("val")
+    # ONNX Runtime's operators compute in float32 alone.
+    is_known = isinstance(value, Tensor) and value.dtype is torch.float32
+    return is_known and not (layer.proj_size or layer._forward_hooks or layer._forward_pre_hooks)
 
 
 @dataclass
@@ -167,7 +187,7 @@ class _Call:
     def _quantized_weight(self, name: str) -> tuple[Tensor, QParams | None]:
         """Return a weight and its quantization with the gates in the order of ONNX."""
         weight = self._parameter(name)
-        quantizer = self.layer.quantizer_of(name)
+        quantizer = self.layer.quantizer_of(name) if isinstance(self.layer, Quantized) else None
         rows = self._rows(weight)
         return weight[rows], select_rows(quantizer.qparams(), rows) if is_on(quantizer) else None
 
@@ -216,6 +236,8 @@ def _is_dynamic(node: Node, layer: Recurrent) -> bool:
     Raises:
         GraphError: they are fixed, or the layer is no LSTM of 8 bits.
     """
+    if not isinstance(layer, Quantized):
+        return False
     active = [quantizer for _, quantizer in layer.activations() if is_on(quantizer)]
     if not active:
         return False
