@@ -115,6 +115,21 @@ def test_a_plugin_that_takes_a_taken_name_is_an_error_that_names_both(
         fxq.registered_passes()  # asking again does not help
 
 
+def test_installed_packages_are_looked_through_again_only_where_a_folder_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    fxq.registered_passes()
+    with monkeypatch.context() as patch:
+        read: list[str] = []
+        patch.setattr(importlib.metadata, "entry_points", lambda group: read.append(group) or ())
+        fxq.prepare(nn.Sequential(nn.ReLU()).eval())
+        assert read == []
+    install("late-plugin", tmp_path, "late = fxq_test_late")
+    with pytest.raises(fxq.PluginError, match=r"plugin 'late' .* does not import: ModuleNotFoundError"):
+        fxq.registered_passes()
+
+
 def test_built_in_passes_come_through_the_same_door() -> None:
     passes = fxq.registered_passes()
     assert {spec.name for spec in fxq.recipe("tensorrt").passes} <= set(passes)

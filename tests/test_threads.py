@@ -106,6 +106,7 @@ def test_the_first_threads_wait_until_the_passes_are_there(monkeypatch: pytest.M
         tables.loading.pop()
 
     monkeypatch.setattr(tables, "loaded", set())  # so that the entry points are looked at again
+    monkeypatch.setattr(tables, "searched", [])
     monkeypatch.setattr(tables, "passes", {})
     monkeypatch.setattr("fxq.registry.plugins._load_passes", load)
     with ThreadPoolExecutor(3) as pool:

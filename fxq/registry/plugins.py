@@ -5,6 +5,8 @@ Built-in passes come through the same entry-point group as everybody's.
 
 import importlib.metadata
 import inspect
+import os
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +25,16 @@ def load_plugins() -> None:
         PluginError: one does not import, or registers nothing.
     """
     with PROCESS_LOCK:  # another thread waits until all names are there
-        if not tables.loading:  # a plugin that asks for names while it is imported sees those that are there
+        # A plugin that asks for names while it is imported sees those that are there. Each pass of a recipe is asked
+        # for by name, and the metadata of all packages takes longer to read than a small model takes to quantize.
+        if not tables.loading and (folders := _folders()) != tables.searched:
             _load_new()
+            tables.searched[:] = folders
+
+
+def _folders() -> list[tuple[str, int]]:
+    """Return where packages may be installed, each with the time at which it was last changed."""
+    return [(path, os.stat(path or ".").st_mtime_ns) for path in sys.path if os.path.exists(path or ".")]
 
 
 def _load_new() -> None:

@@ -61,6 +61,7 @@ targets: dict[str, TargetRegistration] = {
 }
 _TABLES: tuple[dict[Any, Any], ...] = (passes, lowerings, targets)
 loaded: set[str] = set()  # entry points that were imported
+searched: list[tuple[str, int]] = []  # where they were looked for, as it was then: path, time of change in ns
 loading: list[importlib.metadata.EntryPoint] = []  # those that are being imported, the innermost last
 
 
