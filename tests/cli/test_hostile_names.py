@@ -1,10 +1,13 @@
 """What the command line prints of names that are not its own: as they are, never as markup or terminal codes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fxq
+from typer.testing import Result
+
+Fxq = Callable[..., Result]
 
 NAMES = ["[red]x", "[/]", "x[/red]", "a\x1b[31mb", "a\nb", "\ud800"]
 
