@@ -218,7 +218,7 @@ def _run(
     changes = WeightChanges() if start is None else WeightChanges.since(start, prepared)
     compared = state.compared
     if data is not None and data.compared:
-        compared = ComparedInputs(tuple(data.compared), checksum(prepared), is_untrained)
+        compared = ComparedInputs(tuple(data.compared), checksum(prepared), is_untrained, data.learned_from_compared)
     return report, replace(state, stage=Stage.CALIBRATED, record=record, changes=changes, compared=compared)
 
 

@@ -123,6 +123,11 @@ class Data:
         return self._samples.held_out or self._samples.shown
 
     @property
+    def learned_from_compared(self) -> bool:
+        """Were none held out, so that the samples to compare on are those that the model was calibrated on?"""
+        return not self._samples.held_out
+
+    @property
     def seen(self) -> int:
         """How many samples were read, those held out included."""
         return self._samples.seen

@@ -31,11 +31,13 @@ class ComparedInputs:
         inputs: of some calls of the model.
         checksum: of the prepared model's weights then.
         is_original: these were the original model's, but for what passes made of them.
+        were_learned: the model was calibrated on these very samples.
     """
 
     inputs: tuple[Inputs, ...]
     checksum: str
     is_original: bool
+    were_learned: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class FloatReference:
         outputs: what the float model returns for each.
         against: which float model that was.
         holds_for_one: the traced graph computes what the original does for a single sample, too.
+        were_learned: the model was calibrated on these very samples.
     """
 
     inputs: tuple[Inputs, ...]
     outputs: tuple[Named, ...]
     against: str
     holds_for_one: bool = True
+    were_learned: bool = False
 
     @property
     def samples(self) -> int:
@@ -61,7 +65,8 @@ class FloatReference:
 
     def quality(self, model: GraphModule) -> Quality:
         """Run ``model`` on the samples, and compare."""
-        return measure(self.outputs, run_all(model, follow_move(model, self.inputs)), self.samples, self.against)
+        found = run_all(model, follow_move(model, self.inputs))
+        return measure(self.outputs, found, self.samples, self.against, self.were_learned)
 
 
 def refer(
@@ -87,11 +92,13 @@ def refer(
         traced = run_all(prepared, inputs)
     model = original.find() if original is not None and compared.is_original and not is_changed else None
     if model is None:
-        return FloatReference(inputs, traced, CHANGED if is_changed else GRAPH)
+        against = CHANGED if is_changed else GRAPH
+        return FloatReference(inputs, traced, against, were_learned=compared.were_learned)
     outputs = _run_in_float(model, inputs)
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
-    return FloatReference(inputs, outputs, ORIGINAL, _holds_for_one(prepared, weights, model, inputs[0]))
+    holds_for_one = _holds_for_one(prepared, weights, model, inputs[0])
+    return FloatReference(inputs, outputs, ORIGINAL, holds_for_one, compared.were_learned)
 
 
 def _holds_for_one(prepared: GraphModule, weights: Mapping[str, Tensor], model: nn.Module, inputs: Inputs) -> bool:

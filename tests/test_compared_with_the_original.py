@@ -214,3 +214,14 @@ def test_layers_inside_an_opaque_module_are_in_float() -> None:
 def test_nothing_quantized_is_a_warning() -> None:
     with pytest.warns(UserWarning, match="nothing was quantized: with recipe 'tensorrt'"):
         fxq.prepare(nn.Sequential(nn.Softmax(1)).eval(), DATA[:2])
+
+
+def test_few_samples_of_the_calibration_data_itself_are_called_weak_evidence() -> None:
+    def evidence(data: Any, **options: Any) -> str:
+        return str(fxq.explain(fxq.convert(calibrated(residual(), data, **options))).quality)
+
+    weak = "on 2 samples of the calibration data itself, which says little about other data"
+    assert evidence([DATA[:2]]).endswith(weak)
+    assert evidence(None).endswith("on 16 samples")
+    held_out = fxq.recipe("tensorrt").with_pass("correct_bias")
+    assert "itself" not in evidence([DATA[:8], DATA[8:16]], recipe=held_out)

@@ -28,6 +28,8 @@ LEAST_DB = 5.0  # what recipes ask for if nothing else is said
 # Of outputs without dB: integers, and what compares or chooses.
 _GOOD_SHARE, _FAIR_SHARE, LEAST_SHARE = 0.95, 0.8, 0.5
 _LOST_DB, _MOST_LOST = 1.0, 0.3  # a channel of which nothing is left, and how many of them a usable output may have
+# Fewer calibration samples than this say little about others: a range that holds them is easily found.
+_FEW = 8
 _FILL = 1e4  # a value this large that occurs again and again is put there by a mask
 
 
@@ -91,11 +93,13 @@ class Quality:
         outputs: in the order in which the model returns them.
         samples: how many were compared.
         against: what with, such as "the original model".
+        were_learned: the model was calibrated on these very samples.
     """
 
     outputs: tuple[OutputQuality, ...]
     samples: int
     against: str
+    were_learned: bool = False
 
     @property
     def sqnr_db(self) -> float | None:
@@ -117,10 +121,17 @@ class Quality:
         """The output with the worst verdict, and among those the lowest figure."""
         return min(self.outputs, key=_badness, default=None)
 
-    def __str__(self) -> str:
+    @property
+    def evidence(self) -> str:
+        """What the figures rest on, and whether that is little."""
         count = f"{self.samples} sample{'' if self.samples == 1 else 's'}"
+        is_weak = self.were_learned and self.samples < _FEW
+        weak = " of the calibration data itself, which says little about other data" if is_weak else ""
+        return f"against {self.against} on {count}{weak}"
+
+    def __str__(self) -> str:
         where = f"{self.worst.name}: " if self.worst is not None and len(self.outputs) > 1 else ""
-        return f"{where}{self.worst or 'nothing to compare'}, against {self.against} on {count}"
+        return f"{where}{self.worst or 'nothing to compare'}, {self.evidence}"
 
 
 def verdict(sqnr_db: float | None) -> str:
@@ -131,13 +142,16 @@ def verdict(sqnr_db: float | None) -> str:
     return next((word for least, word in scale if sqnr_db >= least), "broken")
 
 
-def measure(expected: Sequence[Named], found: Sequence[Named], samples: int, against: str) -> Quality:
+def measure(
+    expected: Sequence[Named], found: Sequence[Named], samples: int, against: str, were_learned: bool = False
+) -> Quality:
     """Compare what two models return, batch by batch.
 
     Args:
         expected, found: the named outputs of each batch, alike in names and shapes.
         samples: how many they are.
         against: what made ``expected``.
+        were_learned: the model was calibrated on them.
     """
     by_name: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for wanted, given in zip(expected, found, strict=True):
@@ -147,7 +161,7 @@ def measure(expected: Sequence[Named], found: Sequence[Named], samples: int, aga
         OutputQuality(name, _sqnr_db(pairs), _agreement(pairs), _typical_db(pairs), _lost(pairs))
         for name, pairs in by_name.items()
     )
-    return Quality(outputs, samples, against)
+    return Quality(outputs, samples, against, were_learned)
 
 
 def sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float | None:

@@ -67,7 +67,11 @@ def measure_file(
         for wants, haves in zip(expected, found, strict=True)
         for want, have in zip(_values(wants), _values(haves), strict=True)
     )
-    return measure(expected, found, samples, reference.against) if found and is_comparable else None
+    return (
+        measure(expected, found, samples, reference.against, reference.were_learned)
+        if found and is_comparable
+        else None
+    )
 
 
 def _forms(leaves: list[Tensor], shapes: OpenShapes) -> list[tuple[Any, ...]]:

@@ -132,6 +132,5 @@ class ExportReport:
         if self.coverage.total:
             lines.append(f"  {self.coverage}")
         if self.quality is not None:
-            on = f"against {self.quality.against} on {self.quality.samples} samples"
-            lines += [f"  {one.name}: {one}, {on}" for one in self.quality.outputs]
+            lines += [f"  {one.name}: {one}, {self.quality.evidence}" for one in self.quality.outputs]
         return "\n".join(lines)
