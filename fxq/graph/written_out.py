@@ -1,7 +1,7 @@
 """A call of a function as the operations that the function consists of, traced for the shapes of the call."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxq.graph.arguments import facts_about
+from fxq.graph.match import is_constant
 from fxq.graph.shape_proxy import item_of
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.trace import erase_dead_questions
@@ -33,7 +34,7 @@ class WrittenOut:
     constants: nn.Module
 
 
-def written_out(node: Node, function: Callable[..., Any]) -> WrittenOut | str:
+def written_out(node: Node, function: Callable[..., Any], operands: Sequence[Any] | None = None) -> WrittenOut | str:
     """Return what ``function`` does with the arguments of ``node``, or why that is not known.
 
     Tests of shapes are decided with the traced shapes, as everywhere. What is no node is burned in.
@@ -41,8 +42,10 @@ def written_out(node: Node, function: Callable[..., Any]) -> WrittenOut | str:
     Args:
         node: the call.
         function: a Python function that computes the same.
+        operands: its arguments, if they are others than those of ``node``.
     """
-    bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    args, kwargs = (node.args, node.kwargs) if operands is None else (operands, {})
+    bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     sources = {name: _nodes_in(value) for name, value in bound.arguments.items()}
     if any("val" not in source.meta for nodes in sources.values() for source in nodes):
@@ -69,6 +72,8 @@ class _CallTracer(ShapeTracer):
 
     def _argument(self, proxy: Any) -> Any:
         given = self._arguments[str(proxy.node.target)]
+        if isinstance(given, Node) and is_constant(given):
+            self._stored.add(proxy.node)
         if not _nodes_in(given):
             return given
         if isinstance(given, tuple | list):

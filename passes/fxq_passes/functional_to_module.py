@@ -1,5 +1,6 @@
 """One form for each operation, so that later passes match one: modules for what has one, else one function."""
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,13 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn import functional as F
 
-from fxq import EXACT, Pass, Rewriter, Stage, register_pass
-from fxq.graph import owner_path, produces_tensor
+from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
+from fxq.graph import only_reader, owner_path, produces_tensor, written_out
 from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, ModuleForm
 from fxq_passes.canonical.functional_layers import StoredLayers, batch_norm_from, layer_from
+from fxq_passes.canonical.written_forms import add, subtract, sum_of
+
+_POOLS = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
 
 
 @register_pass("functional_to_module")
@@ -20,7 +24,7 @@ class FunctionalToModule(Pass):
     """Bring the forms of an operation together: F.relu and x.relu() become nn.ReLU, torch.add becomes +."""
 
     stage = Stage.NORMALIZED
-    tolerance = EXACT
+    tolerance = ROUNDING  # a sum that becomes additions, an alpha that becomes a factor
 
     def run(self, rw: Rewriter) -> None:
         """Look each call up in the tables of ``forms``."""
@@ -34,6 +38,10 @@ class FunctionalToModule(Pass):
                 _clamp_to_module(rw, node)
             elif target in CANONICAL:
                 _to_canonical(rw, node)
+            elif target in (torch.sum, "sum"):
+                _to_additions(rw, node)
+            elif target in (torch.mean, "mean") and rw.target.quantizes_inputs("global_avg_pool"):
+                _to_pool(rw, node)
 
 
 def _layers_to_modules(rw: Rewriter) -> None:
@@ -89,8 +97,16 @@ def _call(rw: Rewriter, node: Node, module: nn.Module) -> None:
 def _to_canonical(rw: Rewriter, node: Node) -> None:
     function = CANONICAL[node.target]
     kwargs = dict(node.kwargs)
-    if kwargs.pop("alpha", 1) != 1 or kwargs.pop("rounding_mode", None) is not None or kwargs.pop("out", None):
-        rw.skip(node, "its alpha, rounding_mode or out has no counterpart in the canonical form")
+    if kwargs.get("alpha", 1) != 1:
+        call = written_out(node, add if function is operator.add else subtract)
+        if isinstance(call, str):
+            rw.skip(node, f"its alpha has no counterpart in the canonical form, and {call}")
+        else:
+            rw.write_out(node, call, "canonical form: alpha is a factor")
+        return
+    kwargs.pop("alpha", None)
+    if kwargs.pop("rounding_mode", None) is not None or kwargs.pop("out", None):
+        rw.skip(node, "its rounding_mode or out has no counterpart in the canonical form")
         return
     names = ("tensors", "dim") if function is torch.cat else ("input", "mat2" if "mat2" in kwargs else "other")
     args = (*node.args, *(kwargs.pop(name) for name in names[len(node.args) :] if name in kwargs))
@@ -98,3 +114,43 @@ def _to_canonical(rw: Rewriter, node: Node) -> None:
         rw.skip(node, f"has arguments that {getattr(function, '__name__', function)} lacks")
         return
     rw.call_instead(node, function, args, {}, f"canonical form: {getattr(function, '__name__', function)}")
+
+
+def _to_additions(rw: Rewriter, node: Node) -> None:
+    """Turn the sum of a stack, along the dimension that it is stacked along, into additions."""
+    stack = node.all_input_nodes[0] if node.all_input_nodes else node
+    if stack.target is not torch.stack or only_reader(stack) is not node:
+        return
+    given: dict[str, Any] = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
+    stacked: dict[str, Any] = dict(zip(("tensors", "dim"), stack.args, strict=False)) | dict(stack.kwargs)
+    value, dim = stack.meta.get("val"), given.pop("dim", None)
+    given.pop("input", None)
+    dims = dim if isinstance(dim, tuple | list) else (dim,)
+    if any(given.values()) or not isinstance(value, Tensor) or not value.is_floating_point() or len(dims) != 1:
+        return
+    if not isinstance(dims[0], int) or (dims[0] - stacked.get("dim", 0)) % value.dim():
+        return
+    call = written_out(node, sum_of, [stacked["tensors"]])
+    if not isinstance(call, str):
+        rw.write_out(node, call, "canonical form: the sum of a stack is an addition")
+        rw.erase(stack, "its sum was all that was read")
+
+
+def _to_pool(rw: Rewriter, node: Node) -> None:
+    """Turn the mean over all positions of a feature map into global average pooling."""
+    given: dict[str, Any] = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
+    source, dim = given.pop("input", None), given.pop("dim", None)
+    keeps_dims = given.pop("keepdim", False)
+    value = source.meta.get("val") if isinstance(source, Node) else None
+    dims = dim if isinstance(dim, tuple | list) else (dim,)
+    if given or not isinstance(value, Tensor) or value.dim() not in _POOLS or not all(type(one) is int for one in dims):
+        return
+    if not value.is_floating_point() or sorted(one % value.dim() for one in dims) != [*range(2, value.dim())]:
+        return
+    why, pool = "canonical form: the mean over all positions is global average pooling", _POOLS[value.dim()]
+    if keeps_dims:
+        pooled = rw.call_instead(node, pool, (source, 1), {}, why)
+    else:
+        pooled = rw.insert_call(node, pool, (source, 1), node, value=value.mean(dims, keepdim=True))
+        rw.call_instead(node, "flatten", (pooled, 1), {}, why)
+    _to_module(rw, pooled, FUNCTIONS[pool])

@@ -1,8 +1,10 @@
 """Operations that do nothing at inference leave the graph."""
 
+import operator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
@@ -17,7 +19,7 @@ _DROPOUTS = (
 @register_pass("remove_dropout")
 @dataclass(frozen=True)
 class RemoveDropout(Pass):
-    """Bypass dropout, stochastic depth and identity; dropout stays where the model will be trained."""
+    """Bypass dropout, stochastic depth, identity and ``x + 0``; dropout stays where the model will be trained."""
 
     stage = Stage.NORMALIZED
     tolerance = EXACT
@@ -28,6 +30,8 @@ class RemoveDropout(Pass):
             found = kind(node)
             if found == "identity":
                 rw.bypass(node, "an identity does nothing")
+            elif _is_neutral(node):
+                rw.bypass(node, "adds 0, as Python's sum() does first, or multiplies by 1", node.all_input_nodes[0])
             elif found == "dropout" and rw.qat:
                 rw.skip(node, "dropout is kept for training")
             elif found == "dropout":
@@ -39,6 +43,16 @@ class RemoveDropout(Pass):
                     rw.skip(node, "the model asks for dropout at inference (training=True)")
                 else:
                     rw.bypass(node, "dropout does nothing at inference")
+
+
+def _is_neutral(node: Node) -> bool:
+    """Return whether ``node`` is a tensor plus 0 or times 1."""
+    neutral = {operator.add: 0, operator.mul: 1}.get(node.target)  # type: ignore[arg-type]  # a target may be a text
+    numbers = [value for value in node.args if not isinstance(value, Node)]
+    if neutral is None or len(node.all_input_nodes) != 1 or numbers != [neutral]:
+        return False
+    value, source = node.meta.get("val"), node.all_input_nodes[0].meta.get("val")
+    return isinstance(value, Tensor) and isinstance(source, Tensor) and value.dtype == source.dtype
 
 
 def _is_dropout_function(node: Node) -> bool:

@@ -148,8 +148,7 @@ def test_every_spelling_of_an_operation_becomes_the_canonical_function(function:
 
 
 LEFT: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
-    "alpha": (lambda x, y: torch.add(x, y, alpha=2), "its alpha, rounding_mode or out has no counterpart"),
-    "rounding mode": (lambda x, y: x.div(y, rounding_mode="floor"), "its alpha, rounding_mode or out"),
+    "rounding mode": (lambda x, y: x.div(y, rounding_mode="floor"), "its rounding_mode or out has no counterpart"),
     "dtype": (lambda x, y: F.softmax(x, dim=1, dtype=torch.float64) + y, "Softmax has no dtype"),
     "computed kernel": (lambda x, y: F.avg_pool2d(x, x.shape[2:]) + y, "its options are computed in the graph"),
     "tensor bound": (lambda x, y: torch.clamp(x, min=y), "clamps to bounds that no activation module has"),

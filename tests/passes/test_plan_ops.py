@@ -57,7 +57,8 @@ def test_onnxruntime_quantizes_outputs_too_behind_the_activation() -> None:
             x = input
             conv = Conv2d[conv](x)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0)
             act = ReLU[act](conv)  # output: uint8 affine per tensor
-            mean = .mean(act, (2, 3))
+            adaptive_avg_pool2d = AdaptiveAvgPool2d[adaptiveavgpool2d](act)  # input 0: uint8 affine per tensor; output: uint8 affine per tensor
+            mean = .flatten(adaptive_avg_pool2d, 1)
             fc = Linear[fc](mean)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0); output: uint8 affine per tensor
             return fc
         """,  # noqa: E501

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import fxq
+from fxq.graph import MOVES_DATA
 
 TARGETS = ("tensorrt", "onnxruntime", "openvino")
 
 
 def placement(prepared: nn.Module) -> list[str]:
-    """Return what is quantized, by the kind of the operation that reads it."""
-    nodes = fxq.explain(prepared).nodes
+    """Return what is quantized, by the kind of the operation that reads it; what moves data passes it on."""
+    nodes = [node for node in fxq.explain(prepared).nodes if node.kind not in MOVES_DATA]
     return sorted(f"{node.kind} {one.role}: {one.descriptor}" for node in nodes for one in node.quantized)
 
 

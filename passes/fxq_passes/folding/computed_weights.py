@@ -65,14 +65,20 @@ def stored_value(rw: Rewriter, node: Node) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def weight_expressions(rw: Rewriter) -> list[Expression]:
-    """Return the weights of layers and products that the graph computes from stored tensors."""
+def constant_nodes(rw: Rewriter) -> set[Node]:
+    """Return the nodes that are computed from stored tensors alone."""
     constant: set[Node] = set()
-    found: dict[Node, Expression] = {}
     for node in rw.nodes():
         if _is_constant(rw, node, constant):
             constant.add(node)
-            continue
+    return constant
+
+
+def weight_expressions(rw: Rewriter) -> list[Expression]:
+    """Return the weights of layers and products that the graph computes from stored tensors."""
+    constant = constant_nodes(rw)
+    found: dict[Node, Expression] = {}
+    for node in rw.nodes(lambda node: node not in constant):
         for position, name in _STORED.get(node.target, ()):
             value = node.args[position] if len(node.args) > position else node.kwargs.get(name)
             if isinstance(value, Node) and value in constant and _is_computed_weight(value, name):
@@ -180,7 +186,7 @@ def _place(rw: Rewriter, expression: Expression, value: Tensor, dying: set[Node]
         path = str(node.target)
         if _is_parametrization(rw, node):
             path = path.replace("parametrizations.", "")
-        elif node.op != "get_attr" or node not in dying or rw.tensor(node).shape != value.shape:
+        elif node.op != "get_attr" or node not in dying or sorted(rw.tensor(node).shape) != sorted(value.shape):
             continue
         owners = set(itertools.accumulate(path.split(".")[:-1], "{}.{}".format))
         if path not in taken and called.isdisjoint(owners):
