@@ -242,7 +242,7 @@ def names(recipe: fxq.Recipe) -> list[str]:
 def test_a_pass_is_added_at_the_end_of_its_stage_or_where_it_is_told_to() -> None:
     short = fxq.recipe("tensorrt").without_pass("fold_batchnorm")
     default = [spec.name for spec in DEFAULT_PASSES]
-    assert names(short.with_pass("fold_batchnorm", before="plan_ops")) == default
+    assert names(short.with_pass("fold_batchnorm", before="fold_affine")) == default
     assert names(short.with_pass("fold_batchnorm", after="remove_dropout")) == default
     found = names(short.with_pass("fold_batchnorm"))
     assert found.index("fold_batchnorm") == found.index("plan_ops") - 1

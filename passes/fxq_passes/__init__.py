@@ -3,6 +3,7 @@
 from fxq_passes.attach_observers import AttachObservers
 from fxq_passes.correct_bias import CorrectBias
 from fxq_passes.fit_ranges import FitRanges
+from fxq_passes.fold_affine import FoldAffine
 from fxq_passes.fold_batchnorm import FoldBatchnorm
 from fxq_passes.fold_weights import FoldWeights
 from fxq_passes.freeze_ranges import FreezeRanges
@@ -21,6 +22,7 @@ __all__ = [
     "AttachObservers",
     "CorrectBias",
     "FitRanges",
+    "FoldAffine",
     "FoldBatchnorm",
     "FoldWeights",
     "FreezeRanges",

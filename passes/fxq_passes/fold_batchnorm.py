@@ -9,9 +9,9 @@ from torch import nn
 from torch.fx import Node
 
 from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
-from fxq.graph import is_weighted, kind, shape_of, why_altered
-from fxq.nn import computed_tensors
+from fxq.graph import is_weighted, kind, shape_of
 from fxq_passes.folding.batchnorm_algebra import affine_of, fold_after, fold_before
+from fxq_passes.folding.foldable import uses_by_id, uses_of, why_not_plain
 
 
 @register_pass("fold_batchnorm")
@@ -32,9 +32,9 @@ class FoldBatchnorm(Pass):
         calls: dict[nn.Module, list[Node]] = {}
         for node in rw.nodes(lambda node: kind(node) == "batch_norm"):
             calls.setdefault(rw.module(node), []).append(node)
-        uses = _uses(rw)
+        uses = uses_by_id(rw)
         for bn, nodes in calls.items():
-            reason = _why_not_plain(bn)
+            reason = why_not_plain(bn)
             if reason is not None:
                 rw.skip(nodes[0], reason)
                 continue
@@ -56,22 +56,6 @@ def _fold(rw: Rewriter, nodes: Sequence[Node], layers: Sequence[Node], algebra: 
         rw.bypass(node, f"folded into {layers[0].target!r}")
 
 
-def _why_not_plain(module: Any) -> str | None:
-    """Return why a module may compute something else than its kind says, or more; None if it is torch's own."""
-    computed = computed_tensors(module)
-    if computed:
-        name, how = next(iter(computed.items()))
-        return f"{name} is {how} in each call, to be trained"
-    if not type(module).__module__.startswith("torch.nn.modules."):
-        return f"{type(module).__name__} is a subclass that may compute something else, or is quantized by hand"
-    altered = why_altered(module)
-    if altered is not None:
-        return f"{type(module).__name__} {altered}; remove it first"
-    if getattr(module, "running_mean", ...) is None:
-        return "it normalizes with the statistics of the batch"
-    return None
-
-
 def _why_not_after(rw: Rewriter, nodes: Sequence[Node], uses: Counter[int]) -> str | None:
     """Return why the batch norm cannot move into the layer before it, None if it can."""
     layers = [node.all_input_nodes[0] for node in nodes]
@@ -82,10 +66,10 @@ def _why_not_after(rw: Rewriter, nodes: Sequence[Node], uses: Counter[int]) -> s
     readers = [layer for layer in layers if len(layer.users) > 1]
     if readers:
         return f"{readers[0].target!r} has {len(readers[0].users)} readers; folding would change the others"
-    if _uses_of(rw.module(layers[0]), uses) != len(layers):
+    if uses_of(rw.module(layers[0]), uses) != len(layers):
         return f"{layers[0].target!r} is also called where this batch norm does not follow"
     reason = _why_not_linear(layers) if kind(layers[0]) == "linear" else None
-    return reason or _why_not_plain(rw.module(layers[0]))
+    return reason or why_not_plain(rw.module(layers[0]))
 
 
 def _why_not_before(rw: Rewriter, nodes: Sequence[Node], uses: Counter[int]) -> str | None:
@@ -95,16 +79,16 @@ def _why_not_before(rw: Rewriter, nodes: Sequence[Node], uses: Counter[int]) -> 
     layers = [next(iter(node.users)) for node in nodes]
     if not all(is_weighted(layer) and kind(layer) != "conv_transpose" for layer in layers):
         return "no convolution or linear layer follows it"
-    if len({id(rw.module(layer)) for layer in layers}) > 1 or _uses_of(rw.module(layers[0]), uses) != len(layers):
+    if len({id(rw.module(layer)) for layer in layers}) > 1 or uses_of(rw.module(layers[0]), uses) != len(layers):
         return "the layer behind it is also called elsewhere"
     layer = rw.module(layers[0])
     if kind(layers[0]) == "linear":
-        return _why_not_plain(layer) or _why_not_linear(nodes)
+        return why_not_plain(layer) or _why_not_linear(nodes)
     pads = layer.padding != "valid" and any(size != 0 for size in _as_tuple(layer.padding))
     shifts = bool((affine_of(rw.module(nodes[0]))[1] != 0).any())
     if pads and layer.padding_mode == "zeros" and shifts:
         return "the convolution behind it pads with zeros, which the batch norm does not shift"
-    return _why_not_plain(layer)
+    return why_not_plain(layer)
 
 
 def _why_not_linear(sources: Sequence[Node]) -> str | None:
@@ -114,18 +98,6 @@ def _why_not_linear(sources: Sequence[Node]) -> str | None:
     if any(len(shape) != 2 for shape in shapes if shape is not None):
         return "behind a linear layer on 3-d input it normalizes another dimension than the features"
     return None
-
-
-def _uses(rw: Rewriter) -> Counter[int]:
-    """Return how many nodes call each module and read each stored tensor, by id: once for all, folding changes none."""
-    calls = [id(rw.module(node)) for node in rw.nodes(lambda node: node.op == "call_module")]
-    reads = [id(rw.tensor(node)) for node in rw.nodes(lambda node: node.op == "get_attr")]
-    return Counter(calls + reads)
-
-
-def _uses_of(layer: Any, uses: Counter[int]) -> int:
-    """Return how many nodes call a layer, or read its parameters, which folding would change."""
-    return uses[id(layer)] + sum(uses[key] for key in {id(layer.weight), id(layer.bias)} - {id(None)})
 
 
 def _as_tuple(padding: object) -> tuple[object, ...]:

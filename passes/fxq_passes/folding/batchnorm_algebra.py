@@ -14,7 +14,11 @@ _Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 def fold_after(layer: Weighted, bn: BatchNorm) -> None:
     """Give ``layer`` new parameters that compute ``bn(layer(x))``; what it shared with other layers stays as it is."""
-    scale_c, shift_c = affine_of(bn)
+    scale_and_shift(layer, *affine_of(bn))
+
+
+def scale_and_shift(layer: Weighted, scale_c: Tensor, shift_c: Tensor) -> None:
+    """Give ``layer`` new parameters that compute ``scale_c * layer(x) + shift_c``; both (channels,), float64."""
     weight = layer.weight.detach().double()
     bias = torch.zeros_like(shift_c) if layer.bias is None else layer.bias.detach().double()
     if isinstance(layer, _Transposed):
