@@ -1,5 +1,6 @@
 """prepare, convert, quantize, export_onnx: thin, they run the stages."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +19,17 @@ from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
 from fxq.coverage import Coverage
 from fxq.data import Data
-from fxq.errors import AccuracyError, InputError, PassError
+from fxq.errors import AccuracyError, InputError, PassError, TraceError
 from fxq.explain import explain_graph
 from fxq.float_reference import ComparedInputs, refer
-from fxq.frontend.choice import Frontend, trace_model
+from fxq.frontend.choice import Frontend, Traced, trace_model
 from fxq.graph.altered import check_copyable
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.settings import Settings
-from fxq.graph.size_decisions import KEY
+from fxq.islands.conversion import Demand, convert_islands
+from fxq.islands.export import export_islands
+from fxq.islands.preparation import prepare_islands
 from fxq.model_checks import (
     check_model,
     check_quantized_unaltered,
@@ -44,10 +47,12 @@ from fxq.pipeline import run_passes
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
 from fxq.record import Record
-from fxq.rules import check_rules
+from fxq.request import Request
+from fxq.rules import check_rules, names_of_functions
 from fxq.stage import Stage
 from fxq.state import State, check_values, require_state, set_state
 from fxq.surroundings import in_plain_surroundings
+from fxq.untraceable import Untraceable, check_untraceable, note_kept, trace_around
 from fxq.verdict import judge
 
 if TYPE_CHECKING:
@@ -56,13 +61,14 @@ if TYPE_CHECKING:
 
 @in_plain_surroundings
 @paused_collector()
-def prepare(
+def prepare(  # noqa: PLR0913 - what a model is made of, and how
     model: nn.Module,
     example_inputs: ExampleInputs = None,
     recipe: str | Recipe = "tensorrt",
     qat: bool = False,
     verify: bool = False,
     frontend: Frontend = "auto",
+    untraceable: Untraceable = "error",
 ) -> GraphModule:
     """Return a copy of ``model`` with quantizers where the target fuses them, ready to calibrate or to train.
 
@@ -78,32 +84,59 @@ def prepare(
             first that moves the numbers further than its tolerance.
         frontend: what traces the model: "symbolic" (torch.fx follows its Python), "export" (torch.export runs it on the
             example inputs), or "auto", the first that succeeds. ``fxq.explain`` says which, and why.
+        untraceable: what becomes of a module that does not trace: "error"; "float" keeps the smallest such module whole
+            in float, with a warning that names it; "islands" quantizes the parts that trace of a model that does not
+            trace itself, such as a detector, whose own Python then runs around them: it needs example inputs.
 
     Returns:
         A GraphModule with the model's call signature, on its device, in its dtype, in eval mode. An argument that is
-        not among the example inputs has its default for good: a call with another value is an InputError.
+        not among the example inputs has its default for good: a call with another value is an InputError. With islands
+        its graph is one call of a copy of the model, and each island in it a prepared GraphModule.
 
     Raises:
         FxqError: of the kind that fits (StageError, TraceError, InputError, RecipeError, TargetError, PassError).
     """
     chosen = find_recipe(recipe)
-    passes = chosen.create_passes()
+    request = Request(chosen, qat, verify, chosen.leaf_modules, frontend)
+    check_untraceable(untraceable)
     check_model(model, verify)
     inputs = as_positional(model, example_inputs)
     check_copyable(model)
+    try:
+        gm = _prepare_graph(model, inputs, request, untraceable)
+    except TraceError as error:
+        if untraceable != "islands":
+            raise
+        gm = prepare_islands(model, inputs, request, _prepare_graph, error)
+    warn_of_nothing(gm, chosen)
+    return gm
+
+
+def _prepare_graph(
+    model: nn.Module, inputs: tuple[Any, ...] | None, request: Request, untraceable: Untraceable = "error"
+) -> GraphModule:
+    """Return ``model``, or a part of one, prepared as one graph; ``inputs`` are positional."""
+    chosen, qat, verify = request.recipe, request.qat, request.verify
+    passes = chosen.create_passes()
     copied = copy_model(model).eval()
     for module in copied.modules():
         keep_computed(module)
-    leaves = (*chosen.leaf_modules, *own_layers(copied))
-    stacklevel = 1 + levels_to_caller()
-    traced = trace_model(copied, inputs, leaves, frontend, stacklevel if qat else None)
+    leaves = (*request.leaf_modules, *own_layers(copied))
+
+    def trace(whole: Sequence[str]) -> Traced:
+        return trace_model(copied, inputs, whole, request.frontend, 1 + levels_to_caller() if qat else None)
+
+    traced, kept = trace_around(copied, trace, leaves) if untraceable == "float" else (trace(leaves), {})
     gm, record = traced.gm, Record()
     erase_dead_nodes(gm, record)
-    settings = Settings(chosen.resolved_target, chosen.default, chosen.rules, chosen.calibrator, qat, inputs)
-    check_rules(chosen.rules, model, gm)
-    state = State(
-        Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how, decisions=gm.meta.pop(KEY, None)
-    )
+    note_kept(gm, record, kept, 1 + levels_to_caller())
+    target, calibrator = chosen.resolved_target, chosen.calibrator
+    settings = Settings(target, chosen.default, chosen.rules, calibrator, qat, inputs, request.within)
+    if request.functions is None:
+        check_rules(chosen.rules, model, names_of_functions(gm))
+    else:
+        request.functions.update(names_of_functions(gm, request.path))
+    state = State(Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how, decisions=traced.decisions)
     numbers = _number_check(inputs) if verify else None
     check_graph(gm, Stage.TRACED)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
@@ -116,7 +149,6 @@ def prepare(
     if traced.has_numbers:
         compared = ComparedInputs((Inputs(inputs or (), {}),), original.prepared, is_original=True)
     set_state(gm, replace(state, stage=Stage.PREPARED, original=original, compared=compared))
-    warn_of_nothing(gm, chosen)
     return gm
 
 
@@ -145,6 +177,8 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         StageError: this is not a prepared model.
     """
     state = require_state(prepared, Stage.PREPARED, "convert")
+    if state.islands is not None:
+        return convert_islands(prepared, state, state.islands, _convert_island, Demand(min_sqnr_db, strict))
     check_values(prepared, "convert")
     _warn_of_passes_without_data(state)
     check_quantized_unaltered(prepared)
@@ -171,6 +205,11 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     return gm
 
 
+def _convert_island(island: GraphModule) -> GraphModule:
+    """Return an island converted; how good it is others judge, who know its name."""
+    return convert(island, min_sqnr_db=-math.inf)
+
+
 def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     model: nn.Module,
     batches: Iterable[Any] | Data | None = None,
@@ -181,6 +220,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     min_sqnr_db: float | None = None,
     strict: bool = False,
     frontend: Frontend = "auto",
+    untraceable: Untraceable = "error",
 ) -> GraphModule:
     """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
 
@@ -189,7 +229,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     """
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         example_inputs, batches = first_inputs(model, batches)
-    prepared = prepare(model, example_inputs, recipe, frontend=frontend)
+    prepared = prepare(model, example_inputs, recipe, frontend=frontend, untraceable=untraceable)
     if needs_data(prepared):
         calibrate(prepared, batches, forward, progress)
     return convert(prepared, min_sqnr_db, strict)
@@ -214,7 +254,8 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
 
     Args:
         converted: the result of ``convert`` or ``quantize``.
-        path: the .onnx file; its directory must exist.
+        path: the .onnx file; its directory must exist. Of a model with islands, a folder: it gets ``ISLAND.onnx`` for
+            each, and ``whole.onnx`` where torch can export the Python around them.
         example_inputs: as in ``prepare``; None for those given there.
         dynamic_batch: leave dimension 0 of every input open; None for what the target prefers, or for nothing but what
             ``dynamic_shapes`` says.
@@ -235,6 +276,19 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
         InputError: shapes or names do not fit the model or contradict each other.
     """
     state = require_state(converted, Stage.LOWERED, "export_onnx")
+    if state.islands is not None:
+        if dynamic_shapes is not None or input_names is not None or output_names is not None:
+            raise InputError(
+                "dynamic_shapes, input_names and output_names are of one file, and islands become several: "
+                "export an island by itself, fxq.export_onnx(converted.get_submodule(...), ...)"
+            )
+        return export_islands(
+            converted, state, state.islands, path,
+            lambda island, file: export_onnx(
+                island, file, None, dynamic_batch, check, min_sqnr_db, strict, opset=opset
+            ),
+            lambda file: _export_whole(converted, file, example_inputs, dynamic_batch, opset, check),
+        )  # fmt: skip
     inputs = as_positional(converted, example_inputs) or state.settings.example_inputs
     if inputs is None:
         raise InputError("export_onnx runs the model once: give it example_inputs, or give them to prepare()")
@@ -267,6 +321,28 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
         float_reference=state.reference, original=state.original, decisions=state.decisions, judge=judge_file,
     )  # fmt: skip
     return replace(write_onnx(converted, path, inputs, options), coverage=coverage)
+
+
+def _export_whole(
+    converted: GraphModule,
+    path: os.PathLike[str],
+    example_inputs: ExampleInputs,
+    dynamic_batch: bool | None,
+    opset: int | None,
+    check: bool,
+) -> "ExportReport":
+    """Write a model with islands as one file; how good it is was said of the converted model."""
+    state = require_state(converted, Stage.LOWERED, "export_onnx")
+    from fxq.export import ExportOptions  # noqa: PLC0415
+    from fxq.export import export_onnx as write_onnx  # noqa: PLC0415
+
+    metadata = {"fxq.version": version("fxq"), "fxq.recipe": state.recipe.to_text()}
+    options = ExportOptions(
+        dynamic_batch, opset=opset, check=check, rules=state.settings.target.file, metadata=metadata
+    )
+    return write_onnx(
+        converted, path, as_positional(converted, example_inputs) or state.settings.example_inputs, options
+    )
 
 
 def _warn_of_passes_without_data(state: State) -> None:

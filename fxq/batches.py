@@ -111,7 +111,7 @@ def first_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[tuple[Any, .
         batches = itertools.chain([] if first is None else [first], iterator)
     inputs = _positional(model, first)
     tensors = [value for value in inputs or () if isinstance(value, Tensor)]
-    if inputs is None or not tensors or not all(value.dim() for value in tensors):
+    if not inputs or not all(value.dim() for value in tensors):
         return None, batches
     sizes = {len(value) for value in tensors}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -147,7 +147,7 @@ def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | No
                 f"(args, kwargs), got {type(example_inputs).__name__}"
             )
     signature = inspect.signature(model.forward)
-    kwargs = _taken(kwargs, _keywords(signature))
+    kwargs = _fitting(kwargs, signature)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -176,9 +176,17 @@ def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:
     inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch) if isinstance(batch, tuple | list) else ()
     if required == 1 and len(inputs) == 2:
         inputs = inputs[:1]  # (input, label)
-    if not all(isinstance(value, Tensor) for value in inputs) or len(inputs) < required:
+    if not all(map(_is_input, inputs)) or len(inputs) < required:
         return None
     return inputs
+
+
+def _fitting(kwargs: dict[str, Any], signature: inspect.Signature) -> dict[str, Any]:
+    """Return ``kwargs`` without what forward swallows as ``**kwargs``, and labels that it does not take."""
+    names = _keywords(signature)
+    if any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values()):
+        return _taken(kwargs, names)
+    return {key: value for key, value in kwargs.items() if key in names or key not in LABELS}
 
 
 def _keywords(signature: inspect.Signature) -> list[str]:
@@ -207,6 +215,12 @@ def _taken(batch: Mapping[str, Any], names: Sequence[str], without: Collection[s
     if left:
         logger.info("keys of the batch that the model does not take: %s", ", ".join(map(str, left)))
     return {key: value for key, value in batch.items() if key not in left and key not in without}
+
+
+def _is_input(value: Any) -> bool:
+    """Return whether ``value`` is a tensor, or a list of them such as a detector takes."""
+    is_list = isinstance(value, list) and bool(value)
+    return isinstance(value, Tensor) or (is_list and all(isinstance(item, Tensor) for item in value))
 
 
 def describe(value: Any) -> str:

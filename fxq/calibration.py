@@ -23,6 +23,7 @@ from fxq.graph.observers import empty_ranges, fit_observed, forget, measured_qua
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.weight_changes import WeightChanges
+from fxq.islands.calibration import calibrate_islands
 from fxq.original import checksum
 from fxq.passbase import Pass
 from fxq.quant.registry import find_fit
@@ -210,6 +211,8 @@ def _run(
     prepared: GraphModule, state: State, passes: Sequence[Pass], data: Data | None
 ) -> tuple[CalibrationReport, State]:
     """Run the passes; return what they did, and the state of the calibrated model."""
+    if state.islands is not None:
+        return calibrate_islands(prepared, state, state.islands, passes, data)
     record = state.record.copy(without={step.name for step in passes})
     is_untrained = state.original is not None and checksum(prepared) == state.original.prepared
     start = copied_weights(prepared) if _may_change_weights(passes) else None

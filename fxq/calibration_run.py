@@ -28,7 +28,7 @@ _MOST_SHOWN = 5
 
 
 def run_calibrated_passes(
-    gm: GraphModule, passes: Sequence[Pass], settings: Settings, record: Record, stage: DataStage
+    gm: GraphModule, passes: Sequence[Pass], settings: Settings, record: Record, stage: DataStage, begins: bool = True
 ) -> CalibrationReport:
     """Run ``passes`` on ``gm`` in place, and say what each did.
 
@@ -38,12 +38,13 @@ def run_calibrated_passes(
         settings: those of ``prepare``.
         record: continued; what an undone pass wrote is taken out.
         stage: the data, and the float model; notes of an undone pass are taken out.
+        begins: these are the first passes that see the data.
 
     Raises:
         FxqError: a pass failed; nothing is restored here.
     """
     judge = _Judge(gm, stage)
-    if stage.data is not None:
+    if stage.data is not None and begins:
         stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
     steps = [_run(gm, step, settings, record, stage, judge) for step in passes]
     data, empty, crowded = stage.data, empty_ranges(measured_quantizers(gm)), crowded_members(gm)
@@ -89,6 +90,7 @@ def _run(
         snapshot.restore()
         stage.become(old_stage)
         record.become(old_record)
+        record.passes.append(step.name)
         record.add(Entry(step.name, "skip", "", "", f"undone: {before:.2f} dB before, {after:.2f} dB after it"))
     return CalibrationStep(step.name, before, after, kept, seconds)
 

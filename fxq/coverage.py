@@ -59,7 +59,7 @@ def coverage_of(prepared: GraphModule) -> Coverage:
     for node in prepared.graph.nodes:
         if node.op == "call_function" and node.target in _FUNCTIONS:
             in_float[node.name] = None
-        for path, layer in _layers(str(node.target), module_of(node)) if node.op == "call_module" else ():
+        for path, layer in layers_in(str(node.target), module_of(node)) if node.op == "call_module" else ():
             found = set(_codes(layer)) if isinstance(layer, Quantized) else set()
             codes |= found
             (quantized if found else in_float)[path] = None
@@ -75,10 +75,13 @@ def _codes(layer: Quantized) -> Iterator[str]:
             yield str(quantizer.descriptor).partition(" ")[0]
 
 
-def _layers(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers that a call of ``module`` computes; what a layer is made of is part of it."""
+def layers_in(path: str, module: nn.Module, but: tuple[type[nn.Module], ...] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers that a call of ``module`` computes, ``but`` those in some types; what a layer is made of is part
+    of it.
+    """
     if module_kind(module) in _LAYERS:
         yield path, module
         return
     for name, child in module.named_children():
-        yield from _layers(f"{path}.{name}", child)
+        if not isinstance(child, but):
+            yield from layers_in(f"{path}.{name}", child, but)

@@ -63,18 +63,19 @@ class Data:
         self.loader_error: BaseException | None = None
         self.note: str | None = None
 
-    def begin(self, keep: bool, hold_out: bool) -> None:
+    def begin(self, keep: bool, hold_out: bool, are_whole: bool = False) -> None:
         """Start a run.
 
         Args:
             keep: keep samples for later readings.
             hold_out: hold some of them out.
+            are_whole: a batch is one sample, whatever its tensors look like.
         """
         # What a generator gave is gone: what was kept of it stays, and what was held out stays held out.
         if self._was_read and self._samples.learned and iter(self.batches) is self.batches:
             return
         share = self.held_out if hold_out else 0.0
-        self._samples = Samples(self.max_samples, share) if keep else Samples()
+        self._samples = Samples(self.max_samples if keep else 0, share if keep else 0.0, are_whole=are_whole)
         self._was_read = False
 
     def feed(self, gm: GraphModule, description: str = "Running the model") -> None:
@@ -140,7 +141,8 @@ class Data:
     def _read(self, gm: GraphModule, description: str, runs: bool) -> None:
         """Go over the batches; without ``runs`` only until enough samples are kept."""
         kept = self._samples
-        self._samples = samples = Samples(kept.most, kept.share)  # an earlier reading may have failed half-way
+        # An earlier reading may have failed half-way.
+        self._samples = samples = Samples(kept.most, kept.share, are_whole=kept.are_whole)
         count, ended, self.note = 0, True, None
         with torch.no_grad():
             for index, batch in enumerate(self._loaded(description)):

@@ -43,7 +43,16 @@ class InputError(FxqError, TypeError):
 
 
 class TraceError(FxqError, RuntimeError):
-    """A model could not be traced into an FX graph."""
+    """A model could not be traced into an FX graph.
+
+    ``path``: of the innermost module that does not trace, "" for the model itself; None where that is not known.
+    ``reason``: the message without advice.
+    """
+
+    def __init__(self, message: str, path: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = message if reason is None else reason
 
 
 class GraphError(FxqError, RuntimeError):

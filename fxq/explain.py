@@ -12,6 +12,7 @@ from fxq.explanation import Explanation, NodeExplanation, QuantizedTensor
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import is_quantizer, module_path, tensor_edges
 from fxq.graph.plan import Plan, inserted_for, planned_input, plans_by_module
+from fxq.islands.explanation import explain_islands
 from fxq.nn import InputQuantized, Quantized, TensorQuantizer
 from fxq.nn.quantized import quantizer_name
 from fxq.state import State, find_state
@@ -32,7 +33,9 @@ def explain(model: nn.Module) -> Explanation:
 
 
 def explain_graph(gm: GraphModule, state: State) -> Explanation:
-    """Return the explanation of a PREPARED graph."""
+    """Return the explanation of a PREPARED graph, of all islands where it has some."""
+    if state.islands is not None:
+        return explain_islands(gm, state, state.islands, explain)
     inside = plans_by_module(gm)
     nodes = tuple(
         _explain_node(node, state, inside.get(str(node.target), {})) for node in gm.graph.nodes if not _is_silent(node)

@@ -70,7 +70,8 @@ class Explanation:
     """What became of each operation. ``print`` shows a table; ``to_dict`` and ``nodes`` are for programs.
 
     ``coverage``: which layers compute with integers. ``quality``: how close a converted model is to the float one, None
-    where it is not known. ``traced``: which front end traced the model, and why, where it was not the first.
+    where it is not known. ``traced``: which front end traced the model, and why, where it was not the first. ``notes``:
+    what else there is to say.
     """
 
     target: str
@@ -79,6 +80,7 @@ class Explanation:
     coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
     quality: Quality | None = None
     traced: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -102,6 +104,8 @@ class Explanation:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._wide_table() if options.max_width >= _WIDE else self._narrow_table()
+        for note in self.notes:
+            yield _text(note, "dim")
 
     def __str__(self) -> str:
         console = Console(width=text_width(), record=True, file=io.StringIO())

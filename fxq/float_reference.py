@@ -137,10 +137,11 @@ def run_original(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
 def _run_in_float(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
     # As the graph computes; quantizers that the user put in are off in both.
     with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
-        return run_all(model, _placed_like(model, inputs))
+        return run_all(model, placed_like(model, inputs))
 
 
-def _placed_like(model: nn.Module, inputs: Sequence[Inputs]) -> Any:
+def placed_like(model: nn.Module, inputs: Sequence[Inputs]) -> Any:
+    """Return ``inputs`` on the device of ``model``."""
     own = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
     return inputs if own is None else pytree.tree_map_only(Tensor, lambda tensor: tensor.to(own.device), tuple(inputs))
 

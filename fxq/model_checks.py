@@ -110,8 +110,9 @@ def own_layers(model: nn.Module) -> Iterator[str]:
 def levels_to_caller() -> int:
     """Return the stacklevel of a warning that shall point to whoever called fxq."""
     files = [frame.filename for frame in traceback.extract_stack()[-2::-1]]
-    folders = (Path(__file__).parent, Path(contextlib.__file__).parent)
-    return next((level for level, file in enumerate(files, start=1) if Path(file).parent not in folders), 1)
+    own, library = Path(__file__).parent, Path(contextlib.__file__).parent
+    outside = (not Path(file).is_relative_to(own) and Path(file).parent != library for file in files)
+    return next((level for level, is_outside in enumerate(outside, start=1) if is_outside), 1)
 
 
 def copy_model(model: nn.Module) -> nn.Module:

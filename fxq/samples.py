@@ -1,5 +1,6 @@
 """Samples: what is kept of the batches, some of it to learn from and some to judge by."""
 
+import sys
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from fxq.batches import Inputs
 
 # Enough to tell good from bad, of several batches, since a loader may be sorted.
 _MOST_SHOWN, _MOST_SHOWN_OF_BATCH, _MOST_SHOWN_BYTES = 16, 4, 2**27
+_MOST_SHOWN_WHOLE = 4
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Samples:
         held_out: kept to judge by.
         shown: a few of the first batches, kept in any case, for the quantized model to be compared on.
         seen: how many samples came by, kept or not.
+        are_whole: batches cannot be taken apart: dimension 0 of a tensor counts no samples.
     """
 
     most: int = 0
@@ -30,6 +33,7 @@ class Samples:
     held_out: list[Inputs] = field(default_factory=list)
     shown: list[Inputs] = field(default_factory=list)
     seen: int = 0
+    are_whole: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -46,44 +50,51 @@ class Samples:
         Returns:
             ``inputs`` without the samples held out; None if all are.
         """
-        count = inputs.samples or 1
-        held = self._due(count, is_whole or count == 1)
+        count = self._samples_of(inputs)
+        held = self._due(count, is_whole or self.are_whole or count == 1)
         self.seen += count
         if held:
-            self.held_out.append(inputs.part(count - held, count))
+            self.held_out.append(self._part(inputs, count - held, count))
         if held == count:
             return None
         rest = inputs.part(0, count - held) if held else inputs
         room = min(self._room_to_learn(), count - held)
         if room:
-            self.learned.append(rest.part(0, room))
+            self.learned.append(self._part(rest, 0, room))
         return rest
 
     def show(self, inputs: Inputs) -> None:
         """Keep a few samples of ``inputs``, a batch, to compare on, as long as they are few and small."""
-        count = inputs.samples or 1
-        room = min(_MOST_SHOWN - _count(self.shown), _MOST_SHOWN_OF_BATCH, count)
+        count = self._samples_of(inputs)
+        most = _MOST_SHOWN_WHOLE if self.are_whole else _MOST_SHOWN
+        room = min(most - self._count(self.shown), _MOST_SHOWN_OF_BATCH, count)
         one = _bytes(inputs) / count
         if self.shown and one:
             room = min(room, int((_MOST_SHOWN_BYTES - sum(map(_bytes, self.shown))) / one))
         if room > 0:
-            self.shown.append(inputs.part(0, room))
+            self.shown.append(self._part(inputs, 0, room))
+
+    def _part(self, inputs: Inputs, start: int, stop: int) -> Inputs:
+        """Return a copy of the samples from ``start`` to ``stop``, of all where they are one."""
+        return inputs.part(0, sys.maxsize) if self.are_whole else inputs.part(start, stop)
+
+    def _samples_of(self, inputs: Inputs) -> int:
+        return 1 if self.are_whole else inputs.samples or 1
+
+    def _count(self, batches: list[Inputs]) -> int:
+        return sum(map(self._samples_of, batches))
 
     def _due(self, count: int, is_whole: bool) -> int:
         """Return how many of the next ``count`` samples are held out: the share of all, spread over the batches."""
         share = min(int((self.seen + count) * self.share), int(self.most * self.share))
-        due = max(share - _count(self.held_out), 0)
+        due = max(share - self._count(self.held_out), 0)
         if is_whole:
             return count if 0 < count <= 2 * due else 0  # rounded to whole batches
         return min(due, count)
 
     def _room_to_learn(self) -> int:
-        return max(self.most - int(self.most * self.share) - _count(self.learned), 0)
+        return max(self.most - int(self.most * self.share) - self._count(self.learned), 0)
 
 
 def _bytes(inputs: Inputs) -> int:
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(tuple(inputs)) if isinstance(leaf, Tensor))
-
-
-def _count(batches: list[Inputs]) -> int:
-    return sum(inputs.samples or 1 for inputs in batches)

@@ -12,6 +12,7 @@ from fxq.float_reference import ComparedInputs, FloatReference
 from fxq.graph.settings import Settings
 from fxq.graph.size_decisions import SizeDecisions
 from fxq.graph.weight_changes import WeightChanges
+from fxq.islands.layout import Islands
 from fxq.original import Original
 from fxq.recipe import Recipe
 from fxq.record import Record
@@ -25,7 +26,8 @@ class State:
     """The stage of a graph module, how it came there, and what calibration did to its weights.
 
     ``verify``: hold each pass to its tolerance, one by one. ``original``: the user's model; ``compared``: inputs to
-    compare on, None where there were none; ``reference``: what the float model makes of them, once it was asked.
+    compare on, None where there were none; ``reference``: what the float model makes of them, once it was asked;
+    ``islands``: the parts that were prepared, where the model as a whole does not trace.
     ``traced``: how, in words, where not by the first front end.
     ``decisions``: what was decided by sizes while tracing.
     """
@@ -42,6 +44,7 @@ class State:
     reference: FloatReference | None = None
     traced: str = ""
     decisions: SizeDecisions | None = None
+    islands: Islands | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle holds neither the user's model nor samples of the data."""

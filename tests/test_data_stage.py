@@ -116,6 +116,7 @@ def test_a_pass_that_hurts_is_undone() -> None:
     assert record.of("test_shift_biases", "edit") == []
     assert record.of("test_shift_biases", "skip")[0].text.startswith("undone: ")
     assert "undone" in str(fxq.calibrate(shifted, DATA.split(8)))
+    fxq.convert(shifted)  # without a word that a pass did not run: it did
 
 
 def test_the_sqnr_is_that_of_the_outputs_of_prepared_against_float() -> None:

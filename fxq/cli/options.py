@@ -21,6 +21,12 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as {IMAGENET_MEAN}") from error
 
 
+def _untraceable(text: str) -> str:
+    if text not in ("error", "float", "islands"):
+        raise typer.BadParameter(f"it is error, float or islands, got {text!r}")
+    return text
+
+
 def _input_spec(text: str) -> InputSpec:
     try:
         return parse_input_spec(text)
@@ -141,6 +147,17 @@ Leaf = Annotated[
         help="Do not trace into matching modules (paths or classes); they stay in float. For code that cannot be "
         "traced. Repeat for more.",
         show_default=False,
+        rich_help_panel=_RECIPE,
+    ),
+]
+Untraceable = Annotated[
+    str,
+    typer.Option(
+        parser=_untraceable,
+        metavar="WORD",
+        help="What becomes of code that cannot be traced: [bold]error[/]; [bold]float[/] keeps the smallest module "
+        "around it whole, in float; [bold]islands[/] quantizes the parts that can be traced of a model that "
+        "cannot, such as a detector: --out then names a folder, for a file each.",
         rich_help_panel=_RECIPE,
     ),
 ]

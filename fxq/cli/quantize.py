@@ -26,6 +26,7 @@ from fxq.explain import explain
 from fxq.explanation import Explanation
 from fxq.literal import literal
 from fxq.output_file import OutputFile
+from fxq.state import find_state
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
@@ -60,7 +61,8 @@ def run_quantize(job: QuantizeJob) -> None:
     Raises:
         FxqError: something that was named does not exist, does not fit, or cannot be quantized or written.
     """
-    check_writable(job.out)
+    if job.recipe.untraceable != "islands" or job.out.suffix == ".onnx":
+        check_writable(job.out)
     check_trained(job.model)
     recipe = job.recipe.resolve()
     model = load_model(job.model)
@@ -75,6 +77,7 @@ def run_quantize(job: QuantizeJob) -> None:
     logger.info("%s: placing quantizers for %s", type(model).__name__, recipe.name)
     one = tuple(value[:1] if isinstance(value, Tensor) else value for value in judged)
     prepared = job.recipe.prepare(model, one, verify=job.verify)
+    _check_kind(job.out, prepared)
     waiting = needs_data(prepared)
     if waiting and batches is None:
         raise ModelError(
@@ -107,6 +110,16 @@ def check_writable(out: Path) -> None:
         raise ExportError(f"cannot write {out}: the file name must end in .onnx")
     with OutputFile(out).staging():
         pass
+
+
+def _check_kind(out: Path, prepared: nn.Module) -> None:
+    """Refuse, before long work, a file where islands need a folder, and the reverse."""
+    state = find_state(prepared)
+    has_islands = state is not None and state.islands is not None
+    if has_islands and out.suffix == ".onnx":
+        raise ExportError(f"cannot write {out}: each island of the model becomes a file, so --out must name a folder")
+    if not has_islands and out.suffix != ".onnx":
+        raise ExportError(f"cannot write {out}: the model can be traced as a whole, so --out must name an .onnx file")
 
 
 def _check_dtype(model: nn.Module) -> None:
@@ -169,6 +182,11 @@ def _summary(report: "ExportReport", recipe: str, explanation: Explanation, inpu
     worst = max(report.optimized_parity, key=lambda output: output.max_lsb, default=None)
     batch = "dynamic" if report.dynamic_batch else "static"
     table.add_row("wrote", Text(literal(str(report.path)), "bold"))
+    if report.islands:
+        files = [report.path / f"{name}.onnx" for name in report.islands]
+        table.add_row("islands", Text(literal("\n".join(file.name for file in files))))
+        for note in report.notes:
+            table.add_row("", Text(literal(note), "dim"))
     table.add_row("recipe", Text(literal(recipe)))
     table.add_row("file", f"{report.size_bytes / 1e6:.2f} MB, opset {report.opset}, {batch} batch")
     for name, shape in report.shapes.items():
@@ -188,6 +206,9 @@ def _summary(report: "ExportReport", recipe: str, explanation: Explanation, inpu
             "", f"[dim]1 LSB is {worst.step:.3g}; up to {MAX_LSB:g} and {MAX_MEAN_LSB:g} count as rounding[/]"
         )
     quality = report.quality or explanation.quality
+    for name, island in report.islands.items():
+        if island.quality is not None:
+            table.add_row(f"quality of {name}", Text(literal(str(island.quality))))
     if quality is not None:
         table.add_row("quality", Text(literal(f"{quality}{f', {inputs} inputs' if inputs else ''}")))
         table.add_row(

@@ -13,6 +13,7 @@ from fxq.quant.qconfig import Rule
 from fxq.recipe import RECIPES, Recipe
 from fxq.recipe import recipe as find_recipe
 from fxq.registry import registered_targets
+from fxq.untraceable import Untraceable
 
 _RULES = """\
 # A rule says what the modules that match get; the last match wins. Some to add:
@@ -47,12 +48,14 @@ class RecipeChoice:
         calibrator: instead of the recipe's own; None keeps it.
         leave_in_float: globs on module paths.
         leaf: globs on module paths or class names that tracing does not enter.
+        untraceable: as of ``fxq.prepare``.
     """
 
     name: str
     calibrator: str | None = None
     leave_in_float: tuple[str, ...] = ()
     leaf: tuple[str, ...] = ()
+    untraceable: Untraceable = "error"
 
     def resolve(self) -> Recipe:
         """Return the recipe; a RecipeError if there is none, or it makes no sense."""
@@ -63,7 +66,7 @@ class RecipeChoice:
     def prepare(self, model: nn.Module, inputs: tuple[Any, ...] | None, verify: bool = False) -> GraphModule:
         """Return ``fxq.prepare`` of the model; what is wrong about the recipe is said in words of the shell."""
         try:
-            return api.prepare(model, inputs, self.resolve(), verify=verify)
+            return api.prepare(model, inputs, self.resolve(), verify=verify, untraceable=self.untraceable)
         except RecipeError as error:
             text = str(error)
             for glob in self.leave_in_float:

@@ -87,11 +87,12 @@ def plain_transformers() -> Iterator[None]:
 def _misled(model: nn.Module, what: str) -> TraceError:
     hooked = [path for path, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
     hooks = f" (forward hooks: {', '.join(hooked[:_MOST_SHOWN])})" if hooked else ""
+    failed = f"the graph traced from the model ({type(model).__name__}) {what}"
     return TraceError(
-        f"the graph traced from the model ({type(model).__name__}) {what}. Something in its Python was left out: a "
-        f"forward hook of a module that was traced through{hooks}, or a test such as `x is True`, which is another "
-        "one while tracing. Remove it, or name the module that holds it in "
-        "recipe.replace(leaf_modules=(...,)); it is then left in float"
+        f"{failed}. Something in its Python was left out: a forward hook of a module that was traced through{hooks}, "
+        "or a test such as `x is True`, which is another one while tracing. Remove it, or name the module that holds "
+        'it in recipe.replace(leaf_modules=(...,)); it is then left in float; untraceable="float" looks for it',
+        reason=failed,
     )
 
 

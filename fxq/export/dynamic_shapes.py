@@ -43,7 +43,7 @@ def open_shapes(
     for name, value, spec in zip(names, inputs, specs, strict=True):
         found.read(name, value, spec)
     if dynamic_shapes is None or dynamic_batch is not None:
-        found.set_batch(bool(dynamic_batch), is_alone=dynamic_shapes is None, top=inputs)
+        found.set_batch(bool(dynamic_batch))
     shapes = OpenShapes(tuple(found.names), tuple(found.dims), dynamic_shapes is None)
     _check_sizes(shapes, found.tensors)
     return shapes
@@ -121,12 +121,11 @@ class _Reader:
                 "file holds anything else as a constant"
             )
 
-    def set_batch(self, is_open: bool, is_alone: bool, top: tuple[Any, ...]) -> None:
+    def set_batch(self, is_open: bool) -> None:
         """Open dimension 0 of what has as many samples as the first tensor, or check that it is not open."""
-        first = [value for value in top if isinstance(value, Tensor)] if is_alone else self.tensors
-        count = next((len(tensor) for tensor in first if tensor.dim()), 0)
+        count = next((len(tensor) for tensor in self.tensors if tensor.dim()), 0)
         for leaf, tensor in enumerate(self.tensors):
-            if not any(tensor is one for one in first) or not tensor.dim() or len(tensor) != count:
+            if not tensor.dim() or len(tensor) != count:
                 continue
             if is_open and (leaf, 0) in self._fixed:
                 raise InputError(

@@ -29,6 +29,7 @@ from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
 from fxq.float_reference import ORIGINAL
 from fxq.graph.kinds import produces_values
+from fxq.graph.modules import graphs_in
 from fxq.literal import has_utf8_form
 from fxq.output_file import OutputFile
 from fxq.quant import LOWERED_OPS
@@ -170,6 +171,8 @@ def _opset(gm: fx.GraphModule, options: ExportOptions) -> int:
 
 
 def _check_count(gm: fx.GraphModule, model: ir.Model) -> None:
+    if len(list(graphs_in(gm))) > 1:
+        return  # the Python around islands may call one several times, or not at all
     rows = [LOWERED_OPS[node.target] for node in gm.graph.nodes if node.users and node.target in LOWERED_OPS]
     names = {name for row in LOWERED_OPS.values() for name in row.writes}
     expected = Counter(name for row in rows for name in row.writes)

@@ -84,6 +84,9 @@ class ExportReport:
         quality: of the file in ONNX Runtime, optimized, against the float model; None where nothing was kept to compare
             on, or it does not fit the file's sizes.
         coverage: which layers compute with integers.
+        islands: what was written for each island, by its path in the model; ``path`` is then their folder.
+        whole: with islands, the file of the whole, where there is one.
+        notes: with islands, why there is none.
     """
 
     path: Path
@@ -100,6 +103,9 @@ class ExportReport:
     shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     quality: Quality | None = None
     coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
+    islands: "Mapping[str, ExportReport]" = field(default_factory=dict)
+    whole: "ExportReport | None" = None
+    notes: tuple[str, ...] = ()
 
     @property
     def other_batch_parity(self) -> tuple[OutputParity, ...]:
@@ -107,6 +113,9 @@ class ExportReport:
         return next((run.parity for run in self.other_sizes if set(run.sizes) == {BATCH}), ())
 
     def __str__(self) -> str:
+        if self.islands:
+            files = [str(report) for report in (*self.islands.values(), self.whole) if report is not None]
+            return "\n".join([*files, f"{self.path}: {self.coverage}", *self.notes])
         batch = "dynamic" if self.dynamic_batch else "static"
         lines = [
             f"{self.path}: {self.size_bytes / 1e6:.2f} MB, opset {self.opset}, {batch} batch, "

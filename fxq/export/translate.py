@@ -11,6 +11,7 @@ import torch
 from onnxscript.values import Opset
 from torch import fx
 
+from fxq.graph.modules import graphs_in
 from fxq.quant import LOWERED_OPS
 
 # int8 and uint8, per channel too, are in opset 13, but torch's operator translations start at 18: asking for less
@@ -31,7 +32,14 @@ _OPSETS = {
 
 
 def required_opset(gm: fx.GraphModule) -> tuple[int, str]:
-    """Return the lowest opset that holds every operator and dtype of a lowered graph, and what needs it."""
+    """Return the lowest opset that holds every operator and dtype of a lowered graph, and what needs it.
+
+    Islands in the graph count too.
+    """
+    return max((_required_opset(part) for _, part in graphs_in(gm)), key=lambda need: need[0])
+
+
+def _required_opset(gm: fx.GraphModule) -> tuple[int, str]:
     stored = {name: tensor.dtype for name, tensor in gm.state_dict().items() if isinstance(tensor, torch.Tensor)}
     # Recurrent and dynamic layers name no dtype; the bias of one shows that the model is in bfloat16.
     dtypes = {torch.bfloat16} & set(stored.values())

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from fxq.compare.traced import check_traced
 from fxq.errors import InputError, TraceError
+from fxq.graph.size_decisions import KEY, SizeDecisions
 from fxq.graph.trace import trace
 from fxq.graph.training import trace_for_training
 
@@ -36,11 +37,13 @@ class Traced:
         gm: the graph module.
         has_numbers: it was compared with the model on the example inputs.
         how: which front end made it and why, in words; "" for the first one.
+        decisions: what the model's Python decided by sizes; None where that is checked in the graph's code.
     """
 
     gm: GraphModule
     has_numbers: bool
     how: str = ""
+    decisions: SizeDecisions | None = None
 
 
 def trace_model(
@@ -75,11 +78,13 @@ def trace_model(
             raise
         failure = error
     else:
-        return Traced(gm, has_numbers, "traced by torch.export, as asked for" if frontend == "export" else "")
+        how = "traced by torch.export, as asked for" if frontend == "export" else ""
+        return Traced(gm, has_numbers, how, gm.meta.pop(KEY, None))
     try:
         gm, has_numbers = _traced(_export, model, inputs, leaf_modules, training_level)
     except TraceError as error:
-        failure.add_note(f"torch.export was tried as well: {error}")
+        if str(error) != str(failure):
+            failure.add_note(f"torch.export was tried as well: {error}")
         raise failure from error
     return Traced(gm, has_numbers, f"traced by torch.export, for torch.fx cannot follow the model: {failure}")
 

@@ -29,7 +29,7 @@ from fxq.graph.arguments import Fact, check_calls, facts_of, holds
 from fxq.graph.quiet import quiet_torch
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
-from fxq.graph.trace import copy_modes, erase_dead_questions, leaf_paths
+from fxq.graph.trace import check_names, copy_modes, erase_dead_questions, leaf_paths
 from fxq.graph.trace_failure import describe, leaf_cure, model_refuses, source_line
 from fxq.graph.trace_transformer import plain_forward
 from fxq.nn import plain_type
@@ -62,6 +62,7 @@ def trace_exported(model: nn.Module, example_inputs: tuple[Any, ...], leaf_modul
         ):
             program = _export(model, example_inputs, calls)
             rebuilt = RebuiltGraph(model, program, calls, bound)
+            check_names(rebuilt.graph)
             gm = GraphModule(model, rebuilt.graph, plain_type(model).__name__)
             copy_modes(model, gm)
     except (TraceError, KeyboardInterrupt):
@@ -164,7 +165,8 @@ def _explained(model: nn.Module, example_inputs: tuple[Any, ...], error: BaseExc
             f"the model fails on the example inputs, in {where}; it got ({describe(example_inputs)}): pass "
             "example_inputs for which model(*example_inputs) runs"
         )
-    return TraceError(f"torch.export cannot follow the model ({type(model).__name__}), in {where}; {leaf_cure('')}")
+    reason = f"torch.export cannot follow the model ({type(model).__name__}), in {where}"
+    return TraceError(f"{reason}; {leaf_cure(model, '')}", reason=reason)
 
 
 @contextlib.contextmanager

@@ -39,10 +39,13 @@ class Evaluation:
         """Return ``value`` with fake tensors in place of tensors."""
         return tree_map_only(Tensor, self._fake.from_tensor, value)
 
-    def evaluate(self, node: Node, root: nn.Module) -> None:
-        """Give ``node`` its value, where those of its inputs are known and fake tensors can tell."""
+    def evaluate(self, node: Node, root: nn.Module, may_fail: bool = False) -> None:
+        """Give ``node`` its value, where those of its inputs are known and fake tensors can tell.
+
+        ``may_fail``: whatever running it on them raises, says only that they cannot.
+        """
         if all("val" in producer.meta for producer in node.all_input_nodes):
-            with contextlib.suppress(*_NOT_KNOWABLE), self._fake, torch.no_grad():
+            with contextlib.suppress(*(Exception,) if may_fail else _NOT_KNOWABLE), self._fake, torch.no_grad():
                 node.meta["val"] = self._value(node, root)
 
     def _value(self, node: Node, root: nn.Module) -> Any:

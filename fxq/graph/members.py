@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from fxq.graph.kinds import kind, module_of, shape_of
 from fxq.graph.match import is_quantizer, owner_path
+from fxq.graph.modules import graphs_in
 from fxq.kinds import ACTIVATIONS, MOVES_DATA
 from fxq.nn import TensorQuantizer
 
@@ -29,7 +30,7 @@ def noting_members(model: nn.Module) -> Iterator[None]:
     Only where it reads a concatenation, or shares its range with others.
     """
     calls: dict[nn.Module, list[Node]] = {}
-    for node in model.graph.nodes if isinstance(model, GraphModule) else ():
+    for node in (node for _, gm in graphs_in(model) for node in gm.graph.nodes):
         if is_quantizer(node):
             node.meta.pop(_LARGEST, None)
             calls.setdefault(module_of(node), []).append(node)
@@ -50,6 +51,13 @@ def crowded_members(gm: GraphModule) -> dict[str, str]:
 
     The keys are the names that rules have for these nodes.
     """
+    found: dict[str, str] = {}
+    for path, part in graphs_in(gm):
+        found |= {f"{path}.{name}".lstrip("."): small for name, small in _crowded(part).items()}
+    return found
+
+
+def _crowded(gm: GraphModule) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in gm.graph.nodes:
         if kind(node) != "cat":

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -29,6 +29,13 @@ def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -
                 copies[id(value)] = type(value)()
         copies |= values_of_computed(part)
     return copy.deepcopy(module, copies)
+
+
+def graphs_in(model: nn.Module) -> Iterator[tuple[str, GraphModule]]:
+    """Yield each graph module in ``model``, itself among them, with its path: islands are graphs in a graph."""
+    for path, module in model.named_modules():
+        if isinstance(module, GraphModule):
+            yield path, module
 
 
 def find_module(root: nn.Module | None, path: str) -> nn.Module | None:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from fxq.errors import CalibrationError
 from fxq.graph.match import is_constant, is_quantizer
 from fxq.graph.members import noting_members
+from fxq.graph.modules import graphs_in
 from fxq.graph.stored import weight_quantizers
 from fxq.nn import TensorQuantizer
 from fxq.progress import track
@@ -32,7 +33,12 @@ def activation_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
 
 def measured_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
     """Return those of :func:`observing_quantizers` that see more than stored tensors, which may well be constant."""
-    fixed = {str(node.target) for node in gm.graph.nodes if is_quantizer(node) and is_constant(node.all_input_nodes[0])}
+    fixed = {
+        f"{path}.{node.target}".lstrip(".")
+        for path, part in graphs_in(gm)
+        for node in part.graph.nodes
+        if is_quantizer(node) and is_constant(node.all_input_nodes[0])
+    }
     return {path: found for path, found in observing_quantizers(gm).items() if path not in fixed}
 
 

@@ -23,6 +23,8 @@ class Settings:
         calibrator: what observes activations.
         qat: the model will be trained after ``prepare``.
         example_inputs: positional inputs, None if the user gave none.
+        within: path and type, in the user's model, of the modules around the part that is prepared, and last its own;
+            rules name modules by their path there.
     """
 
     target: Target
@@ -31,12 +33,14 @@ class Settings:
     calibrator: str = "histogram"
     qat: bool = False
     example_inputs: tuple[Any, ...] | None = None
+    within: tuple[tuple[str, type[nn.Module]], ...] = ()
 
     def rule_for(self, node: Node) -> Rule | None:
         """Return the last rule that matches ``node``, None if none does."""
-        path, function, module = _names(node)
+        path, function, module = self._names(node)
         # A function that became a module keeps its name, and the rules that were made for it.
-        around: list[tuple[str, type[nn.Module]]] = [*_around(node), (function, nn.Module)]
+        around = [(self._placed(name), type_) for name, type_ in _around(node)]
+        around = [*self.within, *around, (function, nn.Module)]
         return next((rule for rule in reversed(self.rules) if rule.matches(path, module, around)), None)
 
     def is_requested(self, node: Node, has_weight: bool = False) -> bool:
@@ -48,7 +52,7 @@ class Settings:
         rule = self.rule_for(node)
         if rule is None or rule.config is None:
             return False
-        path, function, module = _names(node)
+        path, function, module = self._names(node)
         if rule.names(path, module) or rule.names(function, module):
             return True
         return rule.config.activation is not None or (has_weight and rule.config.weight is not None)
@@ -66,12 +70,14 @@ class Settings:
         activation = chosen.activation or self.default.activation or self.target.descriptor(found, slot)
         return QConfig(activation, chosen.weight or self.default.weight or self.target.descriptor(found, "weight"))
 
+    def _names(self, node: Node) -> tuple[str, str, nn.Module | None]:
+        """Return the path that rules know ``node`` by, that of the function it is or was, and the module it calls."""
+        module = module_of(node) if node.op == "call_module" else None
+        function = self._placed(f"{owner_path(node)}.{node.name}".lstrip("."))
+        return self._placed(module_path(node)) if module is not None else function, function, module
 
-def _names(node: Node) -> tuple[str, str, nn.Module | None]:
-    """Return the path that rules know ``node`` by, that of the function it is or was, and the module it calls."""
-    module = module_of(node) if node.op == "call_module" else None
-    function = f"{owner_path(node)}.{node.name}".lstrip(".")
-    return module_path(node) if module is not None else function, function, module
+    def _placed(self, path: str) -> str:
+        return f"{self.within[-1][0]}.{path}" if self.within else path
 
 
 def _around(node: Node) -> list[tuple[str, type[nn.Module]]]:

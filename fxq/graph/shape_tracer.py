@@ -179,7 +179,9 @@ class ShapeTracer(Tracer):
             self._stored.add(node)
         self._evaluating = True  # a leaf module now runs for real: its calls and attributes make no nodes
         try:
-            self._evaluation.evaluate(node, self.root)
+            # Of what is kept whole, because it does not trace, fake tensors may find out nothing.
+            is_kept = node.op == "call_module" and node.target in self.leaves
+            self._evaluation.evaluate(node, self.root, may_fail=is_kept)
         finally:
             self._evaluating = False
         return node

@@ -12,6 +12,7 @@ from fxq.errors import CalibrationError
 from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
 from fxq.graph.memory import overwriting
+from fxq.graph.modules import graphs_in
 from fxq.nn import Quantized, TensorQuantizer
 
 
@@ -21,8 +22,9 @@ def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, Tensor, TensorQua
         if isinstance(module, Quantized):
             for _name, tensor, quantizer in module.weights():
                 yield path, tensor, quantizer
-    if isinstance(model, GraphModule):
-        yield from _in_graph(model)
+    for path, gm in graphs_in(model):
+        for name, tensor, quantizer in _in_graph(gm):
+            yield f"{path}.{name}".lstrip("."), tensor, quantizer
 
 
 def fit_weights(model: nn.Module, only_missing: bool = False) -> None:

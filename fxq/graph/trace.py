@@ -69,7 +69,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
             check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
             _check_no_buffer_was_assigned(model)
             erase_dead_questions(graph)
-            _check_names(graph)
+            check_names(graph)
             traced = GraphModule(model, graph, plain_type(model).__name__)
             if decisions is not None:
                 traced.meta[KEY] = decisions
@@ -140,10 +140,11 @@ def _check_no_buffer_was_assigned(model: nn.Module) -> None:
     for path, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if isinstance(buffer, torch.fx.Proxy):
-                raise TraceError(
-                    f"cannot trace module '{path}' ({type(module).__name__}): its forward assigns the buffer '{name}'; "
-                    f"change it in place (copy_, add_), or {leaf_cure(path)}"
+                failed = (
+                    f"cannot trace module '{path}' ({type(module).__name__}): its forward assigns the buffer '{name}'"
                 )
+                cure = f"change it in place (copy_, add_), or {leaf_cure(model, path)}"
+                raise TraceError(f"{failed}; {cure}", path, failed)
 
 
 def _given(graph: Graph, inputs: dict[str, Any]) -> list[Fact]:
@@ -156,7 +157,7 @@ def _given(graph: Graph, inputs: dict[str, Any]) -> list[Fact]:
     return [Fact(name, False, (), "is None") for name in optional if inputs[name] is not None]
 
 
-def _check_names(graph: Graph) -> None:
+def check_names(graph: Graph) -> None:
     """Refuse names that torch.fx writes into the code of a graph as they are, where they would be other code."""
     for node in graph.nodes:
         path = str(node.target) if node.op in ("call_module", "get_attr") else ""

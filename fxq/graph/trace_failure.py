@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_map_only
 from fxq.errors import FxqError, InputError, TraceError
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.source_lines import is_user_code
+from fxq.kinds import WEIGHTED_KINDS, class_kind
+
+_MOST_SHOWN = 5
 
 
 def explain_failure(
@@ -29,16 +32,36 @@ def explain_failure(
             f"pass example_inputs for which model(*example_inputs) runs"
         )
     shapes = "pass example_inputs, so that shapes are known; or " if example_inputs is None else ""
-    return TraceError(f"cannot trace {where}: {reason}; {shapes}{leaf_cure(path)}")
+    failed = f"cannot trace {where}: {reason}"
+    return TraceError(f"{failed}; {shapes}{leaf_cure(model, path)}", path, failed)
 
 
-def leaf_cure(path: str) -> str:
-    """Return what to do about a module that cannot be traced."""
-    if not path:
-        return (
-            "move that code into a submodule and name it in recipe.replace(leaf_modules=...); it is then left in float"
-        )
-    return f'name the module as a leaf: recipe.replace(leaf_modules=("{path}",)); it is then left in float'
+def leaf_cure(model: nn.Module, path: str) -> str:
+    """Return what to do about the module at ``path`` of ``model``, which cannot be traced."""
+    if path:
+        leaf = f'name the module as a leaf: recipe.replace(leaf_modules=("{path}",)); it is then left in float'
+        return f'{leaf}, as with untraceable="float"{_islands_cure(model, path)}'
+    leaf = "move that code into a submodule and name it in recipe.replace(leaf_modules=...); it is then left in float"
+    return f"{leaf}{_islands_cure(model, path)}"
+
+
+def _islands_cure(model: nn.Module, path: str) -> str:
+    """Return what there is to quantize around the module at ``path``; "" where there is nothing."""
+    found, within, module = list[str](), "", model
+    for name in (*path.split("."), "") if path else ("",):
+        found += [f"{within}{child}" for child, part in module.named_children() if child != name and has_layers(part)]
+        if name:
+            within, module = f"{within}{name}.", module.get_submodule(name)
+    if not found:
+        return ""
+    shown = ", ".join(found[:_MOST_SHOWN]) + (f" and {len(found) - _MOST_SHOWN} more" if found[_MOST_SHOWN:] else "")
+    around = f"'{path}'" if path else "the model"
+    return f'; or untraceable="islands" keeps the Python of {around} and quantizes what traces of {shown}'
+
+
+def has_layers(module: nn.Module) -> bool:
+    """Return whether there is a layer with weights to quantize in ``module``."""
+    return any(class_kind(type(part)) in WEIGHTED_KINDS for part in module.modules())
 
 
 def describe(value: Any) -> str:

@@ -18,7 +18,7 @@ from fxq.errors import FxqError
 from fxq.graph.match import owner_path
 from fxq.graph.modules import add_module, free_path
 from fxq.graph.shape_tracer import ShapeTracer
-from fxq.kinds import WEIGHTED_KINDS, class_kind
+from fxq.graph.trace_failure import has_layers
 from fxq.nn.by_mode import ByMode
 
 _ROUNDS = 8  # a module that stays whole may have hidden the next
@@ -50,7 +50,7 @@ def trace_for_training(
             _follow_the_mode(evaluating, training.graph)
             return evaluating
         different = _different_owners(evaluating.graph, training.graph)
-        whole = [path for path in different if path and not _has_layers(model.get_submodule(path))]
+        whole = [path for path in different if path and not has_layers(model.get_submodule(path))]
         if not whole:
             break
         leaves += whole
@@ -171,10 +171,6 @@ def _by_owner(graph: Graph) -> dict[str, list[Node]]:
         if node.op not in ("placeholder", "get_attr"):
             found.setdefault("" if node.op == "output" else owner_path(node), []).append(node)
     return found
-
-
-def _has_layers(module: nn.Module) -> bool:
-    return any(class_kind(type(part)) in WEIGHTED_KINDS for part in module.modules())
 
 
 def _line(node: Node) -> str:

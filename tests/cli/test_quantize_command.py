@@ -246,6 +246,25 @@ def test_grey_and_colour_are_told_apart(fxq: Fxq, images: Path) -> None:
     assert "three numbers keep colour" in fxq(*call, "--mean", "0.5", "--std", "0.5").stderr
 
 
+def test_islands_are_files_in_a_folder(fxq: Fxq, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+    call = ("quantize", "nets_of_a_user:Chooses", "--calib-data", "x.npy", "--untraceable", "islands", "--out")
+    result = fxq(*call, "files")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["head.onnx"]
+    assert "head.onnx" in result.stdout
+    assert "quality of head" in result.stdout
+    assert "the whole is no file" in result.stdout
+    refused = fxq(*call, "model.onnx")
+    assert refused.exit_code == 1
+    assert "so --out must name a folder" in refused.stderr
+    whole = fxq("quantize", "nets_of_a_user:small", *call[2:4], "--untraceable", "islands", "--out", "files")
+    assert whole.exit_code == 1
+    listed = fxq("explain", "nets_of_a_user:Chooses", "--untraceable", "islands")
+    assert "give --input-shape" in listed.stderr
+
+
+@pytest.mark.filterwarnings("always:kept whole in float")
 def test_code_that_cannot_be_traced_is_left_whole(fxq: Fxq, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
     call = ("quantize", "nets_of_a_user:Chooses", "--calib-data", "x.npy", "--out", "x.onnx")
@@ -253,6 +272,11 @@ def test_code_that_cannot_be_traced_is_left_whole(fxq: Fxq, tmp_path: Path) -> N
     listed = fxq("explain", "nets_of_a_user:Chooses", "--leaf", "choice", "--json")
     assert listed.exit_code == 0, listed.output
     assert '"linear"' in listed.stdout
+    assert "as with --untraceable float" in fxq(*call).stderr
+    kept = fxq("explain", "nets_of_a_user:Chooses", "--untraceable", "float", "--input-shape", "2,4")
+    assert kept.exit_code == 0, kept.output
+    assert "warning: kept whole in float, for it does not trace: 'choice': " in kept.stderr
+    assert "--untraceable" in fxq(*call, "--untraceable", "flaot").stderr
 
 
 @pytest.mark.parametrize(
