@@ -23,6 +23,7 @@ from fxq.errors import AccuracyError, InputError, PassError, TraceError
 from fxq.explain import explain_graph
 from fxq.float_reference import ComparedInputs, refer
 from fxq.frontend.choice import Frontend, Traced, trace_model
+from fxq.given_model import as_module, own_example_inputs
 from fxq.graph.altered import check_copyable
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
@@ -73,7 +74,9 @@ def prepare(  # noqa: PLR0913 - what a model is made of, and how
     """Return a copy of ``model`` with quantizers where the target fuses them, ready to calibrate or to train.
 
     Args:
-        model: any module; never modified. One in training mode is prepared as its eval() self, with a warning.
+        model: any module; never modified. One in training mode is prepared as its eval() self, with a warning. Also an
+            ExportedProgram (its own example inputs serve where there are no others); a compiled module, or one in
+            DataParallel or DistributedDataParallel, is prepared as the module inside.
         example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, or (args, kwargs). Needed only
             where the model's Python tests shapes, for ``verify``, and for passes that ask for shapes; remembered for
             ``export_onnx``.
@@ -99,8 +102,9 @@ def prepare(  # noqa: PLR0913 - what a model is made of, and how
     chosen = find_recipe(recipe)
     request = Request(chosen, qat, verify, chosen.leaf_modules, frontend)
     check_untraceable(untraceable)
+    given, model = model, as_module(model)
     check_model(model, verify)
-    inputs = as_positional(model, example_inputs)
+    inputs = as_positional(model, own_example_inputs(given) if example_inputs is None else example_inputs)
     check_copyable(model)
     try:
         gm = _prepare_graph(model, inputs, request, untraceable)
@@ -108,6 +112,8 @@ def prepare(  # noqa: PLR0913 - what a model is made of, and how
         if untraceable != "islands":
             raise
         gm = prepare_islands(model, inputs, request, _prepare_graph, error)
+    if given is not model:  # what stands for the module is what lives as long as its owner wants
+        set_state(gm, replace(require_state(gm, Stage.PREPARED, "prepare"), original=Original.of(given, gm)))
     warn_of_nothing(gm, chosen)
     return gm
 
@@ -228,7 +234,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
-        example_inputs, batches = first_inputs(model, batches)
+        example_inputs, batches = first_inputs(as_module(model), batches)
     prepared = prepare(model, example_inputs, recipe, frontend=frontend, untraceable=untraceable)
     if needs_data(prepared):
         calibrate(prepared, batches, forward, progress)

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from fxq.errors import InputError, PassError, StageError, TraceError
+from fxq.given_model import holds_program, wrappers
 from fxq.graph.altered import has_backward_hooks, why_altered
 from fxq.graph.modules import deep_copy
 from fxq.nn import Quantized, TensorQuantizer
@@ -91,7 +92,7 @@ def check_model(model: Any, verify: bool) -> None:
         )
     if verify:
         check_values(model, "prepare(verify=True)")
-    if model.training:
+    if model.training and not holds_program(model):  # whose eval() and train() do nothing
         warnings.warn(
             "the model is in training mode; fxq prepares its eval() self, with running statistics and no dropout. "
             "Call model.eval() first to silence this",
@@ -116,9 +117,12 @@ def levels_to_caller() -> int:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy; a TraceError where the model refuses to be copied."""
+    """Return a deep copy without wrappers such as torch.compile's; a TraceError where it refuses to be copied."""
     try:
-        return deep_copy(model)
+        copies: dict[int, nn.Module] = {}
+        for wrapper, inner in reversed([*wrappers(model)]):  # inner ones first
+            copies[id(wrapper)] = copies[id(inner)] = deep_copy(inner, copies)
+        return deep_copy(model, copies)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may hold anything, and refuse to be copied in any way

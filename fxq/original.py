@@ -3,10 +3,12 @@
 import hashlib
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxq.given_model import as_module
 from fxq.nn import TensorQuantizer
 
 
@@ -15,23 +17,23 @@ class Original:
     """A model, as long as somebody else keeps it.
 
     Args:
-        reference: a weak one, to the model.
+        reference: a weak one, to the model as it was given.
         checksum: of its tensors when it was prepared.
         prepared: that of the prepared model then.
     """
 
-    reference: weakref.ref[nn.Module]
+    reference: weakref.ref[Any]
     checksum: str
     prepared: str
 
     @classmethod
-    def of(cls, model: nn.Module, prepared: nn.Module) -> "Original":
-        """Remember ``model``, of which ``prepared`` was made."""
-        return cls(weakref.ref(model), checksum(model), checksum(prepared))
+    def of(cls, model: Any, prepared: nn.Module) -> "Original":
+        """Remember ``model``, a module or what stands for one, of which ``prepared`` was made."""
+        return cls(weakref.ref(model), checksum(as_module(model)), checksum(prepared))
 
     def find(self) -> nn.Module | None:
-        """Return the model if it is there, with the tensors that it had."""
-        model = self.reference()
+        """Return the model's module if it is there, with the tensors that it had."""
+        model: nn.Module | None = as_module(self.reference())
         return model if model is not None and checksum(model) == self.checksum else None
 
 

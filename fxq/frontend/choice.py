@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from fxq.compare.traced import check_traced
 from fxq.errors import InputError, TraceError
+from fxq.given_model import holds_program
 from fxq.graph.size_decisions import KEY, SizeDecisions
 from fxq.graph.trace import trace
 from fxq.graph.training import trace_for_training
@@ -70,15 +71,21 @@ def trace_model(
         raise InputError(f"frontend is {', '.join(map(repr, NAMES[:-1]))} or {NAMES[-1]!r}, got {frontend!r}")
     if frontend == "export" and inputs is None:
         raise InputError('frontend="export" runs the model: give prepare() example_inputs')
-    first = "symbolic" if frontend == "auto" else frontend
+    is_program = holds_program(model)
+    if is_program and (frontend == "symbolic" or inputs is None):
+        raise InputError(
+            f"the model ({type(model).__name__}) is a program of torch.export, which is traced by running it: give "
+            'prepare() example_inputs, and leave frontend at "auto"'
+        )
+    first = "symbolic" if frontend == "auto" and not is_program else "export"
     try:
         gm, has_numbers = _traced(_TRACES[first], model, inputs, leaf_modules, training_level)
     except TraceError as error:
-        if frontend != "auto" or inputs is None:
+        if first == "export" or frontend != "auto" or inputs is None:
             raise
         failure = error
     else:
-        how = "traced by torch.export, as asked for" if frontend == "export" else ""
+        how = "" if first == "symbolic" else f"traced by torch.export, {_why(frontend)}"
         return Traced(gm, has_numbers, how, gm.meta.pop(KEY, None))
     try:
         gm, has_numbers = _traced(_export, model, inputs, leaf_modules, training_level)
@@ -87,6 +94,10 @@ def trace_model(
             failure.add_note(f"torch.export was tried as well: {error}")
         raise failure from error
     return Traced(gm, has_numbers, f"traced by torch.export, for torch.fx cannot follow the model: {failure}")
+
+
+def _why(frontend: Frontend) -> str:
+    return "as asked for" if frontend == "export" else "for the model is a program of it"
 
 
 def _traced(

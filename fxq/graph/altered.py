@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from fxq.errors import TraceError
+from fxq.given_model import wrappers
 from fxq.nn.computed import has_other_hooks
 
 
@@ -39,7 +40,10 @@ def check_copyable(model: nn.Module) -> None:
             "which a graph cannot hold: remove them while fxq prepares"
         )
     own = {id(module) for module in model.modules()}
+    wrapping = {id(wrapper) for wrapper, _ in wrappers(model)}  # which are not copied
     for path, module in model.named_modules():
+        if id(module) in wrapping:
+            continue
         added = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("forward")]
         if any(id(held) in own for function in added for held in _held_modules(function)):
             raise TraceError(
