@@ -28,6 +28,7 @@ from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import required_opset
 from fxq.float_reference import ORIGINAL
+from fxq.graph.arguments import size_conditions
 from fxq.graph.kinds import produces_values
 from fxq.graph.modules import graphs_in
 from fxq.literal import has_utf8_form
@@ -88,6 +89,7 @@ def export_onnx(
         dequantize_nodes=dequantize_nodes,
         dynamic_nodes=dynamic_nodes,
         dynamic_batch=captured.shapes.is_batch_open(inputs),
+        conditions=() if shapes.is_batch_alone else size_conditions(converted.graph),
         shapes={str(value.name): _shape(value) for value in model.graph.inputs},
         external_data=files[1] if len(files) > 1 else None,
         quality=quality,

@@ -80,6 +80,7 @@ class ExportReport:
         optimized_parity: with ONNX Runtime's default optimizations, as it is used.
         other_sizes: optimized too, at other sizes of each open dimension, alone and then all together.
         shapes: of each input, sizes and names of sizes.
+        conditions: for which sizes the model was traced, where some are open: its Python decides by them.
         dynamic_nodes: how many operators quantize on the fly.
         quality: of the file in ONNX Runtime, optimized, against the float model; None where nothing was kept to compare
             on, or it does not fit the file's sizes.
@@ -101,6 +102,7 @@ class ExportReport:
     optimized_parity: tuple[OutputParity, ...] = ()
     other_sizes: tuple[OtherSizes, ...] = ()
     shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    conditions: tuple[str, ...] = ()
     quality: Quality | None = None
     coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
     islands: "Mapping[str, ExportReport]" = field(default_factory=dict)
@@ -124,6 +126,10 @@ class ExportReport:
         ]
         opened = [name for name, shape in self.shapes.items() if any(isinstance(size, str) for size in shape)]
         lines += [f"  {name}: {', '.join(map(str, self.shapes[name]))}" for name in opened]
+        if self.conditions:
+            lines.append(
+                f"  traced for sizes with {', '.join(self.conditions)}: for others it may compute something else"
+            )
         runs = {
             "onnxruntime": self.parity,
             "optimized": self.optimized_parity,

@@ -157,6 +157,15 @@ def in_words(guard: str) -> str:
     return re.sub(r"\.size\(\)\[", ".shape[", named)
 
 
+def size_conditions(graph: Graph) -> tuple[str, ...]:
+    """Return for which sizes a graph was traced by torch.export, in words: ``x.shape[1] > 5``.
+
+    Without inequalities of the kind that torch needs for its own reasoning.
+    """
+    guards = graph._codegen.guards if isinstance(graph._codegen, _CheckedCode) else ()
+    return tuple(dict.fromkeys(in_words(guard) for guard in guards if "!=" not in guard and "sym_" not in guard))
+
+
 class _Answer:
     """Holds an answer that may be anything: torch.fx hashes what the code of a graph names."""
 

@@ -296,3 +296,11 @@ def test_operators_come_back_in_the_words_of_torch(name: str) -> None:
     torch.testing.assert_close(traced(X), model(X))
     left = [node.target for node in traced.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     assert left == []
+
+
+def test_a_file_with_open_sizes_says_for_which_the_model_was_traced(tmp_path: Any) -> None:
+    converted = fxq.quantize(DecidesBySize().eval(), [X, X], frontend="export", progress=False)
+    report = fxq.export_onnx(converted, tmp_path / "model.onnx", dynamic_shapes={"x": {0: "batch", 1: "words"}})
+    assert "x.shape[1] > 5" in report.conditions
+    assert "traced for sizes with x.shape[1] > 5" in str(report)
+    assert fxq.export_onnx(converted, tmp_path / "model.onnx").conditions == ()
