@@ -77,7 +77,7 @@ def trace_model(
             f"the model ({type(model).__name__}) is a program of torch.export, which is traced by running it: give "
             'prepare() example_inputs, and leave frontend at "auto"'
         )
-    first = "symbolic" if frontend == "auto" and not is_program else "export"
+    first = "export" if is_program or frontend == "export" else "symbolic"
     try:
         gm, has_numbers = _traced(_TRACES[first], model, inputs, leaf_modules, training_level)
     except TraceError as error:
