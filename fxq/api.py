@@ -5,55 +5,41 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.fx import GraphModule
 
-from fxq.batches import ExampleInputs, Forward, Inputs, as_positional, first_inputs
+from fxq.batches import ExampleInputs, Forward, as_positional, first_inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.collector import paused_collector
-from fxq.compare.quality import GOOD_DB, Quality
 from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
-from fxq.coverage import Coverage
 from fxq.data import Data
-from fxq.errors import AccuracyError, InputError, PassError, TraceError
+from fxq.errors import TraceError
 from fxq.explain import explain_graph
-from fxq.float_reference import ComparedInputs, refer
-from fxq.frontend.choice import Frontend, Traced, trace_model
+from fxq.file_writing import FileRequest, write_file
+from fxq.float_reference import refer
+from fxq.frontend.choice import Frontend
 from fxq.given_model import as_module, own_example_inputs
 from fxq.graph.altered import check_copyable
-from fxq.graph.check import check_graph
-from fxq.graph.dead_nodes import erase_dead_nodes
-from fxq.graph.settings import Settings
 from fxq.islands.conversion import Demand, convert_islands
-from fxq.islands.export import export_islands
 from fxq.islands.preparation import prepare_islands
 from fxq.model_checks import (
     check_model,
     check_quantized_unaltered,
-    copy_model,
     levels_to_caller,
-    own_layers,
-    warn_of_lost_hooks,
     warn_of_nothing,
-    warn_of_own_train,
 )
-from fxq.nn.computed import keep_computed
-from fxq.number_check import NumberCheck
 from fxq.original import Original
-from fxq.pipeline import run_passes
+from fxq.preparation import prepare_graph
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
-from fxq.record import Record
 from fxq.request import Request
-from fxq.rules import check_rules, names_of_functions
 from fxq.stage import Stage
 from fxq.state import State, check_values, require_state, set_state
 from fxq.surroundings import in_plain_surroundings
-from fxq.untraceable import Untraceable, check_untraceable, note_kept, trace_around
+from fxq.untraceable import Untraceable, check_untraceable
 from fxq.verdict import judge
 
 if TYPE_CHECKING:
@@ -107,54 +93,14 @@ def prepare(  # noqa: PLR0913 - what a model is made of, and how
     inputs = as_positional(model, own_example_inputs(given) if example_inputs is None else example_inputs)
     check_copyable(model)
     try:
-        gm = _prepare_graph(model, inputs, request, untraceable)
+        gm = prepare_graph(model, inputs, request, untraceable)
     except TraceError as error:
         if untraceable != "islands":
             raise
-        gm = prepare_islands(model, inputs, request, _prepare_graph, error)
+        gm = prepare_islands(model, inputs, request, prepare_graph, error)
     if given is not model:  # what stands for the module is what lives as long as its owner wants
         set_state(gm, replace(require_state(gm, Stage.PREPARED, "prepare"), original=Original.of(given, gm)))
     warn_of_nothing(gm, chosen)
-    return gm
-
-
-def _prepare_graph(
-    model: nn.Module, inputs: tuple[Any, ...] | None, request: Request, untraceable: Untraceable = "error"
-) -> GraphModule:
-    """Return ``model``, or a part of one, prepared as one graph; ``inputs`` are positional."""
-    chosen, qat, verify = request.recipe, request.qat, request.verify
-    passes = chosen.create_passes()
-    copied = copy_model(model).eval()
-    for module in copied.modules():
-        keep_computed(module)
-    leaves = (*request.leaf_modules, *own_layers(copied))
-
-    def trace(whole: Sequence[str]) -> Traced:
-        return trace_model(copied, inputs, whole, request.frontend, 1 + levels_to_caller() if qat else None)
-
-    traced, kept = trace_around(copied, trace, leaves) if untraceable == "float" else (trace(leaves), {})
-    gm, record = traced.gm, Record()
-    erase_dead_nodes(gm, record)
-    note_kept(gm, record, kept, 1 + levels_to_caller())
-    target, calibrator = chosen.resolved_target, chosen.calibrator
-    settings = Settings(target, chosen.default, chosen.rules, calibrator, qat, inputs, request.within)
-    if request.functions is None:
-        check_rules(chosen.rules, model, names_of_functions(gm))
-    else:
-        request.functions.update(names_of_functions(gm, request.path))
-    state = State(Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how, decisions=traced.decisions)
-    numbers = _number_check(inputs) if verify else None
-    check_graph(gm, Stage.TRACED)
-    for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
-        run_passes(gm, passes[stage], settings, state.record, numbers)
-    if qat:
-        warn_of_lost_hooks(copied, gm)
-        warn_of_own_train(copied)
-    original = Original.of(model, gm)
-    compared = None
-    if traced.has_numbers:
-        compared = ComparedInputs((Inputs(inputs or (), {}),), original.prepared, is_original=True)
-    set_state(gm, replace(state, stage=Stage.PREPARED, original=original, compared=compared))
     return gm
 
 
@@ -281,74 +227,8 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
             dimension that was to stay open.
         InputError: shapes or names do not fit the model or contradict each other.
     """
-    state = require_state(converted, Stage.LOWERED, "export_onnx")
-    if state.islands is not None:
-        if dynamic_shapes is not None or input_names is not None or output_names is not None:
-            raise InputError(
-                "dynamic_shapes, input_names and output_names are of one file, and islands become several: "
-                "export an island by itself, fxq.export_onnx(converted.get_submodule(...), ...)"
-            )
-        return export_islands(
-            converted, state, state.islands, path,
-            lambda island, file: export_onnx(
-                island, file, None, dynamic_batch, check, min_sqnr_db, strict, opset=opset
-            ),
-            lambda file: _export_whole(converted, file, example_inputs, dynamic_batch, opset, check),
-        )  # fmt: skip
-    inputs = as_positional(converted, example_inputs) or state.settings.example_inputs
-    if inputs is None:
-        raise InputError("export_onnx runs the model once: give it example_inputs, or give them to prepare()")
-    # Importing the ONNX libraries takes as long as importing torch; only exporting needs them.
-    from fxq.export import ExportOptions  # noqa: PLC0415
-    from fxq.export import export_onnx as write_onnx  # noqa: PLC0415
-
-    metadata = {"fxq.version": version("fxq"), "fxq.recipe": state.recipe.to_text()}
-    coverage = Coverage() if state.explanation is None else state.explanation.coverage
-    least = state.recipe.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
-    level = levels_to_caller()
-
-    def judge_file(quality: Quality) -> None:
-        # What convert has said already is not said again.
-        known = None if state.explanation is None else state.explanation.quality
-        is_said = min_sqnr_db is None and known is not None and known.sqnr_db is not None and known.sqnr_db < least
-        if known is not None and _is_worse(quality, known):
-            message = (
-                f"the file in ONNX Runtime is worse than the converted model: {quality.worst}, and the model had "
-                f"{known.worst}. Its fusions round more than the model does, or compute something else"
-            )
-            if strict:
-                raise AccuracyError(message)
-            warnings.warn(message, stacklevel=level)
-        if strict or not is_said:
-            judge("the file in ONNX Runtime", quality, coverage, least, strict, list, level)
-
-    options = ExportOptions(
-        dynamic_batch, dynamic_shapes, input_names, output_names, opset, check, state.settings.target.file, metadata,
-        float_reference=state.reference, original=state.original, decisions=state.decisions, judge=judge_file,
-    )  # fmt: skip
-    return replace(write_onnx(converted, path, inputs, options), coverage=coverage)
-
-
-def _export_whole(
-    converted: GraphModule,
-    path: os.PathLike[str],
-    example_inputs: ExampleInputs,
-    dynamic_batch: bool | None,
-    opset: int | None,
-    check: bool,
-) -> "ExportReport":
-    """Write a model with islands as one file; how good it is was said of the converted model."""
-    state = require_state(converted, Stage.LOWERED, "export_onnx")
-    from fxq.export import ExportOptions  # noqa: PLC0415
-    from fxq.export import export_onnx as write_onnx  # noqa: PLC0415
-
-    metadata = {"fxq.version": version("fxq"), "fxq.recipe": state.recipe.to_text()}
-    options = ExportOptions(
-        dynamic_batch, opset=opset, check=check, rules=state.settings.target.file, metadata=metadata
-    )
-    return write_onnx(
-        converted, path, as_positional(converted, example_inputs) or state.settings.example_inputs, options
-    )
+    request = FileRequest(dynamic_batch, check, min_sqnr_db, strict, dynamic_shapes, input_names, output_names, opset)
+    return write_file(converted, path, example_inputs, request)
 
 
 def _warn_of_passes_without_data(state: State) -> None:
@@ -361,20 +241,3 @@ def _warn_of_passes_without_data(state: State) -> None:
             "(after loading a state dict, what was calibrated before is in it)",
             stacklevel=levels_to_caller(),
         )
-
-
-def _is_worse(file: Quality, converted: Quality) -> bool:
-    """Return whether the file is far less like the float model than the converted model is, and not good anyway."""
-    pairs = zip(file.outputs, converted.outputs, strict=True)
-    return any(
-        after.judged_db is not None
-        and before.judged_db is not None
-        and after.judged_db < min(GOOD_DB, before.judged_db - 6)
-        for after, before in pairs
-    )
-
-
-def _number_check(inputs: tuple[Any, ...] | None) -> NumberCheck:
-    if inputs is None:
-        raise PassError("verify=True runs the model before and after each pass: give prepare() example_inputs")
-    return NumberCheck(inputs)

@@ -206,7 +206,7 @@ def _taken(batch: Mapping[str, Any], names: Sequence[str], without: Collection[s
         InputError: none of it goes in, or a key that is left out looks like a misspelt parameter.
     """
     left = [key for key in batch if key not in names]
-    for key in left:
+    for key in set(left) - LABELS:
         close = difflib.get_close_matches(str(key), [name for name in names if name not in batch], n=1, cutoff=0.85)
         if close:
             raise InputError(f"the model takes no {key!r}; did you mean {close[0]!r}?")

@@ -15,6 +15,7 @@ from fxq.errors import InputError, PassError, StageError, TraceError
 from fxq.given_model import holds_program, wrappers
 from fxq.graph.altered import has_backward_hooks, why_altered
 from fxq.graph.modules import deep_copy
+from fxq.graph.quiet import quiet_torch
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.recipe import Recipe
 from fxq.registry import find_lowering
@@ -120,9 +121,11 @@ def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy without wrappers such as torch.compile's; a TraceError where it refuses to be copied."""
     try:
         copies: dict[int, nn.Module] = {}
-        for wrapper, inner in reversed([*wrappers(model)]):  # inner ones first
-            copies[id(wrapper)] = copies[id(inner)] = deep_copy(inner, copies)
-        return deep_copy(model, copies)
+        # Of programs of torch.export torch 2.11 warns, while it copies them, of what it does itself.
+        with quiet_torch() if holds_program(model) else contextlib.nullcontext():
+            for wrapper, inner in reversed([*wrappers(model)]):  # inner ones first
+                copies[id(wrapper)] = copies[id(inner)] = deep_copy(inner, copies)
+            return deep_copy(model, copies)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may hold anything, and refuse to be copied in any way

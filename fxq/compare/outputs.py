@@ -91,11 +91,8 @@ def largest_finite(tensor: Tensor) -> float:
 def evaluated(gm: nn.Module) -> Iterator[None]:
     """Put a module into eval mode and give each submodule its own mode back afterwards."""
     modes = [(module, module.training) for module in gm.modules()]
-    try:
-        gm.eval()
-    except NotImplementedError:  # the module of a program of torch.export has one mode
-        for module, _ in modes:
-            module.training = False
+    for module, _ in modes:  # not by eval(): one of the model's own may do more, and that of a program does nothing
+        module.training = False
     try:
         yield
     finally:

@@ -74,7 +74,8 @@ def _of_channels(rw: Rewriter, layer: Node, reader: Node, stored: Set[Node]) -> 
     if not isinstance(other, Node) or other not in stored or shape is None or shape_of(other) is None:
         return None
     size = shape_of(other) or ()
-    axis = len(shape) - 1 if kind(layer) == "linear" else 1
+    # Of a convolution in front of the positions, with a batch before it or without.
+    axis = len(shape) - 1 if kind(layer) == "linear" else len(shape) - rw.module(layer).weight.dim() + 1
     aligned = (*[1] * (len(shape) - len(size)), *size)
     if len(aligned) > len(shape) or any(one != 1 for place, one in enumerate(aligned) if place != axis):
         return None

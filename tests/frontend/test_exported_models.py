@@ -116,7 +116,7 @@ def test_the_front_end_can_be_chosen() -> None:
 
 
 def test_it_is_quantized_calibrated_and_exported(tmp_path: Any) -> None:
-    converted = fxq.quantize(LikeTransformers().eval(), [{"x": X, "labels": torch.ones(2)}] * 2, progress=False)
+    converted = fxq.quantize(LikeTransformers().eval(), [{"x": X, "label": torch.ones(2)}] * 2, progress=False)
     report = fxq.export_onnx(converted, tmp_path / "model.onnx")
     assert [one.name for one in report.parity] == ["last", "pooled"]
     assert report.other_batch_parity

@@ -90,6 +90,15 @@ def test_anything_else_stays(how: Any, name: str) -> None:
     assert_rewrites([FoldAffine()], model=model, inputs=X, after=text)
 
 
+def test_without_a_batch_channels_come_first() -> None:
+    image = X[0, :, :4, :4]  # as many rows as channels
+    model = Behind(nn.Conv2d(4, 4, 1), lambda m, x: x * m.gamma, (4, 1)).eval()  # of rows
+    assert_rewrites([FoldAffine()], model=model, inputs=image, after=graph_text(trace(model, (image,))))
+    model = Behind(nn.Conv2d(4, 4, 1), lambda m, x: x * m.gamma, (4, 1, 1)).eval()
+    after = "x = input\nlayer = Conv2d[layer](x)\nreturn layer"
+    assert_rewrites([FoldAffine()], model=model, inputs=image, after=after)
+
+
 def test_in_training_it_stays() -> None:
     after = "x = input\nlayer = Conv2d[layer](x)\ngamma = self.gamma\nmul = mul(layer, gamma)\nreturn mul"
     model = Behind(nn.Conv2d(4, 4, 1), lambda m, x: x * m.gamma, (4, 1, 1))
