@@ -13,6 +13,9 @@ from torch.export import Dim
 import fxq
 from fxq.errors import InputError
 
+# torch 2.11 says it of itself, where torch.compile is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
