@@ -93,7 +93,7 @@ def trace_model(
         if str(error) != str(failure):
             failure.add_note(f"torch.export was tried as well: {error}")
         raise failure from error
-    return Traced(gm, has_numbers, f"traced by torch.export, for torch.fx cannot follow the model: {failure}")
+    return Traced(gm, has_numbers, f"traced by torch.export, for torch.fx cannot follow the model: {failure.reason}")
 
 
 def _why(frontend: Frontend) -> str:
