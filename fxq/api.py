@@ -138,7 +138,7 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     gm, record = run_conversion(prepared, state)
     reference = None
     if state.compared is not None:
-        reference = refer(prepared, state.compared, state.original, state.changes.before)
+        reference = refer(prepared, state.compared, state.original, state.changes)
     quality = None if reference is None else reference.quality(gm)
     explanation = replace(explanation, quality=quality)
     set_state(gm, replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference))

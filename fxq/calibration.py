@@ -86,10 +86,10 @@ def calibrate(
             "for data. Its weights were fitted; the batches were not used",
             stacklevel=3,
         )
-    snapshot = Snapshot(prepared, has_weights=_may_change_weights(passes) or bool(state.changes.after))
+    snapshot = Snapshot(prepared, has_weights=_may_change_weights(passes) or not state.changes.are_none)
     try:
         with _eval_mode(prepared):
-            state.changes.undo(prepared)
+            _start_anew(prepared, state)
             report, calibrated = _run(prepared, state, passes, data)
     except BaseException:
         snapshot.restore()
@@ -207,6 +207,13 @@ def _may_change_weights(passes: Sequence[Pass]) -> bool:
     return any(not step.streams for step in passes)
 
 
+def _start_anew(prepared: GraphModule, state: State) -> None:
+    """Undo what an earlier calibration did; of islands first, whose modules are the whole's."""
+    for gm in () if state.islands is None else state.islands.modules(prepared).values():
+        require_state(gm, Stage.PREPARED, "calibrate").changes.undo(gm)
+    state.changes.undo(prepared)
+
+
 def _run(
     prepared: GraphModule, state: State, passes: Sequence[Pass], data: Data | None
 ) -> tuple[CalibrationReport, State]:
@@ -218,7 +225,7 @@ def _run(
     start = copied_weights(prepared) if _may_change_weights(passes) else None
     stage = DataStage(data, None if start is None else dict(start))
     report = run_calibrated_passes(prepared, passes, state.settings, record, stage)
-    changes = WeightChanges() if start is None else WeightChanges.since(start, prepared)
+    changes = WeightChanges() if start is None else WeightChanges.since(start, prepared, stage)
     compared = state.compared
     if data is not None and data.compared:
         compared = ComparedInputs(tuple(data.compared), checksum(prepared), is_untrained, data.learned_from_compared)

@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxq.errors import FxqError, InputError, PassError
-from fxq.graph.modules import deep_copy
+from fxq.graph.modules import copy_graph
 from fxq.graph.moved import follow_move
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.training import settle_modes
@@ -39,15 +39,6 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
     # Looking at both ends finds that something is wrong; what each pass does by itself is what it has promised.
     again, inputs = _copied(prepared, state)
     return again, _run(again, state, _watched(again, inputs or (), each_pass=True))
-
-
-def copy_graph(gm: GraphModule) -> GraphModule:
-    """Return a deep copy; the state in its meta is shared, since it is immutable but for the record."""
-    meta, gm.meta = gm.meta, {}
-    try:
-        return deep_copy(gm)
-    finally:
-        gm.meta = meta
 
 
 def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any, ...] | None]:

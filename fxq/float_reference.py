@@ -1,6 +1,6 @@
 """FloatReference: samples, and what the float model makes of them, for the quantized model to be compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from fxq.compare.traced import plain_transformers
 from fxq.errors import TraceError
 from fxq.graph.float_model import in_float, own_weights
 from fxq.graph.moved import follow_move
+from fxq.graph.weight_changes import WeightChanges
 from fxq.original import Original, checksum
 from fxq.process_lock import PROCESS_LOCK
 
@@ -70,7 +71,7 @@ class FloatReference:
 
 
 def refer(
-    prepared: GraphModule, compared: ComparedInputs, original: Original | None, before: Mapping[str, Tensor | None]
+    prepared: GraphModule, compared: ComparedInputs, original: Original | None, changes: WeightChanges
 ) -> FloatReference:
     """Return what the float model makes of the kept inputs: the user's model where it is there, else the graph's.
 
@@ -78,18 +79,16 @@ def refer(
         prepared: the model that is quantized; as it is now, in float, if it was trained since or got a state dict.
         compared: the inputs.
         original: the user's model.
-        before: by path, the weights that passes of the stage CALIBRATED changed, as they were; None: there was none.
+        changes: what passes of the stage CALIBRATED did, which is taken back for the comparison.
 
     Raises:
         TraceError: the traced graph computes something else than the original.
     """
     inputs = follow_move(prepared, compared.inputs)
     is_changed = checksum(prepared) != compared.checksum
-    weights = own_weights(prepared)
-    if not is_changed:
-        weights = {path: value for path, value in {**weights, **before}.items() if value is not None}
-    with in_float(prepared, weights):
-        traced = run_all(prepared, inputs)
+    plain = prepared if is_changed else changes.undone(prepared)
+    with in_float(plain, own_weights(plain)):
+        traced = run_all(plain, inputs)
     model = original.find() if original is not None and compared.is_original and not is_changed else None
     if model is None:
         against = CHANGED if is_changed else GRAPH
@@ -97,19 +96,19 @@ def refer(
     outputs = _run_in_float(model, inputs)
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
-    holds_for_one = _holds_for_one(prepared, weights, model, inputs[0])
+    holds_for_one = _holds_for_one(plain, model, inputs[0])
     return FloatReference(inputs, outputs, ORIGINAL, holds_for_one, compared.were_learned)
 
 
-def _holds_for_one(prepared: GraphModule, weights: Mapping[str, Tensor], model: nn.Module, inputs: Inputs) -> bool:
+def _holds_for_one(plain: GraphModule, model: nn.Module, inputs: Inputs) -> bool:
     """Return False where a single sample takes another way through the model's Python than the traced batch."""
     if (inputs.samples or 1) < 2:
         return True
     one = (inputs.part(0, 1),)
     try:
         (expected,) = _run_in_float(model, one)
-        with in_float(prepared, weights):
-            (found,) = run_all(prepared, one)
+        with in_float(plain, own_weights(plain)):
+            (found,) = run_all(plain, one)
         _check_alike(model, expected, found)
     except TraceError:
         return False

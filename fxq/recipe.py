@@ -12,6 +12,7 @@ from typing import Any, Self
 import tomli_w
 from torch import nn
 
+from fxq.accuracy_levels import pass_names
 from fxq.compare.quality import LEAST_DB
 from fxq.errors import FxqError, RecipeError
 from fxq.literal import has_utf8_form
@@ -149,6 +150,21 @@ class Recipe:
         index = self._index_of(name)
         spec = PassSpec(name, tuple({**dict(self.passes[index].options), **options}.items()))
         return self.replace(passes=(*self.passes[:index], spec, *self.passes[index + 1 :]))
+
+    def with_accuracy(self, level: str) -> Self:
+        """Return a copy whose calibration does more, or less, for accuracy.
+
+        Args:
+            level: "plain" (ranges alone), "fast" (a few times the cost of calibration) or "best" (minutes). Which
+                passes that is, the recipe then shows. Each is measured on samples that it did not see, and undone
+                where it hurts.
+
+        Raises:
+            RecipeError: there is no such level, or the target quantizes no activations by calibrated ranges.
+        """
+        specs = {spec.name: spec for spec in self.passes}
+        names = pass_names([spec.name for spec in self.passes], self.resolved_target, level, self.name)
+        return self.replace(passes=tuple(specs.get(name, PassSpec(name)) for name in names))
 
     def create_passes(self) -> dict[Stage, list[Pass]]:
         """Return the passes by stage.

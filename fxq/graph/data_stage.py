@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxq.data import Data
 from fxq.errors import PassError
@@ -17,21 +17,28 @@ class DataStage:
         weights: those of the float model by path, as ``prepare`` left them or as an equivalent rewrite made them;
             None where all passes only stream.
         changed: paths of the parameters that passes changed.
+        replaced: the modules in whose place passes put others, by path.
+        inserted: names of the nodes that passes inserted.
     """
 
     data: Data | None = None
     weights: dict[str, Tensor] | None = None
     changed: list[str] = field(default_factory=list)
+    replaced: dict[str, nn.Module] = field(default_factory=dict)
+    inserted: list[str] = field(default_factory=list)
     _corrected: set[str] = field(default_factory=set)
 
     def copy(self) -> "DataStage":
         """Return a copy whose notes are its own."""
         weights = None if self.weights is None else dict(self.weights)
-        return DataStage(self.data, weights, list(self.changed), set(self._corrected))
+        return DataStage(
+            self.data, weights, list(self.changed), dict(self.replaced), list(self.inserted), set(self._corrected)
+        )
 
     def become(self, other: "DataStage") -> None:
         """Take over the notes of ``other``."""
         self.weights, self.changed, self._corrected = other.weights, other.changed, other._corrected
+        self.replaced, self.inserted = other.replaced, other.inserted
 
     def note_change(self, pass_name: str, paths: list[str], equivalent: Tensor | None) -> None:
         """Note that a parameter with these paths was set; ``equivalent`` is its value in the float model too.

@@ -1,10 +1,10 @@
 """Who reads what: the changes of arguments that the Rewriter makes. Nobody else calls these."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from fxq.graph.match import Edge, input_edges
@@ -36,6 +36,16 @@ def hand_over(node: Node, value: Any) -> Iterator[Node]:
             reader.args, reader.kwargs = map_arg(
                 (reader.args, reader.kwargs), lambda other: value if other is node else other
             )
+
+
+def take_out(gm: GraphModule, names: Collection[str]) -> None:
+    """Erase the nodes of these names, each a call of a module of its own on one tensor; readers read that tensor."""
+    for node in [node for node in gm.graph.nodes if node.name in names]:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        gm.graph.erase_node(node)
+        gm.delete_submodule(str(node.target))
+    if names:
+        gm.recompile()
 
 
 def inherited_meta(node: Node) -> dict[str, Any]:

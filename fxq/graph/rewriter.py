@@ -82,7 +82,10 @@ class Rewriter(PlanRewriter, ValueRewriter):
     def replace_module(self, path: str, module: nn.Module, why: str) -> None:
         """Put ``module`` where the module at ``path`` is; every call now calls it."""
         self._check_module_unaltered(path)
-        module.train(self.gm.get_submodule(path).training)
+        before = self.gm.get_submodule(path)
+        module.train(before.training)
+        if self._data_stage is not None:
+            self._data_stage.replaced.setdefault(path, before)
         self.gm.set_submodule(path, module)
         self._parameters = None
         for node in self._calls_by_path().get(path, [])[:1]:
@@ -182,6 +185,8 @@ class Rewriter(PlanRewriter, ValueRewriter):
         new.meta = inherited_meta(producer)
         for edge in edges:
             read_instead(edge, new)
+        if self._data_stage is not None:
+            self._data_stage.inserted.append(new.name)
         self._note("edit", new, why)
         return new
 

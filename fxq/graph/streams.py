@@ -43,12 +43,18 @@ class Streams:
         inputs: the kept batches.
         weights: those of the float model, by path.
         changed: paths of the parameters that passes changed; it grows during the walk.
+        only_float: leave the quantized model out: its values are the float model's.
     """
 
     def __init__(
-        self, gm: GraphModule, inputs: Sequence[Inputs], weights: Mapping[str, Tensor], changed: Sequence[str]
+        self,
+        gm: GraphModule,
+        inputs: Sequence[Inputs],
+        weights: Mapping[str, Tensor],
+        changed: Sequence[str],
+        only_float: bool = False,
     ) -> None:
-        self._gm, self._weights, self._changed = gm, weights, changed
+        self._gm, self._weights, self._changed, self._only_float = gm, weights, changed, only_float
         self._has_writers = any(writes_in_place(node) for node in gm.graph.nodes)
         self._given = [_by_placeholder(gm, batch) for batch in inputs]
         self._values: dict[Node, Values] = {}
@@ -91,12 +97,17 @@ class Streams:
         module = module_of(node) if node.op == "call_module" else torch.nn.Module()
         with in_float(module, self._weights, str(node.target) if node.op == "call_module" else ""):
             in_first = self._run(node, [source.float_values for source in sources], self._weights)
+        if self._only_float:
+            return Values(in_first, in_first)
         return Values(in_first, self._run(node, [source.quantized_values for source in sources]))
 
     def _placeholder(self, node: Node) -> Values:
         values = [given[node.name] for given in self._given]
         if not self._has_writers:
             return Values(values, values)
+        if self._only_float:
+            copies = [pytree.tree_map_only(Tensor, torch.clone, value) for value in values]
+            return Values(copies, copies)
         # A node writes into what it reads: neither stream may see the other's writing, nor the kept samples theirs.
         return Values(*([pytree.tree_map_only(Tensor, torch.clone, value) for value in values] for _ in range(2)))
 

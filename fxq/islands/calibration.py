@@ -45,12 +45,13 @@ def calibrate_islands(
     report = run_calibrated_passes(prepared, streaming, state.settings, record, DataStage(data, None), begins=False)
     _warn_of_unreached(modules)
     steps, notes = list(report.steps), list(report.notes)
+    stages = {path: DataStage() for path in modules}
     states = {path: require_state(gm, Stage.PREPARED, "calibrate") for path, gm in modules.items()}
     if data is not None and improving:
         kept, held_out = data.kept(prepared), data.judging(prepared)
         calls = _calls(prepared, modules, [*kept, *held_out], start)
         for path, gm in modules.items():
-            found, states[path] = _improve(gm, states[path], improving, calls[path], data)
+            found, states[path], stages[path] = _improve(gm, states[path], improving, calls[path], data)
             steps += [replace(step, name=f"{step.name} @ {path}") for step in found.steps]
             notes += [f"{path}: {note}" for note in found.notes]
     shown = _calls(prepared, modules, [] if data is None else data.compared, start)
@@ -58,12 +59,12 @@ def calibrate_islands(
         compared = states[path].compared
         if shown[path]:
             compared = ComparedInputs(tuple(shown[path]), checksum(gm), path in untrained)
-        changes = WeightChanges() if start is None else WeightChanges.since(_of(start, path), gm)
+        changes = WeightChanges() if start is None else WeightChanges.since(_of(start, path), gm, stages[path])
         set_state(gm, replace(states[path], stage=Stage.CALIBRATED, compared=compared, changes=changes))
     whole = state.compared
     if data is not None and data.compared:
         whole = ComparedInputs(tuple(data.compared), checksum(prepared), is_untrained)
-    changes = WeightChanges() if start is None else WeightChanges.since(start, prepared)
+    changes = WeightChanges() if start is None else WeightChanges.since(start, prepared, DataStage())
     # A batch may be a list of images, or one video: nobody knows how many samples that is.
     report = replace(report, steps=tuple(steps), notes=tuple(notes), samples=None)
     return report, replace(state, stage=Stage.CALIBRATED, record=record, changes=changes, compared=whole)
@@ -82,17 +83,18 @@ def _calls(
 
 def _improve(
     gm: GraphModule, state: State, passes: Sequence[Pass], calls: Sequence[Inputs], data: Data
-) -> tuple[CalibrationReport, State]:
-    """Run passes on one island; return what they did, and its state then."""
+) -> tuple[CalibrationReport, State, DataStage]:
+    """Run passes on one island; return what they did, its state then, and what they noted."""
     if not calls:
         note = f"{', '.join(step.name for step in passes)} did not run: no batch reached it"
-        return CalibrationReport((), (note,)), state
+        return CalibrationReport((), (note,)), state, DataStage()
     own = Data(calls, _feed, data.max_samples, data.held_out, progress=False)
     record = state.record.copy(without={step.name for step in passes})
     own.begin(keep=True, hold_out=any(step.improves for step in passes))
     own.kept(gm)
-    report = run_calibrated_passes(gm, passes, state.settings, record, DataStage(own, copied_weights(gm)), begins=False)
-    return report, replace(state, record=record)
+    stage = DataStage(own, copied_weights(gm))
+    report = run_calibrated_passes(gm, passes, state.settings, record, stage, begins=False)
+    return report, replace(state, record=record), stage
 
 
 def _feed(gm: GraphModule, inputs: Inputs) -> None:

@@ -31,6 +31,7 @@ from fxq.nn.quantized import Quantized, Weight
 from fxq.nn.quantized_layer import InputQuantized, ManyQuantized, OnlyInputQuantized, WeightQuantized
 from fxq.nn.recurrent import QuantGRU, QuantLSTM, QuantRNN
 from fxq.nn.recurrent_cells import QuantGRUCell, QuantLSTMCell, QuantRNNCell
+from fxq.nn.scaled_channels import ScaledChannels
 from fxq.nn.tensor_quantizer import TensorQuantizer
 
 Conv1d = QuantConv1d
@@ -82,6 +83,7 @@ __all__ = [
     "QuantRNN",
     "QuantRNNCell",
     "Quantized",
+    "ScaledChannels",
     "TensorQuantizer",
     "Weight",
     "WeightQuantized",

@@ -53,9 +53,11 @@ TENSORRT = Target(
 ONNXRUNTIME = Target(
     name="onnxruntime",
     ops=(
-        OpRule(_LAYERS - {"multihead_attention"}, inputs=True, weight=True, output=True),
-        OpRule("multihead_attention", inputs=True, weight=True),
-        OpRule("matmul", inputs=True, output=True),
+        OpRule({"conv", "conv_transpose"}, inputs=True, weight=True, output=True),
+        OpRule({"linear", "multihead_attention"}, inputs=True, weight=True),
+        OpRule("matmul", inputs=True),
+        # QGemm and MatMulIntegerToFloat give floats as fast as codes, and exactly.
+        OpRule({"linear", "matmul"}, output=True, when="read_in_integers"),
         OpRule(_WITH_INTEGER_KERNELS, inputs=True, output=True),
         OpRule("softmax", output=True),
     ),

@@ -12,7 +12,7 @@ from fxq.quant.descriptor import QuantDescriptor
 from fxq.targets.check_constraint import check_constraint
 from fxq.targets.file_rules import FileRules
 from fxq.targets.formats import Formats
-from fxq.targets.op_rule import SLOTS, WHEN, OpRule
+from fxq.targets.op_rule import OUTPUT_WHEN, SLOTS, WHEN, OpRule
 
 if TYPE_CHECKING:
     from fxq.targets.target import Target
@@ -120,9 +120,11 @@ def _check_when(row: OpRule, where: str) -> None:
         close = difflib.get_close_matches(str(row.when), WHEN, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(WHEN)}"
         raise TargetError(f"{where}.when: there is no condition {row.when!r}; {hint}")
-    if row.inputs is False or row.weight is not False or row.output is not False:
+    slot, others = ("output", "inputs") if row.when in OUTPUT_WHEN else ("inputs", "output")
+    if [name for name, _ in row.slots] != [slot]:
         raise TargetError(
-            f"{where}: when={row.when!r} says when inputs are quantized; set inputs, and give weight and output a row "
+            f"{where}: when={row.when!r} says when {slot if slot == 'inputs' else 'the output'} "
+            f"{'are' if slot == 'inputs' else 'is'} quantized; set {slot}, and give weight and {others} a row "
             "of their own"
         )
     if row.when == "absorbed_by_conv" and tuple(row.kinds) != ("add",):

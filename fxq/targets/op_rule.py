@@ -6,15 +6,17 @@ from types import MappingProxyType
 
 from fxq.quant.descriptor import QuantDescriptor
 
-# When the inputs of a row's kinds are quantized, and what each word means.
+# When the inputs of a row's kinds are quantized, or the output, and what each word means.
 WHEN: Mapping[str, str] = MappingProxyType(
     {
         "on_request": "where a rule of the recipe names the operation: by default it would cost speed or accuracy",
         "after_conv": "the first input, where a convolution computes it",
         "all_readers_quantized": "where all that read the output take quantized input",
         "absorbed_by_conv": "the residual input of an add that a convolution takes into its epilogue",
+        "read_in_integers": "the output, where something that reads it takes quantized input",
     }
 )
+OUTPUT_WHEN = frozenset({"read_in_integers"})
 SLOTS = ("inputs", "weight", "output")
 
 
@@ -30,7 +32,7 @@ class OpRule:
         weight: what it stores. Where the inputs are not quantized it computes in float from integer weights. "matmul"
             stands for a product with a stored matrix, which is a linear layer.
         output: what it makes, behind the activations that fuse.
-        when: a word of WHEN, if ``inputs`` are quantized under a condition only; None for always.
+        when: a word of WHEN, if ``inputs``, or ``output``, are quantized under a condition only; None for always.
         why: for people who ask ``explain``: why the operation stays in float, or computes in float from integer
             weights. A row without slots must have it.
     """

@@ -94,9 +94,9 @@ class Target:
         """Return whether weights of ``kind`` are quantized."""
         return any(row.weight is not False for row in self.rules_for(kind))
 
-    def quantizes_output(self, kind: str) -> bool:
-        """Return whether the output of ``kind`` is quantized."""
-        return any(row.output is not False for row in self.rules_for(kind))
+    def quantizes_output(self, kind: str, when: str | None = None) -> bool:
+        """Return whether the output of ``kind`` is quantized always (None), or under the condition ``when``."""
+        return any(row.output is not False and row.when == when for row in self.rules_for(kind))
 
     def descriptor(self, kind: str, slot: str) -> QuantDescriptor | None:
         """Return the descriptor of a slot ("inputs", "weight", "output") of ``kind``: its row's own, or the default."""

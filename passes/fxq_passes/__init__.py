@@ -2,6 +2,7 @@
 
 from fxq_passes.attach_observers import AttachObservers
 from fxq_passes.correct_bias import CorrectBias
+from fxq_passes.equalize_channels import EqualizeChannels
 from fxq_passes.fit_ranges import FitRanges
 from fxq_passes.fold_affine import FoldAffine
 from fxq_passes.fold_batchnorm import FoldBatchnorm
@@ -15,12 +16,15 @@ from fxq_passes.plan_ops import PlanOps
 from fxq_passes.plan_residual_adds import PlanResidualAdds
 from fxq_passes.remove_dropout import RemoveDropout
 from fxq_passes.remove_inplace import RemoveInplace
+from fxq_passes.round_weights import RoundWeights
+from fxq_passes.shift_activations import ShiftActivations
 from fxq_passes.solve_scales import SolveScales
 from fxq_passes.write_out import WriteOut
 
 __all__ = [
     "AttachObservers",
     "CorrectBias",
+    "EqualizeChannels",
     "FitRanges",
     "FoldAffine",
     "FoldBatchnorm",
@@ -34,6 +38,8 @@ __all__ = [
     "PlanResidualAdds",
     "RemoveDropout",
     "RemoveInplace",
+    "RoundWeights",
+    "ShiftActivations",
     "SolveScales",
     "WriteOut",
 ]

@@ -13,6 +13,7 @@ from fxq.graph import (
     kind,
     only_reader,
     output_edges,
+    planned_inputs,
     planned_inside,
     shape_of,
     tensor_edges,
@@ -27,6 +28,7 @@ from fxq_passes.planning.plan_questions import (
     comes_from_conv,
     feeds_softmax,
     is_quantized_by_hand,
+    is_read_in_integers,
     is_read_quantized,
     is_stored_product,
     kept_in_float,
@@ -75,6 +77,8 @@ class PlanOps(Pass):
                         continue
                     layers.plan(node)
             _plan_node(rw, node, in_float.get(node))
+        for node in rw.nodes(lambda node: rw.target.quantizes_output(kind(node), "read_in_integers")):
+            _plan_read_output(rw, node)
         for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kind(node), "all_readers_quantized"))):
             _plan_surrounded(rw, node)
 
@@ -170,6 +174,16 @@ def _plan_output(rw: Rewriter, node: Node) -> None:
     why = f"{rw.target.name} runs {kind(node)} with a quantized output"
     behind = "" if last is node else f", quantized behind {last.name!r}, which the quantizer's clamp absorbs"
     rw.plan_output(last, output_descriptor(rw, node, last), why + behind)
+
+
+def _plan_read_output(rw: Rewriter, node: Node) -> None:
+    """Plan the output of an operation that gives floats as well, where something reads codes."""
+    if not planned_inputs(node):
+        return  # it stays in float, which is on record
+    if is_read_in_integers(rw, node):
+        _plan_output(rw, node)
+    else:
+        rw.skip(node, f"nothing that reads its output computes in integers, and {rw.target.name} gives it in float")
 
 
 def _plan_surrounded(rw: Rewriter, node: Node) -> None:

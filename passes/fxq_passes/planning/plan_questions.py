@@ -144,6 +144,15 @@ def _is_read_in_integers(rw: Rewriter, node: Node, in_float: Mapping[Node, str])
     return False
 
 
+def is_read_in_integers(rw: Rewriter, node: Node) -> bool:
+    """Return whether a quantized input is planned for something that reads ``node``, or what moves or clamps it."""
+    passing = MOVES_DATA | {"max_pool"} | rw.target.fused_activations
+    return any(
+        is_quantized(edge) or (kind(edge.consumer) in passing and is_read_in_integers(rw, edge.consumer))
+        for edge in output_edges(node)
+    )
+
+
 def is_read_quantized(node: Node) -> bool:
     """Return whether all that read ``node`` take quantized input, or pass it on to such."""
     edges = [edge for edge in output_edges(node) if edge.consumer.op == "output" or produces_tensor(edge.consumer)]

@@ -1,0 +1,194 @@
+"""Channels of very different size waste the codes of a range they share: give each a factor that layers absorb.
+
+See ``accuracy/channel_groups.py`` for where a factor can go, and ``accuracy/channel_scales.py`` for which is best.
+A depthwise convolution has a weight range for each channel, so that equal ranges of its input cost nothing; other
+layers see the factor in their weights, and the choice is a search. Behind a layer norm whose output something else
+reads too (the residual of a post-norm transformer), the factor becomes a multiplication before the quantizer.
+
+Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
+from fxq.graph import is_quantizer, is_weighted, kind, output_edges
+from fxq.nn import ScaledChannels
+from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups
+from fxq_passes.accuracy.channel_scales import Reader, amplitude, best_scale, normalized
+from fxq_passes.accuracy.layer_matrix import LayerMatrix
+
+_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_MULTIPLIED = frozenset({"layer_norm", "gelu"})
+_EXPONENTS = tuple(pair for pair in itertools.product(_STEPS, _STEPS) if pair != (0.0, 0.0))
+
+
+@dataclass
+class _Seen:
+    """What a tensor held: the extremes of each channel, and its readers with samples."""
+
+    low_c: Tensor
+    high_c: Tensor
+    readers: list[Reader] = field(default_factory=list)
+
+
+@register_pass("equalize_channels")
+@dataclass(frozen=True)
+class EqualizeChannels(Pass):
+    """Scale channels so that those of one tensor share its range well; the layers around absorb the factors.
+
+    Args:
+        least_spread: leave the input of depthwise convolutions alone where the largest channel is less than this many
+            times the median one: unseen values need the room.
+        most_error: take a factor that a search found where it brings the error below this share.
+        most_error_of_product: the same where the factor costs a multiplication.
+        samples: positions of a layer's input to judge by.
+    """
+
+    stage = Stage.CALIBRATED
+    tolerance = ANY
+    improves = True
+    least_spread: float = 4.0
+    most_error: float = 0.9
+    most_error_of_product: float = 0.5
+    samples: int = 512
+
+    def run(self, rw: Rewriter) -> None:
+        """Look at all tensors in one walk through the float model, then scale the groups that gain."""
+        groups = channel_groups(rw)
+        usable = UsableLayers(rw)
+        norms = _norm_quantizers(rw, groups, usable)
+        consumers = {node for group in groups if group.blocked is None for node in group.consumers}
+        consumers.update(reader for readers in norms.values() for reader in readers)
+        if not consumers:
+            return
+        seen = self._look(rw, consumers)
+        for group in groups:
+            if group.blocked is None:
+                self._scale_group(rw, group, seen)
+            elif any(_is_quantized(rw, node) for node in group.consumers):
+                rw.skip(group.producers[0], f"its channels are not scaled: {group.blocked}")
+        for quantizer, readers in norms.items():
+            self._scale_before(rw, quantizer, readers, seen[quantizer])
+
+    def _look(self, rw: Rewriter, consumers: set[Node]) -> dict[Node, _Seen]:
+        by_source: dict[Node, list[Node]] = {}
+        for node in rw.nodes():
+            if node in consumers:
+                by_source.setdefault(node.all_input_nodes[0], []).append(node)
+        seen = {}
+        for source, values in rw.run_float(by_source):
+            found = None
+            for node in by_source[source]:
+                matrix = LayerMatrix.of(rw.module(node))
+                assert matrix is not None
+                if found is None:
+                    found = _Seen(*_extremes(values, matrix))
+                found.readers.append(Reader(matrix, matrix.sample(values, self.samples)))
+            assert found is not None
+            seen[source] = found
+        return seen
+
+    def _scale_group(self, rw: Rewriter, group: ChannelGroup, seen: dict[Node, _Seen]) -> None:
+        sources = list(dict.fromkeys(node.all_input_nodes[0] for node in group.consumers))
+        tensors = [seen[source] for source in sources]
+        readers = [reader for tensor in tensors for reader in tensor.readers]
+        first = group.producers[0]
+        low_c = torch.stack([tensor.low_c for tensor in tensors]).amin(0)
+        high_c = torch.stack([tensor.high_c for tensor in tensors]).amax(0)
+        if all(reader.matrix.is_depthwise for reader in readers):
+            amax_c = torch.maximum(low_c.abs(), high_c.abs())
+            spread = float(amax_c.max() / amax_c.median().clamp(min=torch.finfo(amax_c.dtype).tiny))
+            if spread < self.least_spread:
+                rw.skip(first, f"its largest channel is {spread:.1f} times the median one: nothing to gain")
+                return
+            scale_c, why = normalized(amplitude(low_c, high_c)), f"channels differed {spread:.1f} times"
+        else:
+            if group.clips:
+                rw.skip(first, f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it")
+                return
+            scale_c, ratio = best_scale(readers, low_c, high_c, _quantizer_of(rw, group, sources), _EXPONENTS)
+            if ratio >= self.most_error:
+                rw.skip(first, f"no factors bring the error of its readers below {ratio:.2f} of what it is")
+                return
+            why = f"the error of its readers falls to {ratio:.2f}"
+        _apply(rw, group, scale_c, why)
+
+    def _scale_before(self, rw: Rewriter, node: Node, readers: list[Node], seen: _Seen) -> None:
+        quantizer = rw.module(node)
+        scale_c, ratio = best_scale(seen.readers, seen.low_c, seen.high_c, quantizer, _EXPONENTS)
+        source = node.all_input_nodes[0]
+        if ratio >= self.most_error_of_product:
+            rw.skip(source, f"a multiplication would bring the error of its readers to {ratio:.2f} only")
+            return
+        why = f"the error of its readers falls to {ratio:.2f}"
+        edges = [edge for edge in output_edges(source) if edge.consumer is node]
+        rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(scale_c.reciprocal()), why)
+        for reader in readers:
+            _scale_columns(rw, reader, scale_c, why)
+
+
+def _norm_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:
+    """Return the quantizers behind layer norms that no group can scale, with the layers that read each."""
+    scalable = {node for group in groups if group.blocked is None for node in group.quantizers}
+    found = {}
+    calls = usable.calls
+    for node in rw.nodes(is_quantizer):
+        source, readers = node.all_input_nodes[0], list(node.users)
+        if node in scalable or kind(source) not in _MULTIPLIED or calls[str(node.target)] > 1:
+            continue
+        if all(is_weighted(one) and isinstance(rw.module(one), nn.Linear) and not usable.why_not(one) for one in readers):
+            found[node] = readers
+    return found
+
+
+def _extremes(values: list[Tensor], matrix: LayerMatrix) -> tuple[Tensor, Tensor]:
+    """Return the lowest and highest value of each input channel over all batches: (channels,) each."""
+    axis = -1 if isinstance(matrix.layer, nn.Linear) else 1 - int(matrix.layer.weight.dim())
+    flat = [value.detach().movedim(axis, 0).flatten(1) for value in values]
+    return torch.stack([one.amin(1) for one in flat]).amin(0), torch.stack([one.amax(1) for one in flat]).amax(0)
+
+
+def _quantizer_of(rw: Rewriter, group: ChannelGroup, sources: list[Node]) -> TensorQuantizer | None:
+    for node in (*sources, *group.quantizers):
+        if is_quantizer(node):
+            found: TensorQuantizer = rw.module(node)
+            return found if found.is_enabled else None
+    inner: TensorQuantizer | None = getattr(rw.module(group.consumers[0]), "input_quantizer", None)
+    return inner
+
+
+def _is_quantized(rw: Rewriter, node: Node) -> bool:
+    return getattr(rw.module(node), "weight_quantizer", None) is not None
+
+
+def _apply(rw: Rewriter, group: ChannelGroup, scale_c: Tensor, why: str) -> None:
+    for node in group.producers:
+        _divide_rows(rw, node, scale_c, why)
+    for node in group.consumers:
+        _scale_columns(rw, node, scale_c, why)
+    for node in group.clips:
+        clip = rw.module(node)
+        bound = nn.Hardtanh(0.0, float(clip.max_val / scale_c.max()))
+        rw.replace_module(str(node.target), bound, "its bound takes the largest factor; no sample reached further")
+
+
+def _divide_rows(rw: Rewriter, node: Node, scale_c: Tensor, why: str) -> None:
+    module, path = rw.module(node), str(node.target)
+    factor = scale_c.to(module.weight.dtype).reciprocal()
+    by_row = factor.reshape(-1, *[1] * (module.weight.dim() - 1))
+    rw.set_weight(path, module.weight.detach() * by_row, f"rows scaled: {why}", is_equivalent=True)
+    if module.bias is not None:
+        rw.set_bias(path, module.bias.detach() * factor, "scaled as the weight", is_equivalent=True)
+
+
+def _scale_columns(rw: Rewriter, node: Node, scale_c: Tensor, why: str) -> None:
+    layer = rw.module(node)
+    matrix = LayerMatrix.of(layer)
+    assert matrix is not None
+    weight = matrix.scale_inputs(layer.weight, scale_c)
+    rw.set_weight(str(node.target), weight, f"columns scaled: {why}", is_equivalent=True)

@@ -1,0 +1,129 @@
+"""Weights are rounded for what their layers read, and not each to its nearest code.
+
+Layer by layer in execution order, on the inputs that the layers before it give, which are rounded already. See
+``accuracy/rounding.py``. What counts is the covariance of the inputs: an error that is the same for all of them the
+bias makes up for (``correct_bias``). A rounding is kept where it has the lower error on positions that it was not
+made from.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fxq import ANY, Pass, Rewriter, Stage, register_pass
+from fxq.graph import is_weighted
+from fxq.nn import WeightQuantized
+from fxq_passes.accuracy.channel_groups import UsableLayers
+from fxq_passes.accuracy.layer_matrix import LayerMatrix
+from fxq_passes.accuracy.rounding import Grid, error, round_for_inputs
+
+_CHUNK = 1024  # positions at a time: patches are as many times larger than the input as the kernel has taps
+_POSITIONS_PER_INPUT, _FEWEST, _MOST = 4, 2048, 16384
+_JUDGING_SEED = 1000
+
+
+@dataclass(frozen=True)
+class _Covariances:
+    """Of the inputs of one layer, (groups, inputs, inputs): to round by, and of other positions, to judge by."""
+
+    learned: Tensor
+    judging: Tensor
+
+
+@register_pass("round_weights")
+@dataclass(frozen=True)
+class RoundWeights(Pass):
+    """Round each weight for the inputs of its layer (GPTQ), within the range that it has."""
+
+    stage = Stage.CALIBRATED
+    tolerance = ANY
+    improves = True
+    keeps_ranges = True
+
+    def run(self, rw: Rewriter) -> None:
+        """Round the convolutions and linear layers whose weights are integers, or say why not."""
+        usable = UsableLayers(rw)
+        layers: dict[Node, list[Node]] = {}  # by what they read
+        for node in rw.nodes(is_weighted):
+            reason = _why_not(rw.module(node)) or usable.why_not(node)
+            if reason is None:
+                layers.setdefault(node.all_input_nodes[0], []).append(node)
+            else:
+                rw.skip(node, f"rounded to nearest: {reason}")
+        chosen = {node for nodes in layers.values() for node in nodes}
+        seen: dict[Node, _Covariances] = {}
+        for node, (_, values) in rw.run_both({*layers, *chosen}):
+            if node in chosen:
+                _round(rw, node, seen.pop(node))
+            for layer in layers.get(node, ()):
+                seen[layer] = _covariances(rw.module(layer), values)
+
+
+def _why_not(layer: Any) -> str | None:
+    if not isinstance(layer, WeightQuantized) or not layer.weight_quantizer.is_enabled:
+        return "its weight is not quantized"
+    quantizer = layer.weight_quantizer
+    if quantizer.descriptor.is_float8:
+        return "its weight is float8, whose steps are no grid"
+    return None if quantizer.has_range else "its weight has no range"
+
+
+def _covariances(layer: Any, values: list[Tensor]) -> _Covariances:
+    """Return what the positions drawn say of the inputs of ``layer``, quantized as they will be."""
+    if layer.input_quantizer is not None:
+        values = [layer.input_quantizer(value) for value in values]
+    matrix = LayerMatrix.of(layer)
+    assert matrix is not None
+    inputs = layer.weight[0].numel()
+    count = min(max(_POSITIONS_PER_INPUT * inputs, _FEWEST), _MOST)
+    return _Covariances(_covariance(matrix, values, count, 0), _covariance(matrix, values, count // 4, _JUDGING_SEED))
+
+
+def _covariance(matrix: LayerMatrix, values: list[Tensor], count: int, first_seed: int) -> Tensor:
+    products, sums, positions = 0.0, 0.0, 0
+    for seed in range(first_seed, first_seed + -(-count // _CHUNK)):
+        inputs = matrix.sample(values, _CHUNK, seed).float().transpose(0, 1)  # (groups, positions, inputs)
+        products = products + inputs.mT @ inputs
+        sums = sums + inputs.sum(1)
+        positions += inputs.shape[1]
+    mean = sums / positions
+    return products / positions - mean.unsqueeze(2) * mean.unsqueeze(1)
+
+
+def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
+    layer = rw.module(node)
+    matrix = LayerMatrix.of(layer)
+    assert matrix is not None
+    weight, nearest = matrix.weight(layer.weight).float(), matrix.weight(layer.quantized_weight()).float()
+    try:
+        rounded = round_for_inputs(weight, seen.learned, _grid(matrix, weight))
+    except torch.linalg.LinAlgError:
+        rw.skip(node, "rounded to nearest: the covariance of its inputs has no inverse")
+        return
+    before, after = error(weight, nearest, seen.judging), error(weight, rounded, seen.judging)
+    rounded = torch.where((after < before).unsqueeze(-1), rounded, nearest)
+    kept = torch.minimum(after, before).sum()
+    if not bool(kept < before.sum()):
+        rw.skip(node, "rounded to nearest: no rounding has a lower error")
+        return
+    why = f"rounded for its inputs: {float(kept / before.sum()):.2f} of the error of rounding to nearest"
+    value = rounded.reshape(layer.weight.shape).to(layer.weight.dtype)
+    rw.set_weight(str(node.target), value, why, keep_range=True)
+
+
+def _grid(matrix: LayerMatrix, weight: Tensor) -> Grid:
+    """Return the grid of the layer's weight quantizer, in the shape of ``weight``: (groups, outputs, inputs)."""
+    qparams = matrix.layer.weight_quantizer.qparams()
+    scale, zero_point = qparams.scale, qparams.zero_point
+    if qparams.block_size is not None:
+        scale, zero_point = (
+            one.repeat_interleave(qparams.block_size, 1)[:, : weight.shape[-1]] for one in (scale, zero_point)
+        )
+        shape = weight.shape
+    else:
+        shape = (weight.shape[0], weight.shape[1], 1) if scale.numel() > 1 else (1, 1, 1)
+    scale, zero_point = (one.float().reshape(shape).expand_as(weight) for one in (scale, zero_point))
+    return Grid(scale, zero_point, qparams.lo, qparams.hi)

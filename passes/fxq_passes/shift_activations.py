@@ -1,0 +1,146 @@
+"""A non-negative tensor in a symmetric format leaves half of the codes unused: shift it, and it uses them all.
+
+``W x + b = W (x - a) + (b + a sum(W))``. With ``a = amax / 2`` the values of [0, amax] become [-a, a], in steps half as
+large. The subtraction goes into the bias before the rectifier, whose bounds move along, and the constant into the bias
+of each layer behind it: nothing is computed at run time. A padded convolution is left out: its padding stands for
+x = 0, which the shifted tensor has as -a.
+
+The method is ours, measured in the issue of the accuracy passes; a runtime with zero points has no need of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fxq import ANY, Pass, Rewriter, Stage, register_pass
+from fxq.graph import is_quantizer, is_weighted, kind, only_reader
+from fxq.nn import WeightQuantized
+from fxq_passes.accuracy.channel_groups import UsableLayers, is_clip_at_zero
+from fxq_passes.accuracy.layer_matrix import LayerMatrix
+
+_POOLS = frozenset({"max_pool", "avg_pool", "adaptive_avg_pool", "global_avg_pool"})
+_RECTIFIERS = frozenset({"relu", "relu6", "clip"})
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A rectified tensor that can be shifted: the layer before it, the rectifier, its quantizer, and who reads it."""
+
+    producer: Node
+    rectifier: Node
+    quantizer: Node
+    readers: list[Node]
+
+
+@register_pass("shift_activations")
+@dataclass(frozen=True)
+class ShiftActivations(Pass):
+    """Shift rectified tensors to the middle of a symmetric range, where unpadded layers alone read them."""
+
+    stage = Stage.CALIBRATED
+    tolerance = ANY
+    improves = True
+
+    def run(self, rw: Rewriter) -> None:
+        """Shift each tensor that can be, by half its range as it was calibrated."""
+        usable = UsableLayers(rw)
+        for place in _places(rw, usable):
+            shift = float(rw.module(place.quantizer).amax) / 2
+            if shift <= 0:
+                continue
+            why = f"shifted by {shift:.4g}, so that the range uses all codes"
+            _add_to_bias(rw, place.producer, -shift, why)
+            clip = nn.Hardtanh(-shift, shift)
+            rw.replace_module(str(place.rectifier.target), clip, f"{why}; the range ends where the clip does")
+            for reader in place.readers:
+                _take_back(rw, reader, shift, why)
+
+
+def _places(rw: Rewriter, usable: UsableLayers) -> Iterator[_Place]:
+    for node in rw.nodes(is_quantizer):
+        quantizer = rw.module(node)
+        descriptor = quantizer.descriptor
+        if descriptor.unsigned or not descriptor.symmetric or descriptor.is_float8 or descriptor.axis is not None:
+            continue
+        if quantizer.calibrator is None or not quantizer.has_range or not quantizer.is_enabled:
+            continue
+        rectifier = _rectifier_before(rw, node)
+        if rectifier is None:
+            continue
+        producer, readers = rectifier.all_input_nodes[0], list(node.users)
+        reason = _why_not(rw, usable, producer, rectifier, node, readers)
+        if reason is None:
+            yield _Place(producer, rectifier, node, readers)
+        else:
+            rw.skip(rectifier, f"not shifted: {reason}")
+
+
+def _rectifier_before(rw: Rewriter, node: Node) -> Node | None:
+    """Return the rectifier whose output the quantizer reads, pooled or reshaped at most, None where there is none."""
+    source = node.all_input_nodes[0]
+    while kind(source) in _POOLS | {"reshape", "mean"}:
+        if len(source.all_input_nodes) != 1:
+            return None
+        source = source.all_input_nodes[0]
+    if source.op != "call_module" or kind(source) not in _RECTIFIERS:
+        return None
+    module = rw.module(source)
+    return source if isinstance(module, nn.ReLU) or is_clip_at_zero(module) else None
+
+
+def _why_not(  # noqa: PLR0913 - the parts of one place
+    rw: Rewriter, usable: UsableLayers, producer: Node, rectifier: Node, quantizer: Node, readers: list[Node]
+) -> str | None:
+    step = rectifier
+    while step is not quantizer:
+        following = only_reader(step)
+        if following is None:
+            return f"more than one operation reads {step.name!r}"
+        if kind(following) == "avg_pool" and _is_padded(rw, following):
+            return f"{following.name!r} pads with zeros"
+        step = following
+    if usable.calls[str(rectifier.target)] > 1 or usable.calls[str(quantizer.target)] > 1:
+        return "its rectifier or quantizer is called more than once"
+    if not is_weighted(producer) or only_reader(producer) is None:
+        return f"no layer of its own computes it, but {producer.name!r}"
+    for node in (producer, *readers):
+        if not is_weighted(node):
+            return f"{node.name!r} reads it, and has no bias to take the shift back"
+        if (reason := usable.why_not(node)) is not None:
+            return reason
+    padded = next((node for node in readers if _pads(rw, node)), None)
+    return f"{padded.name!r} pads it with zeros" if padded is not None else None
+
+
+def _pads(rw: Rewriter, node: Node) -> bool:
+    matrix = LayerMatrix.of(rw.module(node))
+    return matrix is None or matrix.is_padded
+
+
+def _is_padded(rw: Rewriter, node: Node) -> bool:
+    if node.op != "call_module":
+        return True
+    padding = rw.module(node).padding
+    return any(padding) if isinstance(padding, tuple) else padding != 0
+
+
+def _take_back(rw: Rewriter, node: Node, shift: float, why: str) -> None:
+    """Add the constant to the bias of a layer behind; in the quantized model, that of its quantized weight."""
+    layer, path = rw.module(node), str(node.target)
+    _add_to_bias(rw, node, shift * _sums(layer.weight), f"its input is {why}")
+    if isinstance(layer, WeightQuantized) and layer.weight_quantizer.is_enabled:
+        rounding = shift * (_sums(layer.quantized_weight()) - _sums(layer.weight))
+        rw.set_bias(path, layer.bias.detach() + rounding, "the shift times what rounding adds to its weights")
+
+
+def _sums(weight: Tensor) -> Tensor:
+    """Return the sum of the weights of each output channel, added up in float64."""
+    return weight.detach().double().flatten(1).sum(1).to(weight.dtype)
+
+
+def _add_to_bias(rw: Rewriter, node: Node, value: Tensor | float, why: str) -> None:
+    layer = rw.module(node)
+    bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
+    rw.set_bias(str(node.target), bias + value, why, is_equivalent=True)
