@@ -148,6 +148,13 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
             "Python asks for the size of the batch. The result holds for batches like the example inputs",
             stacklevel=levels_to_caller(),
         )
+    if reference is not None and reference.unlike is not None and state.stage is Stage.CALIBRATED:
+        warnings.warn(
+            f"the calibration data is not like what the model was trained on: {reference.unlike}. The figures compare "
+            "with the float model on this very data, and so do not show it. Look at the preprocessing: values from 0 "
+            "to 255 or from 0 to 1, mean and standard deviation, the layout and order of channels",
+            stacklevel=levels_to_caller(),
+        )
     if reference is not None and quality is not None:
         least = state.recipe.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
         judge(

@@ -13,6 +13,7 @@ from fxq.compare.outputs import Named, named_leaves, running_alike
 from fxq.compare.parity import compare, is_rounding
 from fxq.compare.quality import Quality, measure, sqnr_db
 from fxq.compare.traced import plain_transformers
+from fxq.compare.trained_statistics import SeenStatistics, watched_norms
 from fxq.errors import TraceError
 from fxq.graph.float_model import in_float, own_weights
 from fxq.graph.moved import follow_move
@@ -51,6 +52,7 @@ class FloatReference:
         against: which float model that was.
         holds_for_one: the traced graph computes what the original does for a single sample, too.
         were_learned: the model was calibrated on these very samples.
+        unlike: in words, how the inputs differ from what the model's batch norms saw in training; None: they do not.
     """
 
     inputs: tuple[Inputs, ...]
@@ -58,6 +60,7 @@ class FloatReference:
     against: str
     holds_for_one: bool = True
     were_learned: bool = False
+    unlike: str | None = None
 
     @property
     def samples(self) -> int:
@@ -93,11 +96,25 @@ def refer(
     if model is None:
         against = CHANGED if is_changed else GRAPH
         return FloatReference(inputs, traced, against, were_learned=compared.were_learned)
-    outputs = _run_in_float(model, inputs)
+    with watched_norms(model) as norms:
+        outputs = _run_in_float(model, inputs)
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
     holds_for_one = _holds_for_one(plain, model, inputs[0])
-    return FloatReference(inputs, outputs, ORIGINAL, holds_for_one, compared.were_learned)
+    return FloatReference(inputs, outputs, ORIGINAL, holds_for_one, compared.were_learned, _unlike(norms, inputs))
+
+
+def _unlike(norms: Sequence[SeenStatistics], inputs: Sequence[Inputs]) -> str | None:
+    """Return in words how ``inputs`` differ from what the model was trained on, and in which range they are."""
+    found = next(filter(None, (norm.unlike() for norm in norms)), None)
+    first = [
+        next((leaf for leaf in pytree.tree_leaves(tuple(one)) if isinstance(leaf, Tensor)), None) for one in inputs
+    ]
+    values = [value for value in first if value is not None and value.numel()]
+    if found is None or not values:
+        return found
+    low, high = min(float(value.min()) for value in values), max(float(value.max()) for value in values)
+    return f"{found}; the data lies in [{low:.3g}, {high:.3g}]"
 
 
 def _holds_for_one(plain: GraphModule, model: nn.Module, inputs: Inputs) -> bool:

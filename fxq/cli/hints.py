@@ -23,6 +23,7 @@ PHRASES = (
         "add the pass correct_bias, or calibrate with another calibrator",
         "take a recipe file with the pass correct_bias, or another --calibrator",
     ),
+    ("mean and standard deviation, the layout", "--mean and --std, the layout"),
     ("pass dynamic_batch=False", "give --static-batch"),
     ("Pass dynamic_batch=False, with example_inputs of the batch that it will see", "Give --static-batch"),
     ("dynamic_batch=False and dynamic_shapes", "--static-batch and --dynamic"),

@@ -2,8 +2,8 @@
 
 Layer by layer in execution order, on the inputs that the layers before it give, which are rounded already. See
 ``accuracy/rounding.py``. What counts is the covariance of the inputs: an error that is the same for all of them the
-bias makes up for (``correct_bias``). A rounding is kept where it has the lower error on positions that it was not
-made from.
+bias makes up for, here and now. A rounding is kept where it has the lower error on positions that it was not made
+from. The inputs of very wide layers are taken in pieces that know nothing of each other: the cost grows with the cube.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,23 @@ from fxq_passes.accuracy.rounding import Grid, error, round_for_inputs
 
 _CHUNK = 1024  # positions at a time: patches are as many times larger than the input as the kernel has taps
 _POSITIONS_PER_INPUT, _FEWEST, _MOST = 4, 2048, 16384
+_WIDEST = 2048  # inputs of a piece
 _JUDGING_SEED = 1000
 
 
 @dataclass(frozen=True)
 class _Covariances:
-    """Of the inputs of one layer, (groups, inputs, inputs): to round by, and of other positions, to judge by."""
+    """Of the inputs of one layer, by group and piece, (groups, inputs, inputs).
+
+    Args:
+        learned: to round by.
+        judging: of other positions, to judge by.
+        mean: of the inputs, (groups, inputs).
+    """
 
     learned: Tensor
     judging: Tensor
+    mean: Tensor
 
 
 @register_pass("round_weights")
@@ -79,27 +87,53 @@ def _covariances(layer: Any, values: list[Tensor]) -> _Covariances:
     assert matrix is not None
     inputs = layer.weight[0].numel()
     count = min(max(_POSITIONS_PER_INPUT * inputs, _FEWEST), _MOST)
-    return _Covariances(_covariance(matrix, values, count, 0), _covariance(matrix, values, count // 4, _JUDGING_SEED))
+    learned, mean = _covariance(matrix, values, count, 0)
+    return _Covariances(learned, _covariance(matrix, values, count // 4, _JUDGING_SEED)[0], mean)
 
 
-def _covariance(matrix: LayerMatrix, values: list[Tensor], count: int, first_seed: int) -> Tensor:
+def _covariance(matrix: LayerMatrix, values: list[Tensor], count: int, first_seed: int) -> tuple[Tensor, Tensor]:
     products, sums, positions = 0.0, 0.0, 0
     for seed in range(first_seed, first_seed + -(-count // _CHUNK)):
-        inputs = matrix.sample(values, _CHUNK, seed).float().transpose(0, 1)  # (groups, positions, inputs)
+        sampled = matrix.sample(values, _CHUNK, seed).float()
+        inputs = sampled.reshape(len(sampled), matrix.groups * _pieces(matrix), -1).transpose(0, 1)
         products = products + inputs.mT @ inputs
         sums = sums + inputs.sum(1)
         positions += inputs.shape[1]
     mean = sums / positions
-    return products / positions - mean.unsqueeze(2) * mean.unsqueeze(1)
+    return products / positions - mean.unsqueeze(2) * mean.unsqueeze(1), mean
+
+
+def _pieces(matrix: LayerMatrix) -> int:
+    """Return into how many pieces of whole channels the inputs of the layer are taken apart."""
+    channels = matrix.layer.weight.shape[1]
+    most = _WIDEST * channels // matrix.layer.weight[0].numel()
+    return next(count for count in range(1, channels + 1) if channels % count == 0 and channels // count <= max(most, 1))
+
+
+def _taken_apart(matrix: LayerMatrix, weight: Tensor) -> Tensor:
+    """Return (groups * pieces, outputs, inputs of a piece) of a weight in the form of the matrix."""
+    pieces = _pieces(matrix)
+    return weight.unflatten(2, (pieces, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _put_together(matrix: LayerMatrix, weight: Tensor) -> Tensor:
+    """The reverse of :func:`_taken_apart`, in the layer's shape."""
+    whole = weight.unflatten(0, (matrix.groups, -1)).transpose(1, 2).flatten(2)
+    return whole.reshape(matrix.layer.weight.shape)
 
 
 def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
     layer = rw.module(node)
     matrix = LayerMatrix.of(layer)
     assert matrix is not None
-    weight, nearest = matrix.weight(layer.weight).float(), matrix.weight(layer.quantized_weight()).float()
+    weight, nearest, scale, zero_point = (
+        _taken_apart(matrix, one.float()) for one in (
+            matrix.weight(layer.weight), matrix.weight(layer.quantized_weight()), *_grid(matrix)
+        )
+    )  # fmt: skip
+    qparams = layer.weight_quantizer.qparams()
     try:
-        rounded = round_for_inputs(weight, seen.learned, _grid(matrix, weight))
+        rounded = round_for_inputs(weight, seen.learned, Grid(scale, zero_point, qparams.lo, qparams.hi))
     except torch.linalg.LinAlgError:
         rw.skip(node, "rounded to nearest: the covariance of its inputs has no inverse")
         return
@@ -110,20 +144,24 @@ def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
         rw.skip(node, "rounded to nearest: no rounding has a lower error")
         return
     why = f"rounded for its inputs: {float(kept / before.sum()):.2f} of the error of rounding to nearest"
-    value = rounded.reshape(layer.weight.shape).to(layer.weight.dtype)
+    shift = ((nearest - rounded) @ seen.mean.unsqueeze(2)).squeeze(2)  # (groups * pieces, outputs)
+    shift_c = shift.unflatten(0, (matrix.groups, -1)).sum(1).flatten().to(layer.weight.dtype)  # c: output channels
+    value = _put_together(matrix, rounded).to(layer.weight.dtype)
     rw.set_weight(str(node.target), value, why, keep_range=True)
+    bias_c = shift_c if layer.bias is None else layer.bias.detach() + shift_c
+    rw.set_bias(str(node.target), bias_c, "leaves the mean output as it was")
 
 
-def _grid(matrix: LayerMatrix, weight: Tensor) -> Grid:
-    """Return the grid of the layer's weight quantizer, in the shape of ``weight``: (groups, outputs, inputs)."""
+def _grid(matrix: LayerMatrix) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of each weight, in the form of the matrix: (groups, outputs, inputs)."""
+    weight = matrix.weight(matrix.layer.weight)
     qparams = matrix.layer.weight_quantizer.qparams()
     scale, zero_point = qparams.scale, qparams.zero_point
     if qparams.block_size is not None:
         scale, zero_point = (
             one.repeat_interleave(qparams.block_size, 1)[:, : weight.shape[-1]] for one in (scale, zero_point)
         )
-        shape = weight.shape
+        shape = tuple(weight.shape)
     else:
         shape = (weight.shape[0], weight.shape[1], 1) if scale.numel() > 1 else (1, 1, 1)
-    scale, zero_point = (one.float().reshape(shape).expand_as(weight) for one in (scale, zero_point))
-    return Grid(scale, zero_point, qparams.lo, qparams.hi)
+    return scale.reshape(shape).expand_as(weight), zero_point.reshape(shape).expand_as(weight)
