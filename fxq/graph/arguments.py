@@ -29,6 +29,7 @@ _ASPECTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "len": len,
         "keys": lambda value: sorted(value, key=repr),
         "is None": lambda value: value is None,
+        "type": lambda value: type(value).__name__,
     }
 )
 
@@ -41,7 +42,7 @@ class Fact:
         name: the parameter.
         answer: what was asked, while tracing.
         keys: of the item that was asked for, from the outside in; none for the parameter itself.
-        aspect: "" for the value itself, "len", "keys", or "is None".
+        aspect: "" for the value itself, "len", "keys", "type", or "is None".
     """
 
     name: str
@@ -64,6 +65,14 @@ def facts_about(node: Node) -> list[Fact]:
         nodes += [source for source in current.all_input_nodes if source not in seen]
         seen.update(nodes)
     return found
+
+
+def type_fact(node: Node) -> Fact | None:
+    """Return of which type the list, tuple or mapping is that ``node`` is in the arguments; None for anything else."""
+    place, value = _place_of(node), node.meta.get("val")
+    if place is None or not isinstance(value, tuple | list | Mapping):
+        return None
+    return Fact(place[0], type(value).__name__, place[1], "type")
 
 
 def facts_of(name: str, value: Any, keys: tuple[Any, ...] = ()) -> list[Fact]:
@@ -114,7 +123,7 @@ def check_argument(given: Any, name: str, keys: Sequence[Any], aspect: str, answ
         found = given
     if not _is_same(found, answer):
         item = "".join([name, *(f"[{key!r}]" for key in keys)])
-        called = f"with {aspect}({item}) = " if aspect in ("len", "keys") else f"with {item} = "
+        called = f"with {aspect}({item}) = " if aspect in ("len", "keys", "type") else f"with {item} = "
         traced, now = (f"{called}{_text(value)}" for value in (answer, found))
         if aspect == "is None":
             traced, now = f"with a value for {item}", f"with {item} = None"

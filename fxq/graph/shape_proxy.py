@@ -6,6 +6,7 @@ number (``if``, ``int``, ``range``) is burned in.
 """
 
 import contextlib
+import dis
 import functools
 import operator
 import sys
@@ -42,14 +43,17 @@ class ShapeProxy(Proxy):
     @property  # type: ignore[misc]  # of object it can be set
     def __class__(self) -> Any:
         """What ``isinstance`` finds: the type of the value."""
-        if value_of(self) is _UNKNOWN and not _is_asked_by_the_model(sys._getframe(1)):
-            return ShapeProxy
-        return type_of(self)
+        value = value_of(self)
+        if not isinstance(value, Tensor) and _is_asked_by_the_model(sys._getframe(1)):
+            self.tracer.take_type_for_given(self.node)
+            return type_of(self)
+        return ShapeProxy if value is _UNKNOWN else type_of(self)
 
     def __getattr__(self, name: str) -> Any:
         value = value_of(self)
         if value is _UNKNOWN:
             is_question = not hasattr(Tensor, name) or name.startswith("is_") or name == "requires_grad"
+            is_question = is_question or (name in ("dtype", "layout") and _is_compared_by_identity(sys._getframe(1)))
             if is_question and not name.startswith("__") and is_user_code(sys._getframe(1).f_code.co_filename):
                 raise TraceError(f"{name!r} of '{self.node}' is asked for, and is not known while tracing")
             return _UnknownAttribute(self, name)
@@ -259,6 +263,12 @@ def _is_asked_by_the_model(frame: FrameType) -> bool:
     if code is torch.is_tensor.__code__:
         return True
     return is_user_code(code.co_filename) and not {"isinstance", "__class__"}.isdisjoint(code.co_names)
+
+
+def _is_compared_by_identity(frame: FrameType) -> bool:
+    """Whether what is loaded now is asked for with ``is``: ``x.dtype is torch.float32``, either way around."""
+    later = [one.opname for one in dis.get_instructions(frame.f_code) if one.offset > frame.f_lasti]
+    return "IS_OP" in later[:3]
 
 
 def _holds_tensor(condition: Any) -> bool:

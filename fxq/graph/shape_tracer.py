@@ -16,7 +16,7 @@ from torch.fx import Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_leaves
 
-from fxq.graph.arguments import Fact, facts_about
+from fxq.graph.arguments import Fact, facts_about, type_fact
 from fxq.graph.evaluation import Evaluation
 from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
 from fxq.graph.size_decisions import Decision
@@ -119,6 +119,8 @@ class ShapeTracer(Tracer):
         """Record a node; what is no tensor, no size and no container is known for good and is returned as it is."""
         proxy = super().create_proxy(*args, **kwargs)
         value = value_of(proxy)
+        if _is_missing_weights(proxy.node, self.root):
+            return None
         if proxy.node in self._stored and _is_size(value):
             return value
         if not _is_known_for_good(proxy.node, value):
@@ -137,6 +139,12 @@ class ShapeTracer(Tracer):
             return  # of a shape: the number of dimensions
         path = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
         self.decisions.append(Decision(node, question, path, user_line(sys._getframe())))
+
+    def take_type_for_given(self, node: Node) -> None:
+        """Remember that the model's Python asked whether ``node`` is a list, a tuple or a dict."""
+        fact = type_fact(node)
+        if fact is not None and fact not in self.facts:
+            self.facts.append(fact)
 
     def proxy(self, node: Node) -> ShapeProxy:
         """Wrap a node."""
@@ -200,6 +208,21 @@ class ShapeTracer(Tracer):
         proxy.node.meta["burned_in"] = value
         self.facts.append(Fact(str(proxy.node.target).lstrip("*"), value))
         return value
+
+
+def _is_missing_weights(node: Node, root: nn.Module) -> bool:
+    """Whether a result is the weights of attention that were not asked for, None whatever the inputs are."""
+    if node.target is not operator.getitem or node.args[1] != 1:
+        return False
+    source = node.args[0]
+    if not isinstance(source, Node) or source.op != "call_module":
+        return False
+    return isinstance(root.get_submodule(str(source.target)), nn.MultiheadAttention) and not _needs_weights(source)
+
+
+def _needs_weights(call: Node) -> bool:
+    """Whether a call of attention, ``forward(query, key, value, key_padding_mask, need_weights)``, wants weights."""
+    return bool(call.args[4] if len(call.args) > 4 else call.kwargs.get("need_weights", True))
 
 
 def _is_known_for_good(node: Node, value: Any) -> bool:

@@ -22,6 +22,7 @@ class _Asked(type):
 
     def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
         if len(arguments) == 1 and _builtin_type(arguments[0]) is ShapeProxy:
+            arguments[0].tracer.take_type_for_given(arguments[0].node)
             return type_of(arguments[0])
         return _builtin_type(*arguments, **keywords)
 

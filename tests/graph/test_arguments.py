@@ -152,6 +152,19 @@ def test_a_value_that_no_code_spells_is_held_too() -> None:
             traced(X, *args)
 
 
+@pytest.mark.parametrize("question", ["isinstance", "type"])
+def test_whether_it_is_a_list_or_a_tuple_is_held_where_the_model_asks(question: str) -> None:
+    class Asks(nn.Module):
+        def forward(self, xs: Any) -> Any:
+            is_list = isinstance(xs, list) if question == "isinstance" else type(xs) is list
+            return xs[0] + 2 if is_list else xs[0]
+
+    gm = trace(Asks(), ([X, X],))
+    assert torch.equal(gm([X, X]), X + 2)
+    with pytest.raises(fxq.FxqError, match=r"with type\(xs\) = 'list', and is called with type\(xs\) = 'tuple'"):
+        gm((X, X))
+
+
 def test_sizes_are_no_arguments() -> None:
     class Sizes(nn.Module):
         def forward(self, x: Tensor, start: int = 0) -> Tensor:

@@ -60,16 +60,17 @@ ABOUT_VALUES = {
     "is_complex": lambda self, x: torch.is_complex(x) is False and x.is_complex() is False,
     "is_cuda": lambda self, x: x.is_cuda is False,
     "device": lambda self, x: x.device.type == "cpu",
+    "dtype": lambda self, x: x.dtype is torch.float32,
+    "dtype the other way around": lambda self, x: torch.float32 is x.dtype and torch.float64 is not x.dtype,
     "requires_grad": lambda self, x: not (x * self.weight).requires_grad,
 }
 KNOWN = {
     "no parameter": lambda self, x: not isinstance(x * 1, nn.Parameter),
     "parameter": lambda self, x: isinstance(self.weight, nn.Parameter),
+    "None of a module": lambda self, x: self.attention(x[None], x[None], x[None], need_weights=False)[1] is None,
     "buffer": lambda self, x: not isinstance(self.ones, nn.Parameter) and type(self.ones) is Tensor,
 }
 DECIDED_BY_IS = {
-    "dtype": lambda self, x: x.dtype is torch.float32,
-    "None of a module": lambda self, x: self.attention(x[None], x[None], x[None], need_weights=False)[1] is None,
     "grad mode": lambda self, x: not torch.is_grad_enabled(),
 }
 ALL = {**ABOUT_VALUES, **KNOWN, **DECIDED_BY_IS}
