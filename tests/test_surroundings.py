@@ -119,6 +119,7 @@ class FromBytes(nn.Module):
         return self.net(x / 255)
 
 
+@pytest.mark.filterwarnings("ignore:the calibration data is not like")  # nothing was trained
 def test_images_in_bytes_are_taken(tmp_path: Path) -> None:
     x = (X.sigmoid() * 255).to(torch.uint8)
     report = fxq.export_onnx(fxq.quantize(FromBytes().eval(), [x], "onnxruntime", progress=False), tmp_path / "x.onnx")

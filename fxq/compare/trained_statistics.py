@@ -36,8 +36,8 @@ class SeenStatistics:
     module: nn.Module
     samples: int = 0
     count: int = 0
-    sums_c: Tensor | float = 0.0
-    squares_c: Tensor | float = 0.0
+    sums_c: Tensor | None = None
+    squares_c: Tensor | None = None
 
     def add(self, values: Any) -> None:
         """Add an input of shape (N, C, ...)."""
@@ -46,16 +46,17 @@ class SeenStatistics:
         by_channel = values.detach().double().transpose(0, 1).flatten(1)
         self.samples += len(values)
         self.count += by_channel.shape[1]
-        self.sums_c = self.sums_c + by_channel.sum(1)
-        self.squares_c = self.squares_c + by_channel.square().sum(1)
+        sums_c, squares_c = by_channel.sum(1), by_channel.square().sum(1)
+        self.sums_c = sums_c if self.sums_c is None else self.sums_c + sums_c
+        self.squares_c = squares_c if self.squares_c is None else self.squares_c + squares_c
 
     def unlike(self) -> str | None:
         """Return in words how the data differs from what was seen in training; None where it does not, or not much."""
-        if self.count < _LEAST_VALUES:
+        if self.sums_c is None or self.squares_c is None or self.count < _LEAST_VALUES:
             return None
         eps = getattr(self.module, "eps", 0.0)
-        mean_c, trained_c = torch.as_tensor(self.sums_c) / self.count, self._buffer("running_var") + eps
-        variance_c = torch.as_tensor(self.squares_c) / self.count - mean_c.square()
+        mean_c, trained_c = self.sums_c / self.count, self._buffer("running_var") + eps
+        variance_c = self.squares_c / self.count - mean_c.square()
         if not variance_c.max() > 0:
             return None  # constant data: that is said elsewhere
         ratio = float(((variance_c.clamp_min(0) + eps) / trained_c).median())
