@@ -16,7 +16,7 @@ from fxq.collector import paused_collector
 from fxq.compare.worst_layers import worst_layers
 from fxq.conversion import run_conversion
 from fxq.data import Data
-from fxq.errors import TraceError
+from fxq.errors import InputError, TraceError
 from fxq.explain import explain_graph
 from fxq.file_writing import FileRequest, write_file
 from fxq.float_reference import refer
@@ -137,6 +137,12 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
     reference = None
+    if state.original is not None and state.original.was_changed():
+        warnings.warn(
+            "the original model's weights or buffers were changed since fxq.prepare; the prepared model has copies of "
+            "what they were, and these are converted. Load or train before prepare, or train the prepared model",
+            stacklevel=levels_to_caller(),
+        )
     if state.compared is not None:
         reference = refer(prepared, state.compared, state.original, state.changes)
     quality = None if reference is None else reference.quality(gm)
@@ -186,9 +192,16 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """
+    first = None
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
-        example_inputs, batches = first_inputs(as_module(model), batches)
-    prepared = prepare(model, example_inputs, recipe, frontend=frontend, untraceable=untraceable)
+        first, batches = first_inputs(as_module(model), batches)
+        example_inputs = first
+    try:
+        prepared = prepare(model, example_inputs, recipe, frontend=frontend, untraceable=untraceable)
+    except InputError as error:
+        if first is None:
+            raise
+        raise InputError(f"the first batch, from which the example inputs are, does not fit: {error}") from error
     if needs_data(prepared):
         calibrate(prepared, batches, forward, progress)
     return convert(prepared, min_sqnr_db, strict)

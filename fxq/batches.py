@@ -63,7 +63,7 @@ def as_inputs(gm: GraphModule, batch: Any) -> Inputs:
         TypeError: the batch is of another form.
     """
     if not isinstance(batch, Tensor | Mapping | tuple | list):
-        raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}")
+        raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}{_cure(batch)}")
     batch = _on_device_of(gm, batch)
     names, required = _inputs(gm)
     if isinstance(batch, Mapping):
@@ -144,7 +144,7 @@ def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | No
         case _:
             raise InputError(
                 "example_inputs must be a tensor, a tuple of positional inputs, a dict of keyword inputs or "
-                f"(args, kwargs), got {type(example_inputs).__name__}"
+                f"(args, kwargs), got {type(example_inputs).__name__}{_cure(example_inputs)}"
             )
     signature = inspect.signature(model.forward)
     kwargs = _fitting(kwargs, signature)
@@ -157,6 +157,15 @@ def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | No
     if bound.kwargs:
         raise InputError(f"forward takes {next(iter(bound.kwargs))!r} by keyword only, which a file's input cannot be")
     return bound.args[: last + 1]
+
+
+def _cure(value: Any) -> str:
+    """Return what to do about what is no tensor, "" where that is not known."""
+    if hasattr(value, "__array__"):
+        return ": make it a tensor with torch.from_numpy(...)"
+    if isinstance(value, str):
+        return f": a recipe is the third argument, recipe={value!r}"
+    return ""
 
 
 def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:
@@ -211,7 +220,10 @@ def _taken(batch: Mapping[str, Any], names: Sequence[str], without: Collection[s
         if close:
             raise InputError(f"the model takes no {key!r}; did you mean {close[0]!r}?")
     if batch and len(left) == len(batch):
-        raise InputError(f"the model's inputs are {', '.join(names)}, and the batch has {', '.join(map(repr, batch))}")
+        raise InputError(
+            f"the model's inputs are {', '.join(names)}, and the batch has {', '.join(map(repr, batch))}: rename its "
+            "keys, or make tuples of it"
+        )
     if left:
         logger.info("keys of the batch that the model does not take: %s", ", ".join(map(str, left)))
     return {key: value for key, value in batch.items() if key not in left and key not in without}

@@ -122,7 +122,7 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
 
     Raises:
         CalibrationError: the model was not calibrated, only its maxima were kept, there is no such method, or it has
-            no such option; or a percentile is a fraction, and no percentage.
+            no such option; or a percentile is a fraction, or no percentage.
     """
     require_state(prepared, Stage.PREPARED, "fit_ranges")
     observers = observing_quantizers(prepared)
@@ -163,7 +163,7 @@ def calibrate_weights(
 
     Raises:
         CalibrationError: a weight holds NaN or infinity, a method does not fit its descriptor, or the percentile is a
-            fraction.
+            fraction or no percentage.
     """
     _check_percentile(percentile)
     if method is None and perchannel:
@@ -185,7 +185,9 @@ def calibrate_weights(
 
 
 def _check_percentile(percentile: Any) -> None:
-    """Refuse a fraction: it would be taken for a percentage, and cut nearly all values off."""
+    """Refuse what is no percentage, and a fraction: it would be taken for one, and cut nearly all values off."""
+    if isinstance(percentile, int | float) and not 0 <= percentile <= 100:
+        raise CalibrationError(f"percentile is a percentage of the values, from 0 to 100, got {percentile:g}")
     if isinstance(percentile, int | float) and 0 < percentile <= 1:
         raise CalibrationError(
             f"percentile={percentile:g} would keep {percentile:g} % of the values: it is a percentage, so write "

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import PurePath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule
@@ -12,7 +14,7 @@ from torch.fx import GraphModule
 from fxq.batches import ExampleInputs, as_positional
 from fxq.compare.quality import GOOD_DB, Quality
 from fxq.coverage import Coverage
-from fxq.errors import AccuracyError, InputError
+from fxq.errors import AccuracyError, ExportError, InputError
 from fxq.islands.export import export_islands
 from fxq.islands.layout import Islands
 from fxq.model_checks import levels_to_caller
@@ -22,6 +24,12 @@ from fxq.verdict import judge
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
+
+# Other formats, and what makes them.
+_OF_OTHERS = MappingProxyType({
+    ".engine": "trtexec --onnx=FILE --saveEngine=FILE", ".plan": "trtexec --onnx=FILE --saveEngine=FILE",
+    ".trt": "trtexec --onnx=FILE --saveEngine=FILE", ".xml": "openvino.convert_model", ".bin": "openvino.convert_model",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,11 @@ def write_file(
 ) -> "ExportReport":
     """Write one converted graph, or the file of each island in it; raises as ``fxq.export_onnx``."""
     state = require_state(converted, Stage.LOWERED, "export_onnx")
+    suffix = PurePath(path).suffix.lower() if isinstance(path, str | PurePath) else ""
+    if suffix in _OF_OTHERS:
+        raise ExportError(
+            f"cannot write {path}: the file is ONNX, name it .onnx; {_OF_OTHERS[suffix]} makes a {suffix} of it"
+        )
     if state.islands is not None:
         return _write_islands(converted, state, state.islands, path, example_inputs, request)
     coverage = Coverage() if state.explanation is None else state.explanation.coverage

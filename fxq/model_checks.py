@@ -3,7 +3,7 @@
 import contextlib
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from fxq.nn import Quantized, TensorQuantizer
 from fxq.recipe import Recipe
 from fxq.registry import find_lowering
 from fxq.state import check_values, find_state
+
+# Where train() sets `training`; that of transformers also chooses kernels for the mode.
+_SETTING_TRAINING_ONLY = ("torch.", "fxq.", "transformers.modeling_utils")
 
 
 def has_quantizers(model: nn.Module) -> bool:
@@ -50,7 +53,7 @@ def warn_of_own_train(model: nn.Module) -> None:
     own = [
         repr(path) if path else "the model"
         for path, module in model.named_modules()
-        if type(module).train is not nn.Module.train and not type(module).__module__.startswith(("torch.", "fxq."))
+        if not type(module).train.__module__.startswith(_SETTING_TRAINING_ONLY)
     ]
     if own:
         warnings.warn(
@@ -76,6 +79,8 @@ def check_model(model: Any, verify: bool) -> None:
     """Refuse what cannot be prepared (InputError, StageError): no module, prepared before, lazy, without values."""
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
+        if isinstance(model, Mapping):
+            got += ", which may hold a state dict: make the model, and let it load_state_dict(...)"
         raise InputError(f"prepare takes a torch.nn.Module, got {got}")
     for path, module in model.named_modules():
         state = find_state(module)

@@ -31,6 +31,10 @@ class Original:
         """Remember ``model``, a module or what stands for one, of which ``prepared`` was made."""
         return cls(weakref.ref(model), checksum(as_module(model)), checksum(prepared))
 
+    def was_changed(self) -> bool:
+        """Is the model there, with other tensors than it had?"""
+        return self.reference() is not None and self.find() is None
+
     def find(self) -> nn.Module | None:
         """Return the model's module if it is there, with the tensors that it had."""
         model: nn.Module | None = as_module(self.reference())

@@ -15,7 +15,7 @@ from torch import nn
 from fxq.accuracy_levels import pass_names
 from fxq.compare.quality import LEAST_DB
 from fxq.errors import FxqError, RecipeError
-from fxq.literal import has_utf8_form
+from fxq.literal import did_you_mean, has_utf8_form
 from fxq.passbase import Pass
 from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, calibrator_names
 from fxq.quant.qconfig import QConfig, Rule
@@ -222,7 +222,8 @@ class Recipe:
         if unknown:
             if "ops" in fields:
                 raise RecipeError('this is a target and no recipe: write target = "FILE.toml" in a recipe')
-            raise RecipeError(f"unknown entry {unknown[0]!r} in the recipe; there are {', '.join(sorted(known))}")
+            hint = did_you_mean(unknown[0], known, f"there are {', '.join(sorted(known))}")
+            raise RecipeError(f"unknown entry {unknown[0]!r} in the recipe; {hint}")
         if "target" not in fields:
             raise RecipeError(f"the recipe names no target; there are {', '.join(registered_targets())}")
         values = dict(fields)

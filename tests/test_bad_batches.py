@@ -126,7 +126,7 @@ def test_fit_ranges_needs_histograms_for_all_but_the_maximum() -> None:
     ("options", "words"),
     [
         ({"method": "kl"}, "'kl'.*entropy, max, mse, percentile"),
-        ({"method": "percentile", "percentile": 101}, "0 <= percentile <= 100"),
+        ({"method": "percentile", "percentile": 101}, "from 0 to 100"),
         ({"method": "mse", "step": 2}, "'step'.*stride, start_bin"),
     ],
     ids=["unknown method", "percentile out of range", "unknown option"],

@@ -99,6 +99,7 @@ def test_samples_held_out_are_preferred() -> None:
     assert quality(converted).sqnr_db == pytest.approx(expected_db(model, converted, held_out), abs=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:the original model's weights or buffers were changed")
 @pytest.mark.parametrize("how", ["gone", "changed"])
 def test_without_the_original_the_traced_graph_is_compared_with(how: str) -> None:
     model: nn.Module | None = residual()

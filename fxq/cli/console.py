@@ -21,7 +21,7 @@ from fxq.cli.hints import in_words_of_the_shell
 from fxq.errors import FxqError
 from fxq.literal import literal
 
-_REFUSED, _FAULT = 1, 3
+_REFUSED, _FAULT, _INTERRUPTED = 1, 3, 130
 _logger = logging.getLogger("fxq")
 
 
@@ -35,6 +35,9 @@ class CommandGroup(TyperGroup):
             set_quiet(bool(ctx.params.get("quiet")))
             try:
                 return super().invoke(ctx)
+            except KeyboardInterrupt:
+                _print_on_stderr(Text("interrupted: no file was left half-written", style="yellow"))
+                raise typer.Exit(_INTERRUPTED) from None
             except Exception as error:  # the model's own code runs: it may raise anything
                 if _is_typers(error) or ctx.params.get("traceback"):
                     raise

@@ -21,6 +21,7 @@ from fxq.errors import ModelError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 _MOST_SHOWN = 10
+_MOST_OF_IMAGES = 2.0  # as a mean or deviation of values from 0 to 1
 # Modes of Pillow with more than 8 bits a channel: converting them cuts values off at 255.
 _DEEP_MODES = ("I", "F")
 
@@ -52,6 +53,12 @@ class ImageOptions:
             )
         if not all(value > 0 for value in self.std):
             raise ModelError(f"--std divides, so its numbers must be positive; got {_text(self.std)}")
+        if max(*map(abs, self.mean), *self.std) > _MOST_OF_IMAGES:
+            mean, std = (_text(tuple(round(value / 255, 5) for value in values)) for values in (self.mean, self.std))
+            raise ModelError(
+                f"--mean {_text(self.mean)} and --std {_text(self.std)} look like those of 0 to 255; images "
+                f"are scaled to 0 to 1 first. Write --mean {mean} --std {std}"
+            )
         if self.resize is not None and self.resize < self.size:
             raise ModelError(f"--resize {self.resize} leaves no {self.size} pixels for --image-size")
 

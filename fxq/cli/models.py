@@ -71,6 +71,8 @@ def load_model(source: ModelSource) -> nn.Module:
     origin, _, name = source.spec.partition(":")
     if not (origin and name):
         raise ModelError(f"{source.spec!r} names no model: {_FORMS}")
+    if origin.endswith(".py"):
+        raise ModelError(f"{source.spec!r} names a file; did you mean {origin.removesuffix('.py')}:{name}? {_FORMS}")
     keywords = {} if source.num_classes is None else {"num_classes": source.num_classes}
     if origin in _LIBRARIES:
         model = _LIBRARIES[origin](name, keywords)

@@ -15,12 +15,20 @@ from fxq.errors import TraceError
 from fxq.given_model import wrappers
 from fxq.nn.computed import has_other_hooks
 
+# The methods that torch's own forwards call.
+_COMPUTING = frozenset({"forward", "_conv_forward", "_output_padding", "_check_input_dim"})
+
 
 def why_altered(module: nn.Module) -> str | None:
     """Return what changes the call of ``module``, None if its class alone decides, hooks that compute weights aside."""
     if has_other_hooks(module):
         return "has forward hooks"
-    return "has its forward replaced on the instance" if "forward" in vars(module) else None
+    replaced = sorted(_COMPUTING & vars(module).keys())
+    return f"has its {replaced[0]} replaced on the instance" if replaced else None
+
+
+def _replaced(module: nn.Module) -> list[Any]:
+    return [value for name, value in vars(module).items() if name in _COMPUTING]
 
 
 def has_backward_hooks(module: nn.Module) -> bool:
@@ -44,7 +52,7 @@ def check_copyable(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if id(module) in wrapping:
             continue
-        added = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("forward")]
+        added = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *_replaced(module)]
         if any(id(held) in own for function in added for held in _held_modules(function)):
             raise TraceError(
                 f"module '{path}' ({type(module).__name__}) {why_altered(module)}, by a function that holds modules of "

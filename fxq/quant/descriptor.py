@@ -15,6 +15,7 @@ from typing import Any, Self
 import tomli_w
 
 from fxq.errors import DescriptorError, DescriptorTypeError
+from fxq.literal import did_you_mean
 from fxq.quant.registry import fit_names, is_fit
 from fxq.toml_text import parse_toml
 
@@ -198,7 +199,8 @@ class QuantDescriptor:
         """Build a descriptor from plain data; a field that does not exist is a DescriptorError."""
         unknown = sorted(set(fields) - set(_FIELDS))
         if unknown:
-            raise DescriptorError(f"unknown descriptor field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}")
+            hint = did_you_mean(unknown[0], _FIELDS, f"the fields are {', '.join(_FIELDS)}")
+            raise DescriptorError(f"unknown descriptor field {unknown[0]!r}; {hint}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         return cls(**values)
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxq.errors import DescriptorError, DescriptorTypeError, RecipeDescriptorError, RecipeError
+from fxq.literal import did_you_mean
 from fxq.quant.descriptor import QuantDescriptor
 
 Match = str | type[nn.Module] | Callable[[str, nn.Module | None], bool]
@@ -42,7 +43,8 @@ class QConfig:
         """Build from plain data; anything it does not know is a RecipeError."""
         unknown = sorted(set(fields) - {"activation", "weight"})
         if unknown:
-            raise RecipeError(f"unknown entry {unknown[0]!r} in a config; there are 'activation' and 'weight'")
+            hint = did_you_mean(unknown[0], ("activation", "weight"), "there are 'activation' and 'weight'")
+            raise RecipeError(f"unknown entry {unknown[0]!r} in a config; {hint}")
         found = {}
         for name, part in fields.items():
             try:

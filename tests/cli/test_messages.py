@@ -121,3 +121,24 @@ def test_each_phrase_that_the_shell_translates_is_one_of_fxqs() -> None:
 def test_advice_is_given_in_options() -> None:
     text = 'name the module as a leaf: recipe.replace(leaf_modules=("a.b",)); it is then left in float'
     assert in_words_of_the_shell(text) == "name the module as a leaf: --leaf 'a.b'; it is then left in float"
+
+
+def test_an_interruption_is_one_line_and_leaves_no_file(
+    fxq: Fxq, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: tuple[str, ...]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        assert list(tmp_path.glob(".fxq-export-*"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxq.export.exporter.check_qdq", interrupt)
+    result = fxq(*call)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted: no file was left half-written"
+    assert not [*tmp_path.glob("x.onnx*"), *tmp_path.glob(".fxq-*")]
+
+
+def test_a_file_for_a_module_and_a_mean_of_bytes_are_corrected(fxq: Fxq, call: tuple[str, ...]) -> None:
+    named = fxq("quantize", "nets_of_a_user.py:small", *call[2:])
+    assert (named.exit_code, "did you mean nets_of_a_user:small?" in named.stderr) == (1, True)
+    scaled = fxq(*call, "--mean", "127.5,127.5,127.5", "--std", "255,255,255")
+    assert (scaled.exit_code, "Write --mean 0.5,0.5,0.5 --std 1,1,1" in scaled.stderr) == (1, True)
