@@ -56,7 +56,12 @@ Model = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Weights, .pt or .safetensors; only tensors are read.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="Weights: .safetensors, its .index.json where there are several, or a checkpoint of torch.save (.pt, "
+        ".ckpt): tensors and plain data are read, and nothing is run.",
+        show_default=False,
+    ),
 ]
 NumClasses = Annotated[
     int | None,

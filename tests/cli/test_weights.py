@@ -1,8 +1,17 @@
 """--weights: strict, tensors only, whatever the training script wrapped them in."""
 
+import argparse
+import collections
+import fractions
+import json
+import pathlib
+import pickle
 import random
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -29,8 +38,24 @@ def trained() -> dict[str, Tensor]:
         lambda state: {"model": state, "optimizer": {"lr": 0.1}},
         lambda state: {"model_state_dict": {f"module.{key}": value for key, value in state.items()}},
         lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "callbacks": {}},
+        lambda state: {f"_orig_mod.model.net._orig_mod.module.{key}": value for key, value in state.items()},
+        lambda state: {key.replace("0.", "0._orig_mod."): value for key, value in state.items()},
+        lambda state: {"generator": state, "step": 3},
+        lambda state: {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}},
     ],
-    ids=["plain", "state_dict", "model", "data parallel", "from before batches were counted"],
+    ids=[
+        *(
+            "plain",
+            "state_dict",
+            "model",
+            "data parallel",
+            "from before batches were counted",
+            "Lightning",
+            "held twice",
+        ),
+        *("a compiled layer", "a name of their own", "AveragedModel"),
+    ],
 )
 def test_weights_are_found_wherever_training_scripts_put_them(wrap: object, tmp_path: Path) -> None:
     torch.save(wrap(trained()), tmp_path / "net.pt")  # type: ignore[operator]
@@ -44,6 +69,173 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     model = net()
     load_weights(model, tmp_path / "net.safetensors")
     assert torch.equal(model[3].bias, trained()["3.bias"])  # type: ignore[index]
+
+
+PLAIN = {
+    "args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(layers=[1, 2])),
+    "scalar": np.float64(0.5),
+    "count": np.int64(3),
+    "array": np.arange(3, dtype=np.float16),
+    "names": np.array(["a", "b"]),
+    "flag": np.bool_(True),
+    "path": Path("runs") / "1",
+    "pure": pathlib.PureWindowsPath("C:/runs"),
+    "losses": collections.defaultdict(list, train=[0.1]),
+    "counts": collections.Counter("ab"),
+    "ordered": collections.OrderedDict(a=1),
+    "slice": slice(1, 2),
+    "set": {1, 2},
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_data_beside_the_weights_is_passed_over(name: str, tmp_path: Path) -> None:
+    torch.save({"model": trained(), name: PLAIN[name]}, tmp_path / "net.pt")
+    model = net()
+    load_weights(model, tmp_path / "net.pt")
+    assert torch.equal(model[0].weight, trained()["0.weight"])  # type: ignore[index]
+    torch.save({"args": argparse.Namespace()}, tmp_path / "args.pt")
+    with pytest.raises(pickle.UnpicklingError):  # only while fxq reads
+        torch.load(tmp_path / "args.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numbers_of_either_numpy_are_plain_data(module: str, tmp_path: Path) -> None:
+    torch.save({"model": trained(), "best": np.float64(0.5)}, tmp_path / "net.pt")
+    written = np.float64(0).__reduce__()[0].__module__  # type: ignore[union-attr]
+    with zipfile.ZipFile(tmp_path / "net.pt") as old, zipfile.ZipFile(tmp_path / "other.pt", "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry, old.read(entry).replace(written.encode(), module.encode()))
+    load_weights(net(), tmp_path / "other.pt")
+
+
+class Touch:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_what_would_run_code_is_named_and_not_run(tmp_path: Path) -> None:
+    torch.save({"model": trained(), "extra": Touch(tmp_path / "ran"), "made": fractions.Fraction(1)}, tmp_path / "a.pt")
+    with pytest.raises(
+        ModelError, match=r"a\.pt .*\(.*fractions\.Fraction.*\), which fxq does not unpickle.*torch\.save"
+    ):
+        load_weights(net(), tmp_path / "a.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["model_ema", "state_dict_ema", "ema_state_dict", "ema"])
+def test_a_moving_average_is_taken_and_named(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fxq")
+    average = {f"module.{key}": value + 1 for key, value in trained().items()}
+    torch.save({"model": trained(), name: average}, tmp_path / "net.pt")
+    model = net()
+    load_weights(model, tmp_path / "net.pt")
+    assert torch.equal(model[0].weight, trained()["0.weight"] + 1)  # type: ignore[index]
+    assert f"the weights are those of the moving average under '{name}', not those under 'model'" in caplog.text
+    # Not weights by name: torch_ema keeps a list.
+    torch.save({"model": trained(), name: {"decay": 0.9, "shadow_params": [torch.zeros(1)]}}, tmp_path / "net.pt")
+    load_weights(model, tmp_path / "net.pt")
+    assert torch.equal(model[0].weight, trained()["0.weight"])  # type: ignore[index]
+
+
+def test_what_lies_outside_of_the_model_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fxq")
+    lightning = {f"model.{key}": value for key, value in trained().items()} | {"loss.weight": torch.ones(2)}
+    torch.save({"state_dict": lightning}, tmp_path / "net.ckpt")
+    load_weights(net(), tmp_path / "net.ckpt")
+    assert "taken is what lies under 'model.'; left out, as no part of Sequential: loss.weight" in caplog.text
+    lightning.pop("model.0.weight")
+    torch.save({"state_dict": lightning}, tmp_path / "net.ckpt")
+    with pytest.raises(ModelError, match=r"does not fit Sequential: 1 missing: 0\.weight\."):
+        load_weights(net(), tmp_path / "net.ckpt")
+
+
+def test_two_sets_of_weights_that_fit_are_refused(tmp_path: Path) -> None:
+    both = {f"{holder}.{key}": value for holder in ("model", "net") for key, value in trained().items()}
+    torch.save(both, tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=r"several sets of weights that fit, model\.\* and net\.\*"):
+        load_weights(net(), tmp_path / "net.pt")
+
+
+def test_a_name_that_the_model_has_stays(tmp_path: Path) -> None:
+    def held() -> nn.Module:
+        return nn.ModuleDict({"model": net(), "module": nn.ModuleDict({"model": net()})})
+
+    expected = held()
+    torch.save({f"module.{key}": value for key, value in expected.state_dict().items()}, tmp_path / "net.pt")
+    model = held()
+    load_weights(model, tmp_path / "net.pt")
+    assert all(torch.equal(expected.state_dict()[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("held", [torch.compile, nn.DataParallel], ids=["compiled", "parallel"])
+@pytest.mark.parametrize("is_held_in_file", [True, False])
+def test_a_model_that_is_held_by_another_takes_its_weights_either_way(
+    held: Callable[[nn.Module], nn.Module], is_held_in_file: bool, tmp_path: Path
+) -> None:
+    expected, model = net(), net()
+    torch.save((held(expected) if is_held_in_file else expected).state_dict(), tmp_path / "net.pt")
+    load_weights(held(model), tmp_path / "net.pt")
+    assert torch.equal(model[0].weight, expected[0].weight)  # type: ignore[index]
+
+
+def test_a_part_that_is_called_like_a_compiled_one_stays(tmp_path: Path) -> None:
+    expected, model = nn.ModuleDict({"_orig_mod": net()}), nn.ModuleDict({"_orig_mod": net()})
+    torch.save(expected.state_dict(), tmp_path / "net.pt")
+    load_weights(model, tmp_path / "net.pt")
+    assert torch.equal(model["_orig_mod"][0].weight, expected["_orig_mod"][0].weight)  # type: ignore[index]
+
+
+def test_tied_weights_may_be_there_once(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    expected, model = tied(), tied()
+    save_file({"0.weight": expected[0].weight}, tmp_path / "net.safetensors")  # type: ignore[index]
+    load_weights(model, tmp_path / "net.safetensors")
+    assert torch.equal(model[1].weight, expected[0].weight)  # type: ignore[index]
+
+
+def shards(folder: Path, weight_map: object = None) -> Path:
+    """Write the weights in two files, and their index."""
+    state = trained()
+    first = {key: value for key, value in state.items() if key.startswith("0")}
+    save_file(first, folder / "net-1.safetensors")
+    save_file({key: value for key, value in state.items() if key not in first}, folder / "net-2.safetensors")
+    files = {key: f"net-{1 if key in first else 2}.safetensors" for key in state}
+    index = folder / "net.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files if weight_map is None else weight_map}))
+    return index
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path: Path) -> None:
+    model = net()
+    load_weights(model, shards(tmp_path))
+    assert all(torch.equal(trained()[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"0.weight": "net-9.safetensors"}, r"names 1 files, and beside it net-9\.safetensors is not there"),
+        ({"0.weight": "../net-1.safetensors"}, r"'\.\./net-1\.safetensors', which is no \.safetensors file beside it"),
+        ({"0.weight": "net-1.bin"}, r"'net-1\.bin', which is no \.safetensors file beside it"),
+        ({"3.weight": "net-1.safetensors"}, r"says that 3\.weight is in net-1\.safetensors, where it is not"),
+        ({"0.weight": 1}, "is no index of weights"),
+        ([], "is no index of weights"),
+    ],
+    ids=["absent", "elsewhere", "pickled", "in another file", "a number", "no names"],
+)
+def test_an_index_that_is_wrong_is_named(weight_map: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_weights(net(), shards(tmp_path, weight_map))
 
 
 def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
