@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxq.cli.example_inputs import float_dtype, input_names
+from fxq.batches import LABELS
+from fxq.cli.example_inputs import float_dtype, has_default, input_names, with_defaults
 from fxq.cli.images import ImageOptions, image_batches, image_files, is_image
 from fxq.cli.spread import evenly_spaced
 from fxq.errors import ModelError
@@ -95,18 +96,20 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _array_batches(source: DataSource, model: nn.Module, dtypes: Mapping[int, str]) -> list[tuple[Tensor, ...]]:
-    tensors = _in_order(_read(source.path), model, source.path)
-    counts = {name: len(tensor) if tensor.dim() else 0 for name, tensor in tensors.items()}
+def _array_batches(source: DataSource, model: nn.Module, dtypes: Mapping[int, str]) -> list[tuple[Any, ...]]:
+    arrays = _read(source.path)
+    places = _places(arrays, model, source.path)
+    counts = {name: len(arrays[name]) if arrays[name].dim() else 0 for name in places}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ModelError(f"{source.path}: each array holds the same number of samples, at least 1; got {counts}")
     rows = evenly_spaced(next(iter(counts.values())), source.num_samples)
     images = dataclasses.replace(source.images, dtype=float_dtype(model))
-    inputs = [
-        _as_input(tensor[rows], images, f"{source.path}: {name}", is_raw=position in dtypes)
-        for position, (name, tensor) in enumerate(tensors.items())
-    ]
-    return list(zip(*(torch.split(tensor, source.batch_size) for tensor in inputs), strict=True))
+    inputs = {
+        place: _as_input(arrays[name][rows], images, f"{source.path}: {name}", is_raw=place in dtypes)
+        for name, place in places.items()
+    }
+    batches = zip(*(torch.split(tensor, source.batch_size) for tensor in inputs.values()), strict=True)
+    return [with_defaults(dict(zip(inputs, batch, strict=True)), model) for batch in batches]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -189,17 +192,23 @@ def _as_tensor(value: Any, where: str) -> Tensor:
         ) from error
 
 
-def _in_order(arrays: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Return the arrays in the order of the model's inputs; a single one is the first input, whatever its name."""
-    if len(arrays) == 1:
-        return arrays
+def _places(arrays: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, int]:
+    """Return which input each array is, by position; a single one that is called otherwise is the first."""
     inputs = input_names(model)
-    if sorted(arrays) != sorted(inputs[: len(arrays)]):
+    places = {name: inputs.index(name) for name in arrays if name in inputs}
+    if len(arrays) == 1:
+        return places or dict.fromkeys(arrays, 0)
+    optional = LABELS.intersection(name for name in places if has_default(model, name))
+    labels = [name for name in arrays if name in optional or (name in LABELS and name not in inputs)]
+    if labels:
+        logger.info("%s: left out, as what the outputs are compared with in training: %s", path, ", ".join(labels))
+    taken = {name: place for name, place in places.items() if name not in labels}
+    if not taken or len(taken) + len(labels) < len(arrays):
         raise ModelError(
             f"{path} has the arrays {', '.join(arrays) or 'none'}, and the model takes {', '.join(inputs)}: save one "
             "array for each input under its name, with np.savez"
         )
-    return {name: arrays[name] for name in inputs[: len(arrays)]}
+    return taken
 
 
 def _as_input(tensor: Tensor, images: ImageOptions, where: str, is_raw: bool) -> Tensor:

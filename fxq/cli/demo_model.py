@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxq.cli.models import import_extra
+from fxq.cli.extras import import_extra
 
 EPOCHS, _BATCH, _LEARNING_RATE = 2, 50, 0.03
 

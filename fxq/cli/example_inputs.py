@@ -1,6 +1,7 @@
 """What the command line says about inputs: an example where there is no data, and what data must look like."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +68,30 @@ def example_inputs(inputs: tuple[InputSpec, ...], model: nn.Module) -> tuple[Any
     Raises:
         ModelError: the model has no such inputs, or needs others too.
     """
-    by_position, parameters = _positions(inputs, model), _parameters(model)
     generator, dtype = torch.Generator().manual_seed(0), float_dtype(model)
-    values: list[Any] = []
-    for position in range(max(by_position) + 1):
-        if position in by_position:
-            values.append(_random(by_position[position], dtype, generator))
-        elif parameters[position].default is inspect.Parameter.empty:
-            raise ModelError(
-                f"{type(model).__name__} needs its input {parameters[position].name!r} too: give one --input-shape for "
-                "each"
-            )
-        else:
-            values.append(parameters[position].default)
-    return tuple(values)
+    positions = sorted(_positions(inputs, model).items())
+    return with_defaults({position: _random(spec, dtype, generator) for position, spec in positions}, model)
+
+
+def with_defaults(by_position: Mapping[int, Any], model: nn.Module) -> tuple[Any, ...]:
+    """Return positional inputs of ``model``; its own defaults stand between those that are given.
+
+    Raises:
+        ModelError: it needs others too.
+    """
+    parameters = _parameters(model)
+    needed = [
+        one.name
+        for position, one in enumerate(parameters)
+        if one.default is inspect.Parameter.empty and position not in by_position
+    ]
+    if needed:
+        raise ModelError(
+            f"{type(model).__name__} needs its input {needed[0]!r} too: give one --input-shape, or one array of the "
+            "data, for each"
+        )
+    last = max(by_position)
+    return tuple(by_position[at] if at in by_position else parameters[at].default for at in range(last + 1))
 
 
 def float_dtype(model: nn.Module) -> torch.dtype:
@@ -91,6 +102,11 @@ def float_dtype(model: nn.Module) -> torch.dtype:
 def input_names(model: nn.Module) -> list[str]:
     """Return the names of the model's positional inputs."""
     return [one.name for one in _parameters(model)]
+
+
+def has_default(model: nn.Module, name: str) -> bool:
+    """Return whether the model runs without its input ``name``."""
+    return any(one.name == name and one.default is not one.empty for one in _parameters(model))
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fxq.cli.models import import_extra
+from fxq.cli.extras import import_extra
 from fxq.cli.spread import evenly_spaced
 from fxq.errors import ModelError
 

@@ -13,10 +13,12 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fxq.cli.extras import import_extra
+from fxq.cli.hugging_face import holds_weights, load_hugging_face
 from fxq.cli.weights import load_weights
 from fxq.errors import ModelError
 
-_FORMS = "write package.module:callable, torchvision:NAME or timm:NAME"
+_FORMS = "write package.module:callable, torchvision:NAME, timm:NAME or hf:DIRECTORY"
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class ModelSource:
     """What the command line says about the model.
 
     Args:
-        spec: ``package.module:callable``, ``torchvision:NAME`` or ``timm:NAME``.
-        weights: a .pt or .safetensors file, None for those the callable makes.
+        spec: ``package.module:callable``, ``torchvision:NAME``, ``timm:NAME`` or ``hf:DIRECTORY``.
+        weights: a .pt or .safetensors file, None for those the callable makes or the directory holds.
         num_classes: passed to torchvision or timm; None for their own.
         random_weights: the user wants them untrained.
     """
@@ -37,13 +39,25 @@ class ModelSource:
 
     @property
     def has_random_weights(self) -> bool:
-        """Would the model be untrained? A callable may load weights of its own."""
-        return self.weights is None and self.is_image_model
+        """Would the model be untrained? A callable may load weights of its own.
+
+        Raises:
+            ModelError: ``hf:`` names no Hugging Face model.
+        """
+        origin, _, name = self.spec.partition(":")
+        if self.weights is not None:
+            return False
+        return not holds_weights(name) if origin == "hf" else self.is_image_model
 
     @property
     def is_image_model(self) -> bool:
         """Does the model come from a library of image models?"""
-        return self.spec.partition(":")[0] in _LIBRARIES
+        return self.spec.partition(":")[0] in _IMAGE_LIBRARIES
+
+    @property
+    def is_callable(self) -> bool:
+        """Is the model made by a function or class of the user's?"""
+        return not self.is_image_model and self.spec.partition(":")[0] != "hf"
 
 
 def check_trained(source: ModelSource) -> None:
@@ -53,8 +67,11 @@ def check_trained(source: ModelSource) -> None:
         ModelError: neither weights nor random ones were asked for, or both.
     """
     if source.random_weights and not source.has_random_weights:
-        given = "--weights gives it others" if source.weights else "a callable makes its own"
-        raise ModelError(f"--random-weights is for a torchvision or timm model without --weights; {given}")
+        own = "a callable makes its own" if source.is_callable else "the directory holds its own"
+        given = "--weights gives it others" if source.weights else own
+        raise ModelError(
+            f"--random-weights is for torchvision:, timm: and a configuration as hf:, without --weights; {given}"
+        )
     if source.has_random_weights and not source.random_weights:
         raise ModelError(
             f"{source.spec} has random weights, and a file made of them means nothing: load trained ones with "
@@ -74,10 +91,12 @@ def load_model(source: ModelSource) -> nn.Module:
     if origin.endswith(".py"):
         raise ModelError(f"{source.spec!r} names a file; did you mean {origin.removesuffix('.py')}:{name}? {_FORMS}")
     keywords = {} if source.num_classes is None else {"num_classes": source.num_classes}
-    if origin in _LIBRARIES:
-        model = _LIBRARIES[origin](name, keywords)
+    if origin in _IMAGE_LIBRARIES:
+        model = _IMAGE_LIBRARIES[origin](name, keywords)
     elif keywords:
         raise ModelError(f"--num-classes is for torchvision and timm; {source.spec!r} builds its own head")
+    elif origin == "hf":
+        model = load_hugging_face(name, with_weights=source.weights is None)
     else:
         model = _from_callable(origin, name)
     if source.weights is not None:
@@ -95,18 +114,6 @@ def _check_initialized(model: nn.Module) -> None:
                 f"{layer!r} is a lazy layer ({type(model.get_submodule(layer)).__name__}) whose weights were never "
                 "made: give --weights, or run the model once and load its weights before it is returned"
             )
-
-
-def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import a module of an optional dependency.
-
-    Raises:
-        ModelError: it is not installed; says how to.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModelError(f"{purpose} needs {module.partition('.')[0]}: pip install 'fxq[{extra}]'") from error
 
 
 def _from_torchvision(name: str, keywords: dict[str, Any]) -> nn.Module:
@@ -129,7 +136,7 @@ def _from_timm(name: str, keywords: dict[str, Any]) -> nn.Module:
     return model
 
 
-_LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
+_IMAGE_LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
 
 
 def _from_callable(module_name: str, attribute: str) -> nn.Module:

@@ -50,7 +50,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="[bold]package.module:callable[/] (a function or class without arguments; the current directory is "
-        "searched first), [bold]torchvision:NAME[/] or [bold]timm:NAME[/]. Nothing is downloaded.",
+        "searched first), [bold]torchvision:NAME[/], [bold]timm:NAME[/] or [bold]hf:DIR[/] (Hugging Face transformers: "
+        "a directory with config.json and model.safetensors). Nothing is downloaded.",
         show_default=False,
     ),
 ]
@@ -70,7 +71,9 @@ NumClasses = Annotated[
 RandomWeights = Annotated[
     bool,
     typer.Option(
-        "--random-weights", help="A torchvision or timm model without --weights, to look at placement and speed alone."
+        "--random-weights",
+        help="A torchvision or timm model, or an hf:config.json, without --weights: to look at placement and speed "
+        "alone.",
     ),
 ]
 CalibData = Annotated[

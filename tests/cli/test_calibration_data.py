@@ -210,6 +210,31 @@ def test_arrays_of_other_names_than_the_inputs_are_refused(tmp_path: Path) -> No
         calibration_batches(DataSource(tmp_path / "x.npz"), TwoInputs())
 
 
+class ManyInputs(nn.Module):
+    def forward(self, a: Tensor, b: Tensor | None = None, c: Tensor | None = None, labels: object = None) -> Tensor:
+        return a
+
+
+def test_arrays_stand_at_their_own_inputs_and_defaults_between_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, c=np.ones((3, 2), np.int64), labels=np.zeros(3), a=np.zeros((3, 2)))
+    a, b, c = calibration_batches(DataSource(path, batch_size=3), ManyInputs())[0]  # type: ignore[index]
+    assert (a.sum(), b, c.sum()) == (0, None, 6)
+    np.savez(path, b=np.ones((3, 2)))
+    with pytest.raises(ModelError, match="ManyInputs needs its input 'a' too"):
+        calibration_batches(DataSource(path), ManyInputs())
+
+
+def test_labels_that_the_model_needs_are_its_input(tmp_path: Path) -> None:
+    class Denoiser(nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return x
+
+    np.savez(tmp_path / "x.npz", label=np.ones(3, np.int64), x=np.zeros((3, 2)))
+    (batch,) = calibration_batches(DataSource(tmp_path / "x.npz"), Denoiser())
+    assert len(batch) == 2
+
+
 def test_missing_and_empty_data_is_named(tmp_path: Path) -> None:
     for path in ("nowhere", "nowhere.npy"):
         with pytest.raises(ModelError, match="there is no calibration data at"):

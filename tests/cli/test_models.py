@@ -42,7 +42,7 @@ def test_a_callable_may_have_loaded_weights_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", "'resnet18' names no model: write package.module:callable, torchvision:NAME or timm:NAME"),
+        ("resnet18", "'resnet18' names no model: write package.module:callable, torchvision:NAME, timm:NAME or hf:"),
         (":small", "names no model"),
         ("torchvision:resnet19", "torchvision has no model 'resnet19'; did you mean .*resnet18"),
         ("timm:resnet18x", "timm has no model 'resnet18x'; did you mean .*resnet18"),
