@@ -4,6 +4,7 @@ torch.onnx's own optimizer is not used. It folds ``DequantizeLinear`` of a small
 merges equal initializers and nodes, which loses their names and the one-to-one count of quantizers.
 """
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
@@ -17,6 +18,8 @@ def clean(model: ir.Model) -> None:
     fold_into_codes(model.graph)
     _make_reshapes_constant(model.graph)
     fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
+    if _fold_gather_elements(model.graph):
+        fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
     _use_global_average_pool(model.graph)
     ir.passes.Sequential(
         common.IdentityEliminationPass(),
@@ -36,11 +39,33 @@ def clean(model: ir.Model) -> None:
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "GatherElements"):
         return False
     if node.op_type == "Cast" and (source := node.inputs[0]) is not None and source.const_value is not None:
         return True  # a scale or zero point stored in another dtype, however many channels it has
     return None
+
+
+def _fold_gather_elements(graph: ir.Graph) -> bool:
+    """Compute those of constants, such as the token types that BERT has by default; return whether there was one.
+
+    onnx's reference evaluation, which folds the rest, fails on more than 64 rows, or computes something else.
+    """
+    found = False
+    for node in list(graph):
+        if node.op_type != "GatherElements":
+            continue
+        data, indices = (ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None)
+        if data is None or indices is None:
+            continue
+        values, at, axis = data.numpy(), indices.numpy(), node.attributes.get_int("axis", 0)
+        place: list[np.ndarray] = list(np.indices(at.shape))
+        place[axis] = at  # negative ones count from the end, as in ONNX
+        tensor = ir.tensor(values[tuple(place)], dtype=data.dtype)
+        constant = ir.node("Constant", [], attributes={"value": tensor})
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [constant], node.outputs, constant.outputs)
+        found = True
+    return found
 
 
 def _make_reshapes_constant(graph: ir.Graph) -> None:
