@@ -186,9 +186,12 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     strict: bool = False,
     frontend: Frontend = "auto",
     untraceable: Untraceable = "error",
+    accuracy: str | None = None,
 ) -> GraphModule:
     """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
 
+    ``accuracy`` is how much calibration does beside ranges, "plain", "fast" or "best" (see ``Recipe.with_accuracy``);
+    None for what the recipe says.
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """
@@ -196,8 +199,9 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         first, batches = first_inputs(as_module(model), batches)
         example_inputs = first
+    chosen = find_recipe(recipe) if accuracy is None else find_recipe(recipe).with_accuracy(accuracy)
     try:
-        prepared = prepare(model, example_inputs, recipe, frontend=frontend, untraceable=untraceable)
+        prepared = prepare(model, example_inputs, chosen, frontend=frontend, untraceable=untraceable)
     except InputError as error:
         if first is None:
             raise

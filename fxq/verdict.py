@@ -41,7 +41,7 @@ def judge(  # noqa: PLR0913 - all that the message tells
         f"{what} is far from {quality.against} on {quality.samples} samples: {named}; the least asked for is "
         f"{least_db:g} dB. {coverage}. {f'Most is lost in {losses}. ' if losses else ''}"
         "Check that the calibration data is what the model will see (preprocessing, more batches); then leave the "
-        "layers that lose most in float, add the pass correct_bias, or calibrate with another calibrator "
+        'layers that lose most in float, take accuracy="best", or calibrate with another calibrator '
         "(entropy, mse, percentile). print(fxq.explain(model)) shows every range. "
         "min_sqnr_db= says what is good enough"
     )

@@ -20,8 +20,8 @@ PHRASES = (
     ("print(fxq.explain(prepared)) says", "fxq explain says"),
     ("and leave in float (a rule with None) what", "and name in --leave-in-float what"),
     (
-        "add the pass correct_bias, or calibrate with another calibrator",
-        "take a recipe file with the pass correct_bias, or another --calibrator",
+        'take accuracy="best", or calibrate with another calibrator',
+        "take --accuracy best, or another --calibrator",
     ),
     ("mean and standard deviation, the layout", "--mean and --std, the layout"),
     ("pass dynamic_batch=False", "give --static-batch"),

@@ -75,6 +75,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     num_classes: options.NumClasses = None,
     recipe: options.Recipe = "tensorrt",
     calibrator: options.Calibrator = None,
+    accuracy: options.Accuracy = None,
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
     untraceable: options.Untraceable = "error",
@@ -109,7 +110,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     from fxq.cli.recipes import RecipeChoice
 
     images = ImageOptions(image_size, resize, mean, std)  # type: ignore[arg-type]  # parsed by options.Mean
-    choice = RecipeChoice(recipe, calibrator, tuple(leave_in_float or ()), tuple(leaf or ()), untraceable)  # type: ignore[arg-type]  # parsed
+    choice = RecipeChoice(recipe, calibrator, accuracy, tuple(leave_in_float or ()), tuple(leaf or ()), untraceable)  # type: ignore[arg-type]  # parsed
     if calib_data is None and choice.resolve().resolved_target.needs_data:
         raise typer.BadParameter(
             f"the recipe {recipe} needs typical inputs; dynamic and weight_only do not", param_hint="--calib-data"
@@ -159,7 +160,7 @@ def explain(  # noqa: PLR0913 - typer makes an option of each argument
     from fxq.cli.models import ModelSource
     from fxq.cli.recipes import RecipeChoice
 
-    choice = RecipeChoice(recipe, None, tuple(leave_in_float or ()), tuple(leaf or ()), untraceable)  # type: ignore[arg-type]  # parsed
+    choice = RecipeChoice(recipe, None, None, tuple(leave_in_float or ()), tuple(leaf or ()), untraceable)  # type: ignore[arg-type]  # parsed
     inputs = tuple(input_shape or ())
     run_explain(ModelSource(model, None, num_classes), choice, inputs, as_json)  # type: ignore[arg-type]  # parsed
 

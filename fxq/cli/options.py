@@ -139,6 +139,17 @@ Calibrator = Annotated[
         rich_help_panel=_RECIPE,
     ),
 ]
+Accuracy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="What calibration does beside ranges: [bold]plain[/], nothing; [bold]fast[/], equalize channels and "
+        "correct biases, a few times the cost of calibration; [bold]best[/], also round weights for their inputs, "
+        "minutes. Each step is measured on samples that it did not see, and undone where it hurts.",
+        show_default="the recipe's",
+        rich_help_panel=_RECIPE,
+    ),
+]
 LeaveInFloat = Annotated[
     list[str] | None,
     typer.Option(

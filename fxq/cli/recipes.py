@@ -46,6 +46,7 @@ class RecipeChoice:
     Args:
         name: of a built-in recipe, or a .toml file.
         calibrator: instead of the recipe's own; None keeps it.
+        accuracy: a level instead of the passes that the recipe has; None keeps them.
         leave_in_float: globs on module paths.
         leaf: globs on module paths or class names that tracing does not enter.
         untraceable: as of ``fxq.prepare``.
@@ -53,6 +54,7 @@ class RecipeChoice:
 
     name: str
     calibrator: str | None = None
+    accuracy: str | None = None
     leave_in_float: tuple[str, ...] = ()
     leaf: tuple[str, ...] = ()
     untraceable: Untraceable = "error"
@@ -61,6 +63,8 @@ class RecipeChoice:
         """Return the recipe; a RecipeError if there is none, or it makes no sense."""
         chosen = find_recipe(self.name).with_rules(*((glob, None) for glob in self.leave_in_float))
         chosen = chosen.replace(leaf_modules=(*chosen.leaf_modules, *self.leaf))
+        if self.accuracy is not None:
+            chosen = chosen.with_accuracy(self.accuracy)
         return chosen if self.calibrator is None else chosen.replace(calibrator=self.calibrator)
 
     def prepare(self, model: nn.Module, inputs: tuple[Any, ...] | None, verify: bool = False) -> GraphModule:

@@ -107,7 +107,9 @@ def _pieces(matrix: LayerMatrix) -> int:
     """Return into how many pieces of whole channels the inputs of the layer are taken apart."""
     channels = matrix.layer.weight.shape[1]
     most = _WIDEST * channels // matrix.layer.weight[0].numel()
-    return next(count for count in range(1, channels + 1) if channels % count == 0 and channels // count <= max(most, 1))
+    return next(
+        count for count in range(1, channels + 1) if channels % count == 0 and channels // count <= max(most, 1)
+    )
 
 
 def _taken_apart(matrix: LayerMatrix, weight: Tensor) -> Tensor:
