@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``uv run python -m benchmarks [NAME ...]``; without a name, all of them."""
+"""Run the benchmarks: ``uv run python -m benchmarks [NAME ...]``; without a name, all but the zoo (``zoo --help``)."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ from benchmarks import (
     graph_size,
     onnxruntime_latency,
     weight_only,
+    zoo,
 )
 
 BENCHMARKS = {
@@ -28,13 +29,15 @@ BENCHMARKS = {
 
 
 def main(names: list[str]) -> int:
+    if names[:1] == ["zoo"]:
+        return zoo.main(names[1:])
     if {"-h", "--help"} & set(names):
-        print(f"{__doc__}\nThere are {', '.join(BENCHMARKS)}.")
+        print(f"{__doc__}\nThere are {', '.join(BENCHMARKS)}, zoo.")
         return 0
     unknown = sorted(set(names) - set(BENCHMARKS))
     console = Console(width=120)
     if unknown:
-        console.print(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+        console.print(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}, zoo")
         return 2
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
     for name in names or BENCHMARKS:
