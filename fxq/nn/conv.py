@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxq.nn.functional import CONVOLUTIONS, TRANSPOSED, padded_conv
+from fxq.nn.functional import CONVOLUTIONS, TRANSPOSED
 from fxq.nn.quantized_layer import WeightQuantized
 from fxq.quant import descriptor
 
@@ -18,13 +18,17 @@ class _QuantConv(WeightQuantized):
         # The quantizer comes before the padding: what pads is on the grid already.
         return self._conv_forward(self._quantized("input", input), self.quantized_weight(), self.bias)  # type: ignore[no-any-return, operator]
 
+    def padding_before(self) -> dict[str, Any] | None:
+        """See the base; the function pads with zeros itself."""
+        if self.padding_mode == "zeros":
+            return None
+        return {"pad": tuple(self._reversed_padding_repeated_twice), "mode": self.padding_mode}  # type: ignore[arg-type]
+
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        """Return torch's convolution, or padded_conv for a padding mode other than zeros, and its options."""
+        """Return torch's convolution and its options."""
         options = {name: getattr(self, name) for name in ("stride", "dilation", "groups")}
-        if self.padding_mode != "zeros":
-            pads = tuple(self._reversed_padding_repeated_twice)  # type: ignore[arg-type]
-            return padded_conv, options | {"pads": pads, "padding_mode": self.padding_mode}
-        return CONVOLUTIONS[len(self.kernel_size)], options | {"padding": self.padding}
+        options["padding"] = self.padding if self.padding_mode == "zeros" else 0
+        return CONVOLUTIONS[len(self.kernel_size)], options
 
 
 class _QuantConvTranspose(WeightQuantized):

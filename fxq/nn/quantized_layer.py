@@ -98,7 +98,11 @@ class WeightQuantized(InputQuantized):
 
     @abstractmethod
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        """Return (function, options): ``function(x, weight, bias, **options)`` is the float module on ``x``."""
+        """Return (function, options): ``function(x, weight, bias, **options)`` is the float module on padded ``x``."""
+
+    def padding_before(self) -> dict[str, Any] | None:
+        """Return the options of torch.nn.functional.pad before the function, None where nothing is padded there."""
+        return None
 
 
 class ManyQuantized(Quantized):

@@ -1,7 +1,6 @@
 """Quantized convolutions and linear layers: torch.nn's numbers when off, fake-quantized ones when on."""
 
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,8 +56,13 @@ def by_hand(module: WeightQuantized, x: Tensor) -> Tensor:
     axis = module.weight_quantizer.axis
     reduced = [dim for dim in range(module.weight.dim()) if dim != axis]
     weight = fake_tensor_quant(module.weight, module.weight.abs().amax(reduced, keepdim=True), narrow_range=False)
-    function, kwargs = module.as_function()
-    return function(fake_tensor_quant(x, x.abs().max(), narrow_range=False), weight, module.bias, **kwargs)
+    return called(module, fake_tensor_quant(x, x.abs().max(), narrow_range=False), weight, module.bias)
+
+
+def called(module: WeightQuantized, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    function, options = module.as_function()
+    before = module.padding_before()
+    return function(x if before is None else nn.functional.pad(x, **before), weight, bias, **options)
 
 
 @each_layer
@@ -94,9 +98,8 @@ def test_from_float_shares_the_parameters_and_leaves_activations_to_the_graph(fl
     assert module.input_quantizer is None
     assert not any(part.training for part in module.modules())
     x = inputs_for(module)
-    function, kwargs = module.as_function()
-    assert torch.equal(module(x), function(x, module.quantized_weight(), module.bias, **kwargs))
-    assert torch.equal(function(x, original.weight, original.bias, **kwargs), original(x))
+    assert torch.equal(module(x), called(module, x, module.quantized_weight(), module.bias))
+    assert torch.equal(called(module, x, original.weight, original.bias), original(x))
     assert set(vars(original)["_modules"]) == before
 
 
@@ -214,25 +217,6 @@ def test_convolutions_export(options) -> None:
     x = inputs_for(module)
     exported = torch.export.export(module, (x,)).module()
     torch.testing.assert_close(exported(x), module(x))
-
-
-def test_lowered_function_exports_with_every_padding_mode() -> None:
-    class Lowered(nn.Module):
-        """What a lowered graph holds."""
-
-        def __init__(self, function: Callable[..., Tensor], kwargs: dict[str, Any], weight: Tensor) -> None:
-            super().__init__()
-            self.function, self.kwargs = function, kwargs
-            self.register_buffer("weight", weight)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.function(x, self.weight, None, **self.kwargs)
-
-    for mode in ("zeros", "reflect", "replicate", "circular"):
-        module = QuantConv2d(4, 6, 3, padding=1, padding_mode=mode)
-        lowered = Lowered(*module.as_function(), module.weight.detach())
-        x = inputs_for(module)
-        torch.testing.assert_close(torch.export.export(lowered, (x,)).module()(x), lowered(x))
 
 
 def test_mapping_names_each_replaced_type_and_cannot_be_changed() -> None:

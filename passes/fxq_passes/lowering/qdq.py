@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.nn import functional
 
 from fxq import GraphError, Rewriter, TensorQuantizer
 from fxq.graph import module_kind
@@ -72,6 +73,7 @@ class Lowering:
                 self._dynamic_layer(node, layer, source)
                 return
             source = self.activation(node, source, f"{node.target}.input_quantizer", own)
+        source = self._padded(node, layer, source)
         function, options = layer.as_function()
         size: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
         if size is not None:
@@ -79,6 +81,25 @@ class Lowering:
         weight, step = self._weight(node, layer)
         bias = self._bias(node, layer, source, step)
         self.rw.call_instead(node, function, (source, weight, bias), options, "layer on a stored integer weight")
+
+    def _padded(self, node: Node, layer: WeightQuantized, source: Node) -> Node:
+        """Return ``source``, padded where the layer pads with something else than zeros, which no kernel does itself.
+
+        What it is padded with has codes already, so that quantizing it again changes nothing. But a kernel on integers
+        wants its input to come from a dequantize, and what computed ``source`` wants its own quantize.
+        """
+        options = layer.padding_before()
+        if options is None:
+            return source
+        value = source.meta.get("val")
+        if isinstance(value, Tensor):
+            value = functional.pad(value, **options)
+        padded = self.rw.insert_call(node, functional.pad, (source,), node, options, value)
+        codes: Any = source.args[0] if source.target is DEQUANTIZE else None
+        if not isinstance(codes, Node) or codes.target is not QUANTIZE:
+            return padded
+        codes = self.rw.insert_call(node, QUANTIZE, (padded, *codes.args[1:]), node, value=value)
+        return self.rw.insert_call(node, DEQUANTIZE, (codes, *source.args[1:]), node, value=value)
 
     def _dynamic_layer(self, node: Node, layer: WeightQuantized, source: Node) -> None:
         """Replace a call of a linear layer whose input is quantized with the range that it has at run time."""
