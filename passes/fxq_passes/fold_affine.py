@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
-from fxq.graph import is_weighted, kind, only_reader, shape_of
+from fxq.graph import is_weighted, kind, only_reader, shape_of, writes_in_place
 from fxq_passes.folding.batchnorm_algebra import scale_and_shift
 from fxq_passes.folding.computed_weights import constant_nodes, stored_value
 from fxq_passes.folding.foldable import uses_by_id, uses_of, why_not_plain
@@ -60,7 +60,7 @@ class FoldAffine(Pass):
                 scale_and_shift(module, *_AFFINE[reader.target](value_c))
                 rw.bypass(reader, f"folded into {layer.target!r}", layer)
                 reader = only_reader(layer)
-        rw.erase_unread(rw.nodes(lambda node: node in stored))
+        rw.erase_unread(rw.nodes(lambda node: node in stored and not writes_in_place(node)))
 
 
 def _of_channels(rw: Rewriter, layer: Node, reader: Node, stored: Set[Node]) -> Tensor | None:

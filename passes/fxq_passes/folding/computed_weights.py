@@ -6,7 +6,7 @@ here as it is in the graph, node by node.
 
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList
 
 from fxq import Rewriter, TensorQuantizer
-from fxq.graph import free_path, owner_path, writes_in_place
+from fxq.graph import aliases, free_path, owner_path, writes_in_place
 from fxq.nn import computed_tensors, plain_type, store_computed
 from fxq_passes.canonical.canonical_forms import WEIGHTED
 from fxq_passes.folding.evaluation import evaluate, is_literal
@@ -40,7 +40,7 @@ class Expression:
 
     Args:
         root: the node that yields it.
-        nodes: all that lead to it, itself and stored tensors included, in graph order.
+        nodes: all that lead to it, in graph order: itself, stored tensors, and what writes into one of them.
         readers: the nodes that take it for a weight, and which of their arguments it is.
     """
 
@@ -56,22 +56,16 @@ class Expression:
 
 def stored_value(rw: Rewriter, node: Node) -> Tensor | None:
     """Return the value of ``node`` where it is computed from stored tensors alone, None if it may be another."""
-    nodes, constant = _leading_to(node), set[Node]()
-    for found in nodes:
-        if not _is_constant(rw, found, constant):
-            return None
-        constant.add(found)
-    value = evaluate(rw, nodes)
+    nodes = _leading_to(node)
+    if not _constant_among(rw, nodes).issuperset(nodes):
+        return None
+    value = evaluate(rw, nodes, node)
     return value if isinstance(value, Tensor) else None
 
 
 def constant_nodes(rw: Rewriter) -> set[Node]:
     """Return the nodes that are computed from stored tensors alone."""
-    constant: set[Node] = set()
-    for node in rw.nodes():
-        if _is_constant(rw, node, constant):
-            constant.add(node)
-    return constant
+    return _constant_among(rw, rw.nodes())
 
 
 def weight_expressions(rw: Rewriter) -> list[Expression]:
@@ -101,7 +95,7 @@ def _fold(rw: Rewriter, expressions: Sequence[Expression]) -> None:
     for expression in expressions:
         key = _number(expression, numbers)
         if key not in values:
-            values[key] = evaluate(rw, expression.nodes)
+            values[key] = evaluate(rw, expression.nodes, expression.root)
         reason = values[key]
         if isinstance(reason, str):
             for reader, name in expression.readers:
@@ -116,7 +110,7 @@ def _fold(rw: Rewriter, expressions: Sequence[Expression]) -> None:
         if key not in places:
             places[key] = _place(rw, expression, value, dying, set(places.values()))
         stored, names = rw.read_tensor(expression.root, places[key], value), dict(expression.readers)
-        for user in list(expression.root.users):
+        for user in [user for user in expression.root.users if user > expression.nodes[-1]]:
             why = f"{names.get(user, 'a tensor')} computed from {expression.sources} and stored"
             rw.replace_input(user, expression.root, stored, why)
     rw.erase_unread(sorted(dying))
@@ -138,11 +132,37 @@ def _fold_in_modules(rw: Rewriter) -> None:
                 rw.edit(node, f"{f'{name}.{tensor}'.lstrip('.')} {how} and stored")
 
 
+def _constant_among(rw: Rewriter, nodes: Sequence[Node]) -> set[Node]:
+    """Return those of ``nodes``, in graph order, that no input of the model reaches."""
+    varying: set[Node] = set()
+    while True:
+        constant: set[Node] = set()
+        for node in nodes:
+            if node not in varying and _is_constant(rw, node, constant):
+                constant.add(node)
+        writers = [node for node in nodes if writes_in_place(node)]
+        found = {alias for writer in writers for alias in _varying_memory(writer, constant)}
+        if found.isdisjoint(constant):
+            return constant
+        varying |= found
+
+
+def _varying_memory(writer: Node, constant: Set[Node]) -> list[Node]:
+    """Return what shares the memory that ``writer`` writes into, if that has no single value to store; else nothing."""
+    sharing = aliases(writer)
+    if any(alias.op == "get_attr" for alias in sharing):
+        return [writer]  # whoever reads what is stored learns that it is changed
+    readers = {user for alias in sharing for user in alias.users}
+    writers = {user for alias in sharing for user in alias.users if _writes_into(user, alias)}
+    is_settled = writers <= constant and all(user > max(writers) for user in readers - constant)
+    return [] if is_settled else sharing
+
+
 def _is_constant(rw: Rewriter, node: Node, constant: set[Node]) -> bool:
     """Return whether no input of the model reaches the values of ``node``; ``constant`` are those before it."""
     if node.op == "get_attr" or is_literal(node):
         return True
-    if node.op in ("placeholder", "output") or writes_in_place(node) or not constant.issuperset(node.all_input_nodes):
+    if node.op in ("placeholder", "output") or not constant.issuperset(node.all_input_nodes):
         return False
     if node.op != "call_module":
         return bool(node.all_input_nodes)
@@ -164,19 +184,43 @@ def _leading_to(root: Node) -> list[Node]:
     found = {root: None}
     waiting = [root]
     for node in waiting:  # grows while it is walked
-        new = [] if is_literal(node) else [source for source in node.all_input_nodes if source not in found]
-        found.update(dict.fromkeys(new))
+        sources = [] if is_literal(node) else [*node.all_input_nodes, *_writers(node)]
+        new = dict.fromkeys(source for source in sources if source not in found)
+        found.update(new)
         waiting += new
     return sorted(found)
 
 
+def _writers(node: Node) -> list[Node]:
+    """Return what writes into the memory of ``node``, but for that of a stored tensor."""
+    sharing = [] if node.op == "get_attr" else aliases(node)
+    if any(alias.op == "get_attr" for alias in sharing):
+        return []
+    return [user for alias in sharing for user in alias.users if _writes_into(user, alias)]
+
+
+def _writes_into(node: Node, tensor: Node) -> bool:
+    return writes_in_place(node) and node.all_input_nodes[0] is tensor
+
+
 def _dying(expressions: Sequence[Expression]) -> set[Node]:
-    """Return the nodes that nothing reads once the roots are stored."""
-    dying = {expression.root for expression in expressions}
-    for node in sorted({node for expression in expressions for node in expression.nodes}, reverse=True):
-        if dying.issuperset(node.users):
-            dying.add(node)
+    """Return the nodes that nothing needs once the roots are stored."""
+    dying = {node for expression in expressions for node in expression.nodes}
+    stored = {expression.root: expression.nodes[-1] for expression in expressions}
+    while needed := {node for node in dying if not dying.issuperset(_needing(node, stored))}:
+        dying -= needed
     return dying
+
+
+def _needing(node: Node, stored: Mapping[Node, Node]) -> list[Node]:
+    """Return what needs ``node``: of one that writes into memory, all that read from there.
+
+    Args:
+        node: the node.
+        stored: of each root, the node behind which its readers read what is stored.
+    """
+    nodes = [node, *aliases(node)] if writes_in_place(node) else [node]
+    return [user for one in nodes for user in one.users if one not in stored or user <= stored[one]]
 
 
 def _place(rw: Rewriter, expression: Expression, value: Tensor, dying: set[Node], taken: set[str]) -> str:
@@ -201,4 +245,5 @@ def _number(expression: Expression, numbers: dict[str, int]) -> str:
     for node in expression.nodes:
         what: Any = node.meta["val"] if is_literal(node) else map_arg((node.args, node.kwargs), names.get)
         names[node] = f"%{numbers.setdefault(repr((node.op, node.target, what)), len(numbers))}"
-    return names[expression.root]
+    # Behind the root stands what writes into its memory.
+    return ",".join(names[node] for node in expression.nodes if node >= expression.root)

@@ -19,14 +19,15 @@ def is_literal(node: Node) -> bool:
     return isinstance(node.meta.get("val"), torch.dtype | torch.device)
 
 
-def evaluate(rw: Rewriter, nodes: Sequence[Node]) -> Tensor | str:
-    """Return what the last of ``nodes`` yields, or why it may yield something else in the next call.
+def evaluate(rw: Rewriter, nodes: Sequence[Node], root: Node) -> Tensor | str:
+    """Return what ``root`` holds behind ``nodes``, or why it may yield something else in the next call.
 
     Nothing that is stored is changed.
 
     Args:
         rw: of the pass.
-        nodes: in graph order, with all that they read.
+        nodes: in graph order, with all that they read, and all that writes into it.
+        root: the one that is asked for.
     """
     values: dict[Node, Any] = {}
     stored: list[tuple[Tensor, int]] = []
@@ -42,7 +43,7 @@ def evaluate(rw: Rewriter, nodes: Sequence[Node]) -> Tensor | str:
         return "is random"
     if any(tensor._version != version for tensor, version in stored):
         return "changes what it is computed from"
-    found: Tensor = values[nodes[-1]]
+    found: Tensor = values[root]
     return found.detach().clone()
 
 
