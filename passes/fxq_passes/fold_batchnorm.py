@@ -12,6 +12,7 @@ from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_weighted, kind, shape_of
 from fxq_passes.folding.batchnorm_algebra import affine_of, fold_after, fold_before
 from fxq_passes.folding.foldable import uses_by_id, uses_of, why_not_plain
+from fxq_passes.folding.unsharing import unshare
 
 
 @register_pass("fold_batchnorm")
@@ -29,6 +30,8 @@ class FoldBatchnorm(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Fold each batch norm once for all of its calls."""
+        if not rw.qat:
+            unshare(rw)
         calls: dict[nn.Module, list[Node]] = {}
         for node in rw.nodes(lambda node: kind(node) == "batch_norm"):
             calls.setdefault(rw.module(node), []).append(node)

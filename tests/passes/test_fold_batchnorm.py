@@ -233,9 +233,18 @@ def test_a_pair_called_twice_is_folded_once() -> None:
     )
 
 
-def test_a_convolution_called_once_more_without_bn_is_left_alone() -> None:
-    why = reason(randomized(Shared(pair=False)), random(1, 4, 8, 8))
-    assert why.startswith("'conv' is also called where this batch norm does not follow")
+def test_a_convolution_called_once_more_without_bn_keeps_its_weight_there() -> None:
+    assert_rewrites(
+        [FoldBatchnorm()],
+        model=randomized(Shared(pair=False)),
+        inputs=random(1, 4, 8, 8),
+        after="""
+            x = input
+            conv = Conv2d[conv_1](x)
+            conv_1 = Conv2d[conv](conv)
+            return conv_1
+        """,
+    )
 
 
 class SharedNorm(nn.Module):
