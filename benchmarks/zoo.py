@@ -1,6 +1,6 @@
 """Sweep the zoo: ``python -m benchmarks zoo [MODEL ...]``; the table is ``benchmarks/zoo.md``.
 
-A model that has a row is left alone, so that a sweep can be continued. Each runs in a process that is ended after the
+A model that has a result is left alone, so that a sweep can be continued. Each runs in a process that is ended after the
 time limit; the process serves the next model too, for importing takes longer than most models.
 """
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = families()
     rows = read_rows(options.out.read_text()) if options.out.exists() else {}
     chosen = [row for index, row in enumerate(wanted) if _is_chosen(row, index, wanted[row], options)]
-    chosen = [row for row in chosen if options.again or row not in rows]
+    chosen = [row for row in chosen if options.again or row not in rows or not rows[row].has_run]
     worker = Worker(options)
     try:
         for row in track(chosen, f"{len(chosen)} models"):
@@ -177,7 +177,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", help="names of models, families (timm/vit); none for all")
     parser.add_argument("--recipe", default="tensorrt")
     parser.add_argument("--every", type=int, default=1, help="take every Nth model")
-    parser.add_argument("--again", action="store_true", help="also those that have a row")
+    parser.add_argument("--again", action="store_true", help="also those that have a result")
     parser.add_argument("--seconds", type=float, default=300, help="time limit of a model")
     parser.add_argument(
         "--millions", type=float, default=700, help="leave out models with more parameters, in millions"

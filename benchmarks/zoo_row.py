@@ -37,6 +37,11 @@ class Row:
     file: str = ""
 
     @property
+    def has_run(self) -> bool:
+        """There is a result, good or bad."""
+        return not self.failure.startswith("not run")
+
+    @property
     def is_taken(self) -> bool:
         """Something was quantized."""
         return not self.failure and self.quantized > 0
