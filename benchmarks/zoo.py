@@ -1,7 +1,7 @@
 """Sweep the zoo: ``python -m benchmarks zoo [MODEL ...]``; the table is ``benchmarks/zoo.md``.
 
-A model that has a result is left alone, so that a sweep can be continued. Each runs in a process that is ended after the
-time limit; the process serves the next model too, for importing takes longer than most models.
+A model that has a result is left alone, so that a sweep can be continued. Each runs in a process that is ended after
+the time limit; the process serves the next model too, for importing takes longer than most models.
 """
 
 import argparse

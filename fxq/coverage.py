@@ -17,7 +17,7 @@ from fxq.nn import Quantized
 _LAYERS = WEIGHTED_KINDS - {"matmul", "embedding"}
 _FUNCTIONS: frozenset[Any] = frozenset({
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-    torch.conv1d, torch.conv2d, torch.conv3d,
+    torch.conv1d, torch.conv2d, torch.conv3d, torch.convolution,
 })  # fmt: skip
 _MOST_SHOWN = 5
 

@@ -27,6 +27,11 @@ class Form(NamedTuple):
     kwargs: dict[str, Any]
 
 
+# They return more than the tensor that the function of torch returns.
+RETURN_MORE = frozenset({
+    "_native_batch_norm_legit_no_training", "native_batch_norm", "native_layer_norm", "native_group_norm",
+    "max_pool2d_with_indices", "max_pool3d_with_indices",
+})  # fmt: skip
 # Nothing is left of them: checks of what the example inputs have shown already, and marks of torch.export.
 DROPPED = frozenset({
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size",
@@ -149,7 +154,7 @@ def _dropout(given: dict[str, Any]) -> Form:
 
 def _softmax(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Form | None]:
     def form(given: dict[str, Any]) -> Form | None:
-        if "half_to_float" in given:
+        if given.get("half_to_float"):
             return None
         dtype = {} if given.get("dtype") is None else {"dtype": given["dtype"]}
         return Form("call_function", function, (given["self"], given["dim"]), dtype)
@@ -211,7 +216,22 @@ def _einsum(given: dict[str, Any]) -> Form | None:
 
 
 def _batch_norm(given: dict[str, Any]) -> Form:
-    return Form("call_function", torch.batch_norm, tuple(given.values()), {})
+    names = ("input", "weight", "bias", "running_mean", "running_var")
+    options = (given.get("training", False), given["momentum"], given["eps"], given.get("cudnn_enabled", True))
+    return Form("call_function", torch.batch_norm, (*(given[name] for name in names), *options), {})
+
+
+def _group_norm(given: dict[str, Any]) -> Form:
+    args = tuple(given[name] for name in ("input", "group", "weight", "bias", "eps"))
+    return Form("call_function", F.group_norm, args, {})
+
+
+def _convolution(given: dict[str, Any]) -> Form:
+    rank = given["weight"].meta["val"].dim() - 2
+    options = ("output_padding", "groups", "dilation") if given["transposed"] else ("dilation", "groups")
+    names = ("input", "weight", "bias", "stride", "padding", *options)
+    function = getattr(F, f"conv{'_transpose' if given['transposed'] else ''}{rank}d")
+    return Form("call_function", function, tuple(given[name] for name in names), {})
 
 
 def _attention(given: dict[str, Any]) -> Form:
@@ -222,7 +242,7 @@ def _attention(given: dict[str, Any]) -> Form:
     return Form("call_function", F.scaled_dot_product_attention, tuple(given[name] for name in names), options)
 
 
-def _norm(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Form]:
+def _function(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Form]:
     def form(given: dict[str, Any]) -> Form:
         values = tuple(value for name, value in given.items() if not name.startswith("cudnn_enable"))
         return Form("call_function", function, values, {})
@@ -248,19 +268,29 @@ _SPECIAL: Mapping[str, Callable[[dict[str, Any]], Form | None]] = MappingProxyTy
     "dropout": _dropout,
     "softmax": _softmax(torch.softmax),
     "log_softmax": _softmax(torch.log_softmax),
+    "_softmax": _softmax(torch.softmax),
+    "_log_softmax": _softmax(torch.log_softmax),
     "max_pool1d": _max_pool("max_pool1d"),
     "max_pool2d": _max_pool("max_pool2d"),
     "max_pool3d": _max_pool("max_pool3d"),
+    "max_pool2d_with_indices": _max_pool("max_pool2d"),
+    "max_pool3d_with_indices": _max_pool("max_pool3d"),
     "to": _to,
+    "_to_copy": _to,
+    "_unsafe_view": _method("reshape"),
+    "_adaptive_avg_pool2d": _function(F.adaptive_avg_pool2d),
+    "_adaptive_avg_pool3d": _function(F.adaptive_avg_pool3d),
     "lift_fresh_copy": _unchanged,
     "lift_fresh": _unchanged,
     "alias": _unchanged,
     "mT": _transposed,
     "einsum": _einsum,
-    "batch_norm": _batch_norm,
+    "convolution": _convolution,
+    **dict.fromkeys(("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     "scaled_dot_product_attention": _attention,
-    "layer_norm": _norm(F.layer_norm),
-    "group_norm": _norm(F.group_norm),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _function(F.layer_norm)),
+    "native_group_norm": _group_norm,
+    "group_norm": _function(F.group_norm),
     "sym_size": _method("size"),
     "sym_stride": _method("stride"),
     "sym_numel": _method("numel"),

@@ -14,7 +14,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from fxq.errors import TraceError
-from fxq.frontend.aten_forms import DROPPED, Form, torch_form
+from fxq.frontend.aten_forms import DROPPED, RETURN_MORE, Form, torch_form
 from fxq.frontend.whole_calls import LeftOut, WholeCalls
 from fxq.graph.evaluation import Evaluation
 from fxq.graph.source_lines import user_lines
@@ -159,22 +159,26 @@ class RebuiltGraph:
         name = target._schema.name.removeprefix("aten::")
         if name in DROPPED:
             return None
+        original = Form("call_function", target, args, kwargs)
         form = torch_form(target, args, kwargs)
         if form.op == "input":
             return form.args[0]
-        return self._checked(form, Form("call_function", target, args, kwargs), node, meta)
+        if name not in RETURN_MORE:
+            return self._checked(form, node.meta.get("val"), meta) or self._add(original, meta)
+        reads_more = any(user.target is not operator.getitem or (user.args[1] and user.users) for user in node.users)
+        first = None if reads_more else self._checked(form, node.meta["val"][0], meta)
+        return self._add(original, meta) if first is None else [first, *node.meta["val"][1:]]
 
-    def _checked(self, form: Form, original: Form, node: Node, meta: dict[str, Any]) -> Node:
-        """Add ``form`` if it computes what ``node`` does, as far as shapes tell; else the operator itself."""
+    def _checked(self, form: Form, expected: Any, meta: dict[str, Any]) -> Node | None:
+        """Add ``form`` if it computes what is ``expected``, as far as shapes tell; else return None."""
         try:
             added = self._add(form, meta)
         except Exception:  # whatever a function raises that takes other arguments
-            added = None
-        if added is not None and _is_alike(added.meta.get("val"), node.meta.get("val")):
+            return None
+        if _is_alike(added.meta.get("val"), expected):
             return added
-        if added is not None:
-            self.graph.erase_node(added)
-        return self._add(original, meta)
+        self.graph.erase_node(added)
+        return None
 
     def _add(self, form: Form, meta: dict[str, Any]) -> Node:
         node = self.graph.create_node(form.op, form.target, form.args, form.kwargs)
