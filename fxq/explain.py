@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import FunctionType
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxq.coverage import coverage_of
@@ -149,4 +149,10 @@ def _why_not(node: Node, state: State) -> str:
         return f"{target} computes it in the epilogue of the operation before it"
     if _is_opaque(node):
         return "torch.fx.wrap makes it one operation, whose products and weights the compiler does not see"
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        return f"its result is {str(value.dtype).removeprefix('torch.')}; floats alone are quantized"
+    if found == "other":
+        cure = "" if node.op == "call_method" else ": fxq.register_kind names it, for a target with a rule for it"
+        return f"no pass knows this operation, and it stays in float{cure}"
     return f"{target} runs it in float"

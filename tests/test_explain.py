@@ -108,7 +108,23 @@ def test_a_wrapped_function_says_that_nobody_looked_inside() -> None:
     with pytest.warns(UserWarning, match="nothing was quantized: with recipe 'dynamic'"):
         explanation = fxq.explain(fxq.prepare(Wrapped().eval(), torch.ones(2, 4), "dynamic"))
     assert explanation["scaled_product"].reason.startswith("torch.fx.wrap makes it one operation")
-    assert [node.reason for node in explanation.nodes[1:]] == ["dynamic runs it in float"]
+    assert explanation.nodes[1].reason.startswith(
+        "no pass knows this operation, and it stays in float: fxq.register_kind"
+    )
+
+
+class Compared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x.softmax(-1), x.erf())
+
+
+def test_a_target_is_said_to_run_only_what_is_known_to_it() -> None:
+    with pytest.warns(UserWarning, match="nothing was quantized"):
+        explanation = fxq.explain(fxq.prepare(Compared().eval(), torch.ones(2, 4)))
+    reasons = {node.node: node.reason for node in explanation.nodes}
+    assert reasons["gt"] == "its result is bool; floats alone are quantized"
+    assert reasons["softmax"] == "tensorrt runs it in float"
+    assert reasons["erf"] == "no pass knows this operation, and it stays in float"
 
 
 def test_a_node_that_is_not_there_is_a_key_error(calibrated: GraphModule) -> None:

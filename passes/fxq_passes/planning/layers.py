@@ -60,7 +60,7 @@ class LayerPlanner:
             return f"{type(module).__name__} is a subclass that may compute something else than its base"
         read = self._read_outside.get(str(node.target))
         if read is not None:
-            return f"{read!r} is also read outside of it, where integers would be no use"
+            return f"{read!r} is also read outside of it, where integers are no use: store a copy for the other reader"
         if not is_weighted(node):
             return _why_no_input(rw, node, module) or _why_not_lowered(node, module)
         return None if kind(node) == "linear" else self._why_not_conv(module)
