@@ -64,6 +64,7 @@ class CorrectBias(Pass):
             shift_c = _mean(float_values, axis) - _mean(quantized_values, axis)  # c: output channels
             if rectifier is not None:
                 shift_c = _behind(rectifier, float_values, quantized_values, axis)
+            shift_c = shift_c * _certainty(float_values, quantized_values, axis)
             bias_c = shift_c if layer.bias is None else layer.bias.detach().double() + shift_c
             rw.set_bias(str(node.target), bias_c.to(layer.weight.dtype), "moved by the mean error of the outputs")
 
@@ -108,6 +109,26 @@ def _behind(rectifier: Rectifier, float_values: list[Tensor], quantized_values: 
         shift_c += (wanted_c - _mean(rectified, axis)) / passed_c.clamp(min=_LEAST_SHARE)
         shift_c = shift_c.clamp(-limit_c, limit_c)
     return shift_c
+
+
+def _certainty(float_values: list[Tensor], quantized_values: list[Tensor], axis: int) -> Tensor:
+    """Return, for each channel, which share of the mean error is no chance of the samples: (channels,), in [0, 1].
+
+    With m the mean error and s its standard error over samples it is ``1 - s^2 / m^2``, where that is positive: what a
+    correction by m adds to the error of other samples, s^2, is not larger than what it takes away.
+    """
+    errors = [
+        (value.float() - other.float()).movedim(axis, -1)
+        for value, other in zip(float_values, quantized_values, strict=True)
+    ]
+    by_sample = [
+        error.flatten(1, -2).mean(1) if error.dim() > 2 else error.reshape(-1, error.shape[-1]) for error in errors
+    ]
+    means = torch.cat(by_sample).double()  # (samples, channels)
+    if len(means) < 2:
+        return torch.ones_like(means[0])
+    mean_c, variance_c = means.mean(0), means.var(0) / len(means)
+    return (1 - variance_c / mean_c.square().clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
 
 
 def _along(shift_c: Tensor, value: Tensor, axis: int) -> Tensor:

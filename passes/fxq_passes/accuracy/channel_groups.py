@@ -21,7 +21,7 @@ from fxq.nn import computed_tensors
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 
 _CARRIERS = frozenset({
-    "relu", "leaky_relu", "max_pool", "avg_pool", "adaptive_avg_pool", "global_avg_pool", "resize",
+    "relu", "leaky_relu", "prelu", "max_pool", "avg_pool", "adaptive_avg_pool", "global_avg_pool", "resize",
 })  # fmt: skip
 _CLIPS = frozenset({"relu6", "clip"})
 _NORMS = frozenset({"layer_norm", "batch_norm"})
