@@ -20,13 +20,15 @@ __version__ = version("fxq")
 # A program that uses fxq decides where its messages go; `fxq -v` prints them.
 logging.getLogger("fxq").addHandler(logging.NullHandler())
 
+_FUNCTIONS = frozenset({"auto_quantize", "compare", "explain", "recipe", "sensitivity"})
+
 
 class _Package(ModuleType):
-    """Where a function has the name of its module, ``fxq.recipe`` and ``fxq.explain``, the function is meant."""
+    """Where a function has the name of a module, as ``fxq.recipe`` and ``fxq.compare`` do, the function is meant."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system binds each submodule to its package, after which __getattr__ would not be asked.
-        if not (name in ("explain", "recipe") and isinstance(value, ModuleType)):
+        if not (name in _FUNCTIONS and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

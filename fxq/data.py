@@ -19,6 +19,8 @@ from fxq.errors import CalibrationError, InputError
 from fxq.progress import track
 from fxq.samples import Samples
 
+_NOT_CALLED = "forward= did not call the model that it is given: model(...)"
+
 
 class Data:
     """Batches, how to feed them, and how much of them to keep.
@@ -118,6 +120,25 @@ class Data:
         self.kept(gm)
         return self._samples.held_out
 
+    def stream(self, gm: GraphModule, description: str) -> Iterator[tuple[int, Inputs]]:
+        """Yield number and arguments of each batch that is not empty, one at a time; nothing is kept.
+
+        Raises:
+            CalibrationError: there is no batch.
+            InputError: a batch is of another form than a call of ``gm`` takes.
+        """
+        seen = False
+        for index, batch in enumerate(self._loaded(description)):
+            with naming_batch(gm, batch, index):
+                inputs = as_inputs(gm, batch) if self.forward is None else _first_call(gm, batch, self.forward)
+            if inputs is None:
+                raise CalibrationError(_NOT_CALLED)
+            if inputs.samples != 0:
+                seen = True
+                yield index, inputs
+        if not seen:
+            raise CalibrationError("there was no batch: the loader is empty, or an iterator was used up")
+
     @property
     def compared(self) -> list[Inputs]:
         """The samples to compare the quantized model on: those held out, or else a few that it was calibrated on."""
@@ -184,7 +205,7 @@ class Data:
             return
         inputs = _first_call(gm, batch, forward)
         if inputs is None:
-            raise CalibrationError("forward= did not call the model that it is given: model(...)")
+            raise CalibrationError(_NOT_CALLED)
         if self._samples.take(inputs, is_whole=True) is not None and runs:
             forward(gm, batch)
 

@@ -103,5 +103,13 @@ class CompatError(FxqError, ImportError):
     """A name or option of another tool has no equivalent here; the message says what to use."""
 
 
+class MetricError(FxqError, ValueError):
+    """A metric raised, gave no number, or does not depend on the model that it is given."""
+
+
+class MissingExtraError(FxqError, ImportError):
+    """An optional dependency is not installed; the message says how to install it."""
+
+
 class ModelError(FxqError, ValueError):
     """The command line could not load a model, its weights or its data."""

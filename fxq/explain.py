@@ -10,7 +10,7 @@ from fxq.coverage import coverage_of
 from fxq.errors import StageError
 from fxq.explanation import Explanation, NodeExplanation, QuantizedTensor
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
-from fxq.graph.match import is_quantizer, module_path, tensor_edges
+from fxq.graph.match import is_quantizer, rule_path, tensor_edges
 from fxq.graph.plan import Plan, inserted_for, planned_input, plans_by_module
 from fxq.islands.explanation import explain_islands
 from fxq.nn import InputQuantized, Quantized, TensorQuantizer
@@ -53,7 +53,7 @@ def _explain_node(node: Node, state: State, inside: Mapping[str, Plan]) -> NodeE
     quantized = (*_inputs(node), *_inside(node, inside))
     return NodeExplanation(
         node=node.name,
-        path=module_path(node) if node.op == "call_module" else f"{module_path(node)}.{node.name}".lstrip("."),
+        path=rule_path(node),
         kind=kind(node) if kind(node) != "other" else str(getattr(node.target, "__name__", node.target)),
         quantized=quantized,
         reason="" if _runs_quantized(quantized) else _why_not(node, state),

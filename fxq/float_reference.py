@@ -97,7 +97,7 @@ def refer(
         against = CHANGED if is_changed else GRAPH
         return FloatReference(inputs, traced, against, were_learned=compared.were_learned)
     with watched_norms(model) as norms:
-        outputs = _run_in_float(model, inputs)
+        outputs = run_in_float(model, inputs)
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
     holds_for_one = _holds_for_one(plain, model, inputs[0])
@@ -123,7 +123,7 @@ def _holds_for_one(plain: GraphModule, model: nn.Module, inputs: Inputs) -> bool
         return True
     one = (inputs.part(0, 1),)
     try:
-        (expected,) = _run_in_float(model, one)
+        (expected,) = run_in_float(model, one)
         with in_float(plain, own_weights(plain)):
             (found,) = run_all(plain, one)
         _check_alike(model, expected, found)
@@ -147,11 +147,12 @@ def run_all(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
 
 def run_original(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
     """Return the named outputs of the user's model for positional inputs, in float, as its graph computes."""
-    return _run_in_float(model, (Inputs(inputs, {}),))[0]
+    return run_in_float(model, (Inputs(inputs, {}),))[0]
 
 
-def _run_in_float(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
-    # As the graph computes; quantizers that the user put in are off in both.
+def run_in_float(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
+    """Return the named outputs of the user's model for each of ``inputs``, in float, as its graph computes."""
+    # Quantizers that the user put in are off in both.
     with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
         return run_all(model, placed_like(model, inputs))
 

@@ -21,7 +21,7 @@ from fxq.original import Original
 from fxq.pipeline import run_passes
 from fxq.record import Record
 from fxq.request import Request
-from fxq.rules import check_rules, names_of_functions
+from fxq.rules import check_rules, names_of_operations
 from fxq.stage import Stage
 from fxq.state import State, set_state
 from fxq.untraceable import Untraceable, note_kept, trace_around
@@ -57,14 +57,14 @@ def prepare_graph(
     note_kept(gm, record, kept, 1 + levels_to_caller())
     target, calibrator = chosen.resolved_target, chosen.calibrator
     settings = Settings(target, chosen.default, chosen.rules, calibrator, qat, inputs, request.within)
-    if request.functions is None:
-        check_rules(chosen.rules, model, names_of_functions(gm))
-    else:
-        request.functions.update(names_of_functions(gm, request.path))
     state = State(Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how, decisions=traced.decisions)
     numbers = _number_check(inputs) if verify else None
     check_graph(gm, Stage.TRACED)
+    names = names_of_operations(gm, request.path)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
+        if stage is Stage.PLANNED:  # what was written out or joined has names of its own, as fxq.explain shows them
+            names |= names_of_operations(gm, request.path)
+            _check_rules(request, model, names)
         run_passes(gm, passes[stage], settings, state.record, numbers)
     if qat:
         warn_of_lost_hooks(copied, gm)
@@ -75,6 +75,13 @@ def prepare_graph(
         compared = ComparedInputs((Inputs(inputs or (), {}),), original.prepared, is_original=True)
     set_state(gm, replace(state, stage=Stage.PREPARED, original=original, compared=compared))
     return gm
+
+
+def _check_rules(request: Request, model: nn.Module, names: set[str]) -> None:
+    if request.operations is None:
+        check_rules(request.recipe.rules, model, names)
+    else:
+        request.operations.update(names)
 
 
 def _number_check(inputs: tuple[Any, ...] | None) -> NumberCheck:

@@ -4,6 +4,8 @@ from fxq import calib, nn, runtimes
 from fxq.api import convert, export_onnx, prepare, quantize
 from fxq.calibration import calibrate, calibrate_weights, fit_ranges
 from fxq.calibration_report import CalibrationReport
+from fxq.comparison import compare
+from fxq.comparison_report import Comparison, LayerComparison
 from fxq.data import Data
 from fxq.errors import (
     AccuracyError,
@@ -15,6 +17,8 @@ from fxq.errors import (
     FxqError,
     GraphError,
     InputError,
+    MetricError,
+    MissingExtraError,
     ModelError,
     PassError,
     PluginError,
@@ -86,6 +90,7 @@ __all__ = [
     "AccuracyError",
     "CalibrationError",
     "CalibrationReport",
+    "Comparison",
     "CompatError",
     "Data",
     "Derived",
@@ -98,6 +103,9 @@ __all__ = [
     "FxqError",
     "GraphError",
     "InputError",
+    "LayerComparison",
+    "MetricError",
+    "MissingExtraError",
     "ModelError",
     "OpRule",
     "Pass",
@@ -129,6 +137,7 @@ __all__ = [
     "calibrate",
     "calibrate_weights",
     "check_graph",
+    "compare",
     "convert",
     "e4m3_quant",
     "explain",

@@ -20,7 +20,7 @@ class Request:
         leaf_modules: globs of modules that stay whole, by their path in the part.
         frontend: what traces it.
         within: path and type, in the user's model, of the modules around the part, and last its own; () for all of it.
-        functions: collects the names that rules have for the functions of a part; None: the rules are checked.
+        operations: collects the names that rules have for those of a part; None: the rules are checked.
     """
 
     recipe: Recipe
@@ -29,7 +29,7 @@ class Request:
     leaf_modules: Sequence[str]
     frontend: Frontend = "auto"
     within: tuple[tuple[str, type[nn.Module]], ...] = ()
-    functions: set[str] | None = None
+    operations: set[str] | None = None
 
     @property
     def path(self) -> str:

@@ -8,19 +8,22 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxq.errors import RecipeError
-from fxq.graph.match import module_path
+from fxq.graph.match import owner_path, rule_path
 from fxq.quant.qconfig import Rule
 
 
-def names_of_functions(gm: GraphModule, path: str = "") -> set[str]:
-    """Return the names that rules have for the functions in the graph of the part of a model at ``path``."""
-    names = (f"{module_path(node)}.{node.name}".lstrip(".") for node in gm.graph.nodes if node.op == "call_function")
-    return {f"{path}.{name}".lstrip(".") for name in names}
+def names_of_operations(gm: GraphModule, path: str = "") -> set[str]:
+    """Return the names that rules have for the operations in the graph of the part of a model at ``path``."""
+    found: set[str] = set()
+    for node in gm.graph.nodes:
+        if node.op in ("call_function", "call_method", "call_module"):
+            found |= {rule_path(node), f"{owner_path(node)}.{node.name}".lstrip(".")}
+    return {f"{path}.{name}".lstrip(".") for name in found}
 
 
-def check_rules(rules: Sequence[Rule], model: nn.Module, functions: Collection[str]) -> None:
-    """Raise a RecipeError for a glob that matches no module of the model and no function in its graph."""
-    paths = {*functions, *(path for path, _ in model.named_modules(remove_duplicate=False))}
+def check_rules(rules: Sequence[Rule], model: nn.Module, operations: Collection[str]) -> None:
+    """Raise a RecipeError for a glob that matches no module of the model and no operation in its graph."""
+    paths = {*operations, *(path for path, _ in model.named_modules(remove_duplicate=False))}
     for rule in rules:
         if isinstance(rule.match, str) and not fnmatch.filter(paths, rule.match):
             close = difflib.get_close_matches(rule.match, paths, n=3, cutoff=0.4)

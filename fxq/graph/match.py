@@ -101,3 +101,8 @@ def owner_path(node: Node) -> str:
 def module_path(node: Node) -> str:
     """Return the path that leads a person to ``node``: the module it calls, or the module whose forward holds it."""
     return str(node.target) if node.op == "call_module" else owner_path(node)
+
+
+def rule_path(node: Node) -> str:
+    """Return the name that a rule has for ``node``: the module it calls, or the function's with that of its owner."""
+    return str(node.target) if node.op == "call_module" else f"{owner_path(node)}.{node.name}".lstrip(".")

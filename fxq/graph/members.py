@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxq.graph.kinds import kind, module_of, shape_of
-from fxq.graph.match import is_quantizer, owner_path
+from fxq.graph.match import is_quantizer, rule_path
 from fxq.graph.modules import graphs_in
 from fxq.kinds import ACTIVATIONS, MOVES_DATA
 from fxq.nn import TensorQuantizer
@@ -136,5 +136,5 @@ def _small(quantizer: nn.Module, largest: list[Tensor], names: list[str]) -> str
 
 def _add(found: dict[str, str], nodes: list[Node], small: str) -> None:
     for node in nodes if small else ():
-        name = str(node.target) if node.op == "call_module" else f"{owner_path(node)}.{node.name}".lstrip(".")
+        name = rule_path(node)
         found[name] = small

@@ -42,6 +42,16 @@ def measured_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
     return {path: found for path, found in observing_quantizers(gm).items() if path not in fixed}
 
 
+def check_calibrated(gm: GraphModule, call: str) -> None:
+    """Raise a CalibrationError if a quantizer has no range, and would take that of what it is given."""
+    without = [path for path, one in activation_quantizers(gm).items() if not (one.has_range or one.is_dynamic)]
+    if without:
+        raise CalibrationError(
+            f"{call} needs ranges, and {len(without)} quantizers have none, such as {without[0]!r}: call "
+            "fxq.calibrate(prepared, batches) first"
+        )
+
+
 def forget(observers: Mapping[str, TensorQuantizer]) -> None:
     """Let the calibrators forget what they saw."""
     for quantizer in observers.values():

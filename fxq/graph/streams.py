@@ -56,7 +56,7 @@ class Streams:
     ) -> None:
         self._gm, self._weights, self._changed, self._only_float = gm, weights, changed, only_float
         self._has_writers = any(writes_in_place(node) for node in gm.graph.nodes)
-        self._given = [_by_placeholder(gm, batch) for batch in inputs]
+        self._given = [by_placeholder(gm, batch) for batch in inputs]
         self._values: dict[Node, Values] = {}
         self._passed: dict[str, str] = {}  # paths of parameters, and the node behind them
 
@@ -70,7 +70,7 @@ class Streams:
         order = list(self._gm.graph.nodes)
         for node in asked - set(order):
             raise PassError(f"pass {pass_name!r} asks for the values of {node}, which is no node of the graph")
-        dying = _last_reads(order)
+        dying = last_reads(order)
         for node in order:
             if not asked:
                 return
@@ -119,7 +119,7 @@ class Streams:
 
     def _run(self, node: Node, sources: list[list[Any]], weights: Mapping[str, Tensor] | None = None) -> list[Any]:
         """Return what ``node`` makes of its sources, batch by batch; a stored tensor is taken from ``weights``."""
-        function = _function(self._gm, node, weights or {})
+        function = function_of(self._gm, node, weights or {})
         results = []
         with torch.no_grad():
             for index in range(len(self._given)):
@@ -137,14 +137,15 @@ class Streams:
                 )
 
 
-def _by_placeholder(gm: GraphModule, inputs: Inputs) -> dict[str, Any]:
+def by_placeholder(gm: GraphModule, inputs: Inputs) -> dict[str, Any]:
+    """Return the value that a call gives to each placeholder, by name."""
     bound = inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     return {node.name: value for node, value in zip(placeholders, bound.arguments.values(), strict=True)}
 
 
-def _last_reads(order: list[Node]) -> dict[Node, list[Node]]:
+def last_reads(order: list[Node]) -> dict[Node, list[Node]]:
     """Return, for each node, the nodes that nothing reads after it."""
     last = {node: node for node in order}
     for node in order:
@@ -156,7 +157,8 @@ def _last_reads(order: list[Node]) -> dict[Node, list[Node]]:
     return dying
 
 
-def _function(gm: GraphModule, node: Node, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
+def function_of(gm: GraphModule, node: Node, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
+    """Return what ``node`` calls, no placeholder; a stored tensor is taken from ``weights`` where it is there."""
     if node.op == "call_module":
         return module_of(node)
     if node.op == "get_attr":

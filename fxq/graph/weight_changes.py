@@ -22,12 +22,14 @@ class WeightChanges:
         after: the same paths.
         replaced: the modules in whose place others were put, by path.
         inserted: names of nodes that were inserted; each calls a module on what it reads.
+        equivalent: of the float model that equivalent rewrites made of it; a path that it lacks has no parameter there.
     """
 
     before: Mapping[str, Tensor | None] = field(default_factory=dict)
     after: Mapping[str, Tensor] = field(default_factory=dict)
     replaced: Mapping[str, nn.Module] = field(default_factory=dict)
     inserted: tuple[str, ...] = ()
+    equivalent: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def are_none(self) -> bool:
@@ -46,7 +48,33 @@ class WeightChanges:
             was = weights.get(path)
             if was is None or not _are_equal(was, parameter):
                 before[path], after[path] = was, parameter.detach().clone()
-        return cls(before, after, dict(stage.replaced), tuple(stage.inserted))
+        in_float = weights if stage.weights is None else stage.weights
+        equivalent = {path: in_float[path] for path in after if path in in_float}
+        return cls(before, after, dict(stage.replaced), tuple(stage.inserted), equivalent)
+
+    def float_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return by path the weights with which ``model`` computes, quantizers off, what the float model does.
+
+        They are its own where it was trained or loaded since.
+        """
+        found = _weights_of(model)
+        own = {path: parameter.detach() for path, parameter in found.items()}
+        if not self._are_in(found):
+            return own
+        kept = {path: value for path, value in own.items() if path not in self.after}
+        return kept | {path: value.to(own[path].device) for path, value in self.equivalent.items()}
+
+    def equivalent_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return by path the weights of ``model``, the float model prepared anew, as equivalent rewrites made them.
+
+        It gets the parameters that it does not have.
+        """
+        found = _weights_of(model)
+        for path, value in self.equivalent.items():
+            if path not in found:
+                owner, _, name = path.rpartition(".")
+                model.get_submodule(owner).register_parameter(name, nn.Parameter(value.clone(), requires_grad=False))
+        return {path: parameter.detach() for path, parameter in found.items()} | dict(self.equivalent)
 
     def undo(self, model: GraphModule) -> None:
         """Give the parameters the values that they had before, and put modules and nodes back.
@@ -55,7 +83,7 @@ class WeightChanges:
         and what they are is what the next calibration starts from.
         """
         found = _weights_of(model)
-        if not all(path in found and _are_equal(value, found[path]) for path, value in self.after.items()):
+        if not self._are_in(found):
             return
         for path, value in self.before.items():
             if value is None:
@@ -75,6 +103,10 @@ class WeightChanges:
         copied = copy_graph(model)
         self.undo(copied)
         return copied
+
+    def _are_in(self, found: Mapping[str, nn.Parameter]) -> bool:
+        """Return whether the weights are still those that calibration left."""
+        return all(path in found and _are_equal(value, found[path]) for path, value in self.after.items())
 
 
 def _weights_of(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -52,7 +52,7 @@ def prepare_islands(
             'untraceable="islands" runs the model to see what its parts are given: give prepare() example_inputs. '
             f"{error}"
         ) from error
-    functions: set[str] = set()
+    operations: set[str] = set()
     leaves = leaf_paths(model, request.leaf_modules)
     copied = copy_model(model).eval()
 
@@ -66,7 +66,7 @@ def prepare_islands(
         gm = prepare(
             part,
             as_positional(part, (call.args, call.kwargs)),
-            replace(request, leaf_modules=own, within=within, functions=functions),
+            replace(request, leaf_modules=own, within=within, operations=operations),
         )
         for quantizer in gm.modules() if within else ():
             if isinstance(quantizer, TensorQuantizer) and quantizer.descriptor.name:
@@ -83,7 +83,7 @@ def prepare_islands(
         raise TraceError(
             f"no part of the model can be quantized as an island{f' ({why})' if why else ''}: {error}"
         ) from error
-    check_rules(request.recipe.rules, model, functions)
+    check_rules(request.recipe.rules, model, operations)
     _warn(model, found.islands, left, request.qat)
     gm = graph_around(copied, inputs)
     recipe = request.recipe

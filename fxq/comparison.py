@@ -1,0 +1,246 @@
+"""compare: how far each layer of a quantized model is from the float model, by itself and with all before it."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from fxq.api import prepare
+from fxq.batches import Forward, Inputs, naming_batch
+from fxq.compare.figures import Figures, Sums
+from fxq.compare.lockstep import Lockstep
+from fxq.compare.outputs import Named, named_leaves
+from fxq.comparison_report import Comparison, LayerComparison
+from fxq.conversion import copy_graph
+from fxq.data import Data
+from fxq.errors import FxqError, InputError, StageError
+from fxq.float_reference import run_in_float
+from fxq.frontend.choice import Frontend
+from fxq.given_model import as_module
+from fxq.graph.float_model import in_float
+from fxq.graph.kinds import MOVES_DATA, kind, module_of
+from fxq.graph.match import rule_path
+from fxq.graph.memory import writes_in_place
+from fxq.graph.observers import check_calibrated
+from fxq.graph.stored import fit_weights
+from fxq.graph.streams import function_of
+from fxq.nn import Quantized, TensorQuantizer
+from fxq.quant import DEQUANTIZE
+from fxq.stage import Stage
+from fxq.state import State, find_state
+from fxq.surroundings import in_plain_surroundings
+
+_ALIKE_DB = 60.0  # what rounding of folded batch norms leaves
+_MOST_SHOWN = 5
+
+
+@in_plain_surroundings
+def compare(
+    float_model: nn.Module,
+    quantized: GraphModule,
+    batches: Iterable[Any] | Data,
+    forward: Forward | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare a quantized model with the float one, layer by layer, on any number of batches.
+
+    A layer's *local* error is that of the quantized layer given what the float model computes before it; the
+    *accumulated* one is what is there in the quantized model. Memory does not grow with the number of batches.
+
+    Args:
+        float_model: the model that was prepared; it is not modified.
+        quantized: the result of ``fxq.prepare``, calibrated or trained, or of ``fxq.convert``. For a converted model
+            ``float_model`` is traced again, and layers are found by their names.
+        batches, forward: as of ``fxq.calibrate``.
+        progress: show a bar, if stderr is a terminal.
+
+    Raises:
+        CalibrationError: there is no batch, or a quantizer has no range yet.
+        InputError: a batch does not fit the model, or ``float_model`` is another model.
+        StageError: ``quantized`` is no such model, or one with islands.
+    """
+    state = find_state(quantized)
+    if state is None or state.stage < Stage.PREPARED:
+        raise StageError(
+            f"compare takes the result of fxq.prepare or fxq.convert second, got {type(quantized).__name__}"
+        )
+    if state.islands is not None:
+        raise StageError(
+            "compare walks one graph, and this model runs its own Python around islands "
+            f"({', '.join(state.islands.paths)}): prepare the modules at these paths by themselves, and compare those"
+        )
+    data = batches if isinstance(batches, Data) else Data(batches, forward, progress=progress)
+    model = as_module(float_model)
+    gm = copy_graph(quantized).eval()
+    if state.stage is not Stage.LOWERED:
+        check_calibrated(gm, "compare")
+        fit_weights(gm, only_missing=True)
+    twin, weights = _float_twin(model, quantized, state)
+    run = _Run(gm, twin)
+    with torch.no_grad(), in_float(twin, weights):
+        for index, inputs in data.stream(gm, "Comparing"):
+            with naming_batch(gm, tuple(inputs.args) or inputs.kwargs, index):
+                run.add(inputs, model)
+        return run.result(state)
+
+
+class _Run:
+    """The sums of a comparison."""
+
+    def __init__(self, quantized: GraphModule, twin: GraphModule) -> None:
+        self._gm, self._twin, self._pair = quantized, twin, Lockstep(quantized, twin)
+        self._layers = {
+            node: rule_path(self._pair.twins[node.name]) for node in filter(self._is_layer, quantized.graph.nodes)
+        }
+        self._local = {path: Sums() for path in self._layers.values()}
+        self._accumulated = {path: Sums() for path in self._layers.values()}
+        self._outputs: dict[str, Sums] = {}
+        self._against_model: dict[str, Sums] = {}
+        self._samples = 0
+
+    def add(self, inputs: Inputs, model: nn.Module) -> None:
+        """Add a batch; the first one is run through the user's model too."""
+        for node, expected, found, local in self._pair.steps(inputs, self._layers.__contains__):
+            path = self._layers.get(node)
+            if path is not None:
+                self._local[path].add(expected, local)
+                self._accumulated[path].add(expected, found)
+            elif node.op == "output":
+                wanted, given = (named_leaves(value, "output", Tensor) for value in (expected, found))
+                if not self._samples:
+                    _add_named(self._against_model, _outputs_of(model, inputs, given), wanted)
+                _add_named(self._outputs, wanted, given)
+        self._samples += inputs.samples or 1
+
+    def result(self, state: State) -> Comparison:
+        """Return what was found."""
+        weights: dict[str, Figures | None] = {}
+        unread: list[str] = []
+        kinds: dict[str, str] = {}
+        for node, path in self._layers.items():
+            twin = self._pair.twins[node.name]
+            kinds[path] = kind(twin)
+            weights[path], missing = _weights(self._gm, node, twin)
+            if missing:
+                unread.append(path)
+        layers = tuple(
+            LayerComparison(path, kinds[path], weights[path], self._local[path].figures, sums.figures)
+            for path, sums in self._accumulated.items()
+        )
+        outputs = {name: sums.figures for name, sums in self._outputs.items()}
+        known = {name: figures for name, figures in outputs.items() if figures is not None}
+        return Comparison(layers, known, self._samples, tuple(self._notes(state, unread)))
+
+    def _notes(self, state: State, unread: list[str]) -> Iterator[str]:
+        lowest = min((_sqnr(sums) for sums in self._against_model.values()), default=math.inf)
+        if lowest < _ALIKE_DB:
+            yield (
+                f"float_model's own outputs are {lowest:.1f} dB from those that layers are compared with: the model "
+                "was trained, given other weights or rewritten since it was prepared, and what it computes with its "
+                "quantizers off is the float side here"
+            )
+        if state.stage is Stage.LOWERED:
+            known = self._pair.twins
+            lost = [rule_path(one) for one in self._twin.graph.nodes if _has_weights(one) and one.name not in known]
+            if lost:
+                yield (
+                    f"convert took {_listed(lost)} apart: no node of the converted model stands for it, so its error "
+                    "counts as that of what reads it; compare the prepared model to see it by itself"
+                )
+        if unread:
+            yield (
+                f"the weights of {_listed(unread)} are stored in a form that is not read back here: compare the "
+                "prepared model to see their error"
+            )
+
+    def _is_layer(self, node: Node) -> bool:
+        """Return whether ``node`` computes with a tensor that is quantized, and does more than move it."""
+        twin = self._pair.twins.get(node.name)
+        if twin is None or node.op in ("placeholder", "get_attr", "output") or kind(twin) in MOVES_DATA:
+            return False
+        if writes_in_place(node):  # computed once more, it would write once more
+            return False
+        own = node.op == "call_module" and any(
+            isinstance(one, TensorQuantizer) and one.is_enabled for one in module_of(node).modules()
+        )
+        return own or self._pair.reads_quantized(node)
+
+
+def _float_twin(model: nn.Module, quantized: GraphModule, state: State) -> tuple[GraphModule, dict[str, Tensor]]:
+    """Return a graph module with the node names of the quantized one, and the weights that make it the float model."""
+    if state.stage is not Stage.LOWERED:
+        twin = copy_graph(quantized).eval()
+        return twin, state.changes.float_weights(twin)
+    frontend: Frontend = "export" if state.traced else "auto"
+    settings = state.settings
+    try:
+        twin = prepare(model, settings.example_inputs, state.recipe, settings.qat, False, frontend, "float").eval()
+    except FxqError as error:
+        raise InputError(f"float_model cannot be traced as the converted model was: {error}") from error
+    return twin, state.changes.equivalent_weights(twin)
+
+
+def _weights(gm: GraphModule, node: Node, twin: Node) -> tuple[Figures | None, bool]:
+    """Return how far the quantized weights of a layer are from the float ones, and whether some were not found."""
+    module = module_of(twin) if twin.op == "call_module" else None
+    if not isinstance(module, Quantized):
+        return None, False
+    sums, missing = Sums(), False
+    for name, tensor, quantizer in module.weights():
+        if not quantizer.is_enabled:
+            continue
+        found = _quantized_weight(gm, node, str(twin.target), name)
+        if found is None or found.shape != tensor.shape:
+            missing = True
+        else:
+            sums.add(tensor, found)
+    return sums.figures, missing
+
+
+def _quantized_weight(gm: GraphModule, node: Node, path: str, name: str) -> Tensor | None:
+    """Return a weight as the quantized model computes with it, None where it is not found."""
+    own = module_of(node) if node.op == "call_module" else None
+    if isinstance(own, Quantized):
+        return next((quantizer(tensor) for known, tensor, quantizer in own.weights() if known == name), None)
+    stored = [one for one in gm.graph.nodes if one.op == "get_attr" and str(one.target) == f"{path}.{name}"]
+    reader = next((user for one in stored for user in one.users if user.target is DEQUANTIZE), None)
+    if reader is None:
+        return None
+    read = {source: function_of(gm, source, {})() for source in reader.all_input_nodes}
+    value: Tensor = DEQUANTIZE(*map_arg(reader.args, read.__getitem__))
+    return value
+
+
+def _outputs_of(model: nn.Module, inputs: Inputs, expected: Named) -> Named:
+    """Return what the user's model makes of a batch; InputError where that has another form than ``expected``."""
+    (found,) = run_in_float(model, (inputs,))
+    shapes, wanted = ([(name, tuple(value.shape)) for name, value in one] for one in (found, expected))
+    if shapes != wanted:
+        raise InputError(
+            f"float_model ({type(model).__name__}) returns {shapes}, and the quantized model {wanted}: give the model "
+            "that was prepared"
+        )
+    return found
+
+
+def _add_named(sums: dict[str, Sums], expected: Named, found: Named) -> None:
+    for (name, want), (_, have) in zip(expected, found, strict=True):
+        sums.setdefault(name, Sums()).add(want, have)
+
+
+def _has_weights(node: Node) -> bool:
+    return node.op == "call_module" and isinstance(module_of(node), Quantized)
+
+
+def _sqnr(sums: Sums) -> float:
+    figures = sums.figures
+    return math.inf if figures is None or figures.sqnr_db is None else figures.sqnr_db
+
+
+def _listed(paths: list[str]) -> str:
+    more = f" and {len(paths) - _MOST_SHOWN} more" if len(paths) > _MOST_SHOWN else ""
+    return ", ".join(map(repr, paths[:_MOST_SHOWN])) + more
