@@ -69,6 +69,8 @@ from fxq.registry import (
     registered_passes,
     registered_targets,
 )
+from fxq.sensitivity import sensitivity
+from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
 from fxq.targets import Derived, FileRules, Fixed, Formats, OpRule, Same, Target
 from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
@@ -102,6 +104,7 @@ __all__ = [
     "Formats",
     "FxqError",
     "GraphError",
+    "GroupSensitivity",
     "InputError",
     "LayerComparison",
     "MetricError",
@@ -124,6 +127,7 @@ __all__ = [
     "RuntimeRefusedError",
     "RuntimeUnavailableError",
     "Same",
+    "Sensitivity",
     "Stage",
     "StageError",
     "Target",
@@ -160,5 +164,6 @@ __all__ = [
     "registered_passes",
     "registered_targets",
     "runtimes",
+    "sensitivity",
     "tensor_quant",
 ]

@@ -82,7 +82,7 @@ class Streams:
                 self._refuse_changes_behind(self._changed[mark:], node, pass_name)
                 if not _is_same_state(before, _state(node)):
                     self._values[node] = self._computed(node)
-            for path in _parameter_paths(node):
+            for path in parameter_paths(node):
                 self._passed.setdefault(path, node.name)
             for read in dying.get(node, ()):
                 del self._values[read]
@@ -115,7 +115,7 @@ class Streams:
         """Return whether ``node`` computes the same in both models, given the same."""
         if node.op == "call_module" and any(isinstance(one, TensorQuantizer) for one in module_of(node).modules()):
             return False
-        return not any(path in self._changed for path in _parameter_paths(node))
+        return not any(path in self._changed for path in parameter_paths(node))
 
     def _run(self, node: Node, sources: list[list[Any]], weights: Mapping[str, Tensor] | None = None) -> list[Any]:
         """Return what ``node`` makes of its sources, batch by batch; a stored tensor is taken from ``weights``."""
@@ -172,7 +172,7 @@ def function_of(gm: GraphModule, node: Node, weights: Mapping[str, Tensor]) -> C
     return node.target  # type: ignore[return-value]
 
 
-def _parameter_paths(node: Node) -> list[str]:
+def parameter_paths(node: Node) -> list[str]:
     """Return the paths of the parameters that ``node`` reads."""
     if node.op == "get_attr":
         return [str(node.target)]

@@ -1,0 +1,129 @@
+"""Groups: the operations of a prepared graph that go back to float together, and which quantized readings are theirs.
+
+A kernel computes a group: all calls of one module, a convolution with the residual add that it absorbs, an operation
+with the activations and data movement behind it whose output it writes in integers. A quantizer stands on readings
+(edges) of a tensor; each reading is there for the group that reads it, or for the group that makes the tensor.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from fxq.graph.kinds import kind
+from fxq.graph.match import (
+    Edge,
+    has_one_reader,
+    input_edges,
+    is_constant,
+    is_quantizer,
+    is_weighted,
+    output_edges,
+    rule_path,
+    tensor_edges,
+)
+from fxq.graph.plan import planned_input, planned_inputs, planned_inside, planned_output
+from fxq.targets.target import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Operations that are quantized, or left in float, together.
+
+    Args:
+        paths: the names that rules have for them; the first is that of the layer.
+        kind: of the first operation.
+        nodes: in graph order.
+        readings: the quantized edges that are there for this group: from a quantizer node to its reader.
+    """
+
+    paths: tuple[str, ...]
+    kind: str
+    nodes: tuple[Node, ...]
+    readings: tuple[Edge, ...]
+
+    @property
+    def path(self) -> str:
+        """The name of the layer."""
+        return self.paths[0]
+
+
+def find_groups(gm: GraphModule, target: Target) -> list[Group]:
+    """Return the groups of a prepared graph, in graph order; what was quantized by hand belongs to none."""
+    order = list(gm.graph.nodes)
+    operations = [node for node in order if not is_quantizer(node) and _is_operation(node, target)]
+    parents = {node: node for node in operations}
+    calls: dict[str, Node] = {}
+    for node in operations:
+        if node.op == "call_module":
+            _join(parents, calls.setdefault(str(node.target), node), node)
+        convolution = _absorbing(node)
+        if convolution is not None and convolution in parents:
+            _join(parents, convolution, node)
+    members: dict[Node, list[Node]] = {}
+    for node in operations:
+        members.setdefault(_root(parents, node), []).append(node)
+    readings: dict[Node, list[Edge]] = {root: [] for root in members}
+    for edge, owner in _owned_readings(order, target):
+        if owner in parents:
+            readings[_root(parents, owner)].append(edge)
+    return [_group(nodes, readings[root]) for root, nodes in members.items()]
+
+
+def _group(nodes: list[Node], readings: list[Edge]) -> Group:
+    layers = sorted(nodes, key=lambda node: not is_weighted(node))  # stable: the layer first
+    return Group(tuple(dict.fromkeys(map(rule_path, layers))), kind(layers[0]), tuple(nodes), tuple(readings))
+
+
+def _is_operation(node: Node, target: Target) -> bool:
+    """Return whether something was planned for ``node`` itself, not for what it moves or clamps."""
+    return _has_own_plan(node) or (planned_output(node) is not None and _maker(node, target) is node)
+
+
+def _has_own_plan(node: Node) -> bool:
+    return bool(planned_inputs(node) or planned_inside(node))
+
+
+def _maker(node: Node, target: Target) -> Node:
+    """Return the operation whose output a plan on the output of ``node``, which may only clamp or move it, is about."""
+    while not _has_own_plan(node) and (kind(node) in target.fused_activations or "output" in target.same(kind(node))):
+        sources = [edge.producer for edge in input_edges(node) if not is_constant(edge.producer)]
+        if not sources:
+            return node
+        node = sources[0].all_input_nodes[0] if is_quantizer(sources[0]) else sources[0]
+    return node
+
+
+def _absorbing(add: Node) -> Node | None:
+    """Return the convolution that absorbs a residual add, None where ``add`` is none."""
+    residual = next((slot for slot, plan in planned_inputs(add).items() if plan.role == "residual"), None)
+    other = [edge.producer for edge in tensor_edges(add) if residual is not None and edge.position != residual]
+    node = other[0] if other else None
+    while node is not None and has_one_reader(node):
+        if is_weighted(node):
+            return node
+        sources = [edge.producer for edge in tensor_edges(node) if not is_constant(edge.producer)]
+        node = sources[0] if len(sources) == 1 else None
+    return None
+
+
+def _owned_readings(order: list[Node], target: Target) -> Iterator[tuple[Edge, Node]]:
+    """Yield each quantized reading with each operation that it is there for."""
+    for quantizer in filter(is_quantizer, order):
+        source = quantizer.all_input_nodes[0]
+        plan = planned_output(source)
+        for edge in output_edges(quantizer):
+            if planned_input(edge) is not None:
+                yield edge, edge.consumer
+            if plan is not None:
+                yield edge, _maker(source, target)
+
+
+def _root(parents: dict[Node, Node], node: Node) -> Node:
+    while parents[node] is not node:
+        node = parents[node]
+    return node
+
+
+def _join(parents: dict[Node, Node], first: Node, second: Node) -> None:
+    parents[_root(parents, second)] = _root(parents, first)

@@ -1,0 +1,202 @@
+"""sensitivity: what each group of operations costs, quantized alone or alone in float."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxq.api import prepare
+from fxq.batches import Forward, Inputs, call, first_inputs
+from fxq.calibration import calibrate, needs_data
+from fxq.compare.figures import Sums
+from fxq.compare.outputs import Named, named_leaves
+from fxq.conversion import copy_graph
+from fxq.data import Data
+from fxq.errors import InputError, MetricError, StageError
+from fxq.given_model import as_module
+from fxq.graph.groups import Group
+from fxq.graph.multiplications import count_multiplications
+from fxq.graph.observers import check_calibrated
+from fxq.graph.stored import fit_weights
+from fxq.graph.switchboard import Switchboard
+from fxq.metric import Metric, check_metric, measured
+from fxq.progress import track
+from fxq.recipe import Recipe
+from fxq.sensitivity_report import GroupSensitivity, Sensitivity
+from fxq.stage import Stage
+from fxq.state import find_state, require_state
+from fxq.surroundings import in_plain_surroundings
+
+Mode = Literal["one_quantized", "one_float"]
+MODES = ("one_quantized", "one_float")
+
+
+@in_plain_surroundings
+def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
+    model: nn.Module,
+    batches: Iterable[Any] | Data,
+    metric: Metric | None = None,
+    mode: Mode = "one_quantized",
+    recipe: str | Recipe = "tensorrt",
+    forward: Forward | None = None,
+    progress: bool = True,
+) -> Sensitivity:
+    """Measure the model with one group of operations quantized, or all but one, for each group in turn.
+
+    A group is what fuses: a convolution with the residual add that it absorbs, all calls of one module. The model is
+    calibrated once, and its quantizers are switched: it takes one run of the kept samples (or of the metric) for each
+    group.
+
+    Args:
+        model: a float model, which is prepared by ``recipe`` and calibrated on ``batches``; or a calibrated one from
+            ``fxq.prepare``. Not modified.
+        batches: as of ``fxq.calibrate``; at most 64 samples are kept to measure on (``fxq.Data(max_samples=)``).
+        metric: ``metric(model) -> float``, higher is better; None for the SQNR of the worst output against the float
+            model, in dB.
+        mode: "one_quantized": all else in float, what each group costs by itself; "one_float": all else quantized, what
+            leaving it in float gains.
+        recipe: of a model that is not prepared yet.
+        forward: as of ``fxq.calibrate``.
+        progress: show a bar, if stderr is a terminal.
+
+    Raises:
+        CalibrationError: there is no batch, or the prepared model has no ranges yet.
+        InputError: a batch does not fit the model, or there is no such mode.
+        MetricError: the metric raised or gave no number; or there is none, and the model returns no floating-point
+            tensor.
+        StageError: the model was converted, or has islands.
+    """
+    if mode not in MODES:
+        raise InputError(f"mode is {' or '.join(map(repr, MODES))}, got {mode!r}")
+    if metric is not None:
+        check_metric(metric)
+    data = as_kept_data(batches, forward, progress)
+    prepared = _calibrated(model, data, recipe)
+    return measure_groups(make_switchboard(prepared), read_samples(prepared, data), metric, mode, progress)
+
+
+def make_switchboard(prepared: GraphModule) -> Switchboard:
+    """Return a switchboard of a copy of a calibrated model.
+
+    Raises:
+        CalibrationError: it has no ranges yet.
+        StageError: it has islands.
+    """
+    state = require_state(prepared, Stage.PREPARED, "sensitivity")
+    if state.islands is not None:
+        raise StageError(
+            "one graph is switched, and this model runs its own Python around islands "
+            f"({', '.join(state.islands.paths)}): prepare the modules at these paths by themselves"
+        )
+    gm = copy_graph(prepared).eval()
+    check_calibrated(gm, "sensitivity")
+    fit_weights(gm, only_missing=True)
+    return Switchboard(gm, state.settings.target, state.changes.float_weights(gm))
+
+
+def measure_groups(
+    board: Switchboard, samples: Sequence[Inputs], metric: Metric | None, mode: Mode, progress: bool
+) -> Sensitivity:
+    """Return the sensitivity of each group of a switchboard, which is all quantized afterwards; see ``sensitivity``."""
+    judge = Judge(board, samples)
+    counted = count_multiplications(board.gm, samples[0].part(0, 1))
+    total = sum(counted.values())
+    values: dict[Group, float] = {}
+
+    def value(in_float: Sequence[Group], what: str) -> float:
+        board.leave_in_float(in_float)
+        return judge.sqnr_db() if metric is None else measured(metric, board.gm, what)
+
+    in_float = math.inf if metric is None else value(board.groups, "the model with all groups in float")
+    for group in track(board.groups, "Sensitivity", progress):
+        others = [other for other in board.groups if other is not group]
+        alone = f"the model with {group.path!r} alone " + ("quantized" if mode == "one_quantized" else "in float")
+        values[group] = value(others if mode == "one_quantized" else [group], alone)
+    quantized = value([], "the quantized model")
+    rows = tuple(
+        GroupSensitivity(group.paths, group.kind, found, _share(group, counted, total))
+        for group, found in values.items()
+    )
+    notes = (
+        ()
+        if metric is None or len({in_float, quantized, *values.values()}) > 1
+        else (f"the metric is {in_float:g} for every model that it was given: it tells nothing about them",)
+    )
+    count = sum(one.samples or 1 for one in samples)
+    return Sensitivity(rows, mode, metric is not None, in_float, quantized, count, notes)
+
+
+class Judge:
+    """Compares the model of a switchboard with the float one on some samples.
+
+    Args:
+        board: left with all groups in float.
+        samples: kept.
+
+    Raises:
+        MetricError: the model returns no floating-point tensor.
+    """
+
+    def __init__(self, board: Switchboard, samples: Sequence[Inputs]) -> None:
+        self._gm, self._samples = board.gm, samples
+        board.leave_in_float(board.groups)
+        self._expected = self._outputs()
+        if not any(value.is_floating_point() for one in self._expected for _, value in one):
+            raise MetricError("the model returns no floating-point tensor, which has no SQNR: give metric=")
+
+    def sqnr_db(self) -> float:
+        """Return the SQNR of the worst output of the model as it is switched now."""
+        sums: dict[str, Sums] = {}
+        for expected, found in zip(self._expected, self._outputs(), strict=True):
+            for (name, want), (_, have) in zip(expected, found, strict=True):
+                sums.setdefault(name, Sums()).add(want, have)
+        figures = [one.figures for one in sums.values()]
+        return min((one.sqnr_db for one in figures if one is not None and one.sqnr_db is not None), default=math.inf)
+
+    def _outputs(self) -> list[Named]:
+        found = []
+        with torch.no_grad():
+            for inputs in self._samples:
+                # A model may write into its inputs, which are needed again.
+                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
+                found.append(named_leaves(call(self._gm, *args, **kwargs), "output", Tensor))
+        return found
+
+
+def as_kept_data(batches: Iterable[Any] | Data, forward: Forward | None, progress: bool) -> Data:
+    """Return data that can be read as often as wanted: what a generator gives is kept."""
+    if isinstance(batches, Data):
+        if forward is not None:
+            raise InputError("fxq.Data holds a forward of its own: give forward to it")
+        kept = list(batches.batches) if iter(batches.batches) is batches.batches else batches.batches
+        return Data(kept, batches.forward, batches.max_samples, batches.held_out, batches.progress)
+    if isinstance(batches, Iterable) and not isinstance(batches, Tensor | Mapping) and iter(batches) is batches:
+        batches = list(batches)
+    return Data(batches, forward, progress=progress)
+
+
+def read_samples(prepared: GraphModule, data: Data) -> list[Inputs]:
+    """Return the samples to measure on."""
+    own = Data(data.batches, data.forward, data.max_samples, 0, data.progress)
+    own.begin(keep=True, hold_out=False)
+    return own.kept(prepared)
+
+
+def _calibrated(model: nn.Module, data: Data, recipe: str | Recipe) -> GraphModule:
+    """Return ``model`` where it is prepared, else prepare and calibrate it."""
+    if find_state(model) is not None:
+        assert isinstance(model, GraphModule)
+        return model
+    example_inputs = None if data.forward is not None else first_inputs(as_module(model), data.batches)[0]
+    prepared = prepare(model, example_inputs, recipe)
+    if needs_data(prepared):
+        calibrate(prepared, data)
+    return prepared
+
+
+def _share(group: Group, counted: Mapping[Any, int], total: int) -> float:
+    return sum(counted.get(node, 0) for node in group.nodes) / total if total else 0.0

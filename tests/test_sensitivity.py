@@ -1,0 +1,245 @@
+"""fxq.sensitivity: groups that fuse, switched in one calibrated model, against models prepared again with rules."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.models import Digits
+from support.small import images, residual, snapshot
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import fxq
+from fxq.batches import Inputs
+from fxq.graph.multiplications import count_multiplications
+from fxq.sensitivity import make_switchboard
+
+BATCHES = [images(6, seed=3), images(5, seed=4)]
+
+
+def calibrated(model: nn.Module, recipe: Any = "tensorrt", batches: Any = BATCHES) -> GraphModule:
+    gm = fxq.prepare(model, batches[0][:2], recipe)
+    fxq.calibrate(gm, batches)
+    return gm
+
+
+def decibel(expected: Tensor, found: Tensor) -> float:
+    return float(10 * torch.log10(expected.square().sum() / (expected - found).square().sum()))
+
+
+def prepared_again(model: nn.Module, recipe: str, paths: list[str], batches: list[Tensor]) -> Tensor:
+    """The slow way: prepare with rules, calibrate, run."""
+    rules = fxq.recipe(recipe).with_rules(*((path, None) for path in paths))
+    gm = calibrated(model, rules, batches)
+    with torch.no_grad():
+        return torch.cat([gm(batch) for batch in batches])
+
+
+@pytest.mark.parametrize("recipe", ["tensorrt", "openvino"])
+@pytest.mark.parametrize("mode", ["one_quantized", "one_float"])
+def test_values_are_those_of_models_prepared_again(recipe: str, mode: Any) -> None:
+    model = residual()
+    with torch.no_grad():
+        expected = torch.cat([model(batch) for batch in BATCHES])
+    found = fxq.sensitivity(model, BATCHES, mode=mode, recipe=recipe)
+    everything = [path for group in found for path in group.paths]
+    for group in found:
+        in_float = group.paths if mode == "one_float" else set(everything) - set(group.paths)
+        value = decibel(expected, prepared_again(model, recipe, list(in_float), BATCHES))
+        assert group.value == pytest.approx(value, abs=0.05)  # batch norms folded or not: float rounding
+    assert found.quantized_value == pytest.approx(
+        decibel(expected, prepared_again(model, recipe, [], BATCHES)), abs=0.05
+    )
+    assert found.float_value == math.inf
+    assert found.samples == 11
+
+
+def test_a_trained_residual_network_gives_the_same_as_prepared_again(digits: Digits) -> None:
+    batches = [digits.training_images[:24]]
+    found = fxq.sensitivity(digits.model, batches, mode="one_float")
+    with torch.no_grad():
+        expected = digits.model(batches[0])
+    for group in (*found.worst(1), found["layer2.0.conv2"]):
+        value = decibel(expected, prepared_again(digits.model, "tensorrt", list(group.paths), batches))
+        assert group.value == pytest.approx(value, abs=0.05)
+    assert found["layer2.0.conv2"].paths[0] == "layer2.0.conv2"
+    assert len(found["layer2.0.conv2"].paths) == 2  # with the add that it absorbs
+    # What is best to leave in float is better than anything else alone, and than nothing.
+    assert found.worst(1)[0].value == max(group.value for group in found) > found.quantized_value
+
+
+def test_a_convolution_and_the_add_that_it_absorbs_are_one_group() -> None:
+    found = fxq.sensitivity(residual(), BATCHES)
+    assert [group.paths for group in found] == [("conv1",), ("conv2", "add"), ("fc",)]
+    assert found["add"] is found["conv2"]
+    found = fxq.sensitivity(residual(), BATCHES, recipe="onnxruntime")  # runs adds by themselves
+    assert [group.paths for group in found] == [("conv1",), ("conv2",), ("add",), ("adaptiveavgpool2d",), ("fc",)]
+
+
+def test_an_output_quantizer_belongs_to_what_makes_the_output() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.fc1(x).relu().reshape(-1, 8)).softmax(-1)
+
+    torch.manual_seed(0)
+    x = torch.randn(32, 8)
+    found = fxq.sensitivity(Net().eval(), [x], recipe="onnxruntime")
+    assert [group.path for group in found] == ["fc1", "fc2", "softmax"]
+
+
+def test_all_calls_of_a_module_are_one_group() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.fc(x).relu())
+
+    torch.manual_seed(0)
+    (group,) = fxq.sensitivity(Twice().eval(), [torch.randn(16, 8)])
+    assert group.path == "fc"
+    assert group.multiplications == 1
+
+
+def test_multiplications_are_counted() -> None:
+    found = fxq.sensitivity(residual(), BATCHES)
+    by_hand = {"conv1": 8 * 8 * 4 * 9, "conv2": 8 * 8 * 4 * 4 * 9, "fc": 4 * 10}
+    for path, count in by_hand.items():
+        assert found[path].multiplications == pytest.approx(count / sum(by_hand.values()))
+
+
+def test_multiplications_of_recurrent_layers_are_counted() -> None:
+    torch.manual_seed(0)
+    gm = fxq.prepare(nn.Sequential(nn.LSTM(4, 5, bidirectional=True)).eval(), torch.randn(7, 3, 4), "weight_only")
+    counted = count_multiplications(gm, Inputs((torch.randn(7, 3, 4),), {}))
+    assert sum(counted.values()) == 7 * 3 * 2 * 4 * 5 * (4 + 5)
+
+
+def test_the_worst_are_rules_of_a_recipe() -> None:
+    model = residual()
+    worst = fxq.sensitivity(model, BATCHES).worst(2)
+    assert worst[0].value <= worst[1].value
+    recipe = fxq.recipe("tensorrt").with_rules(*((path, None) for group in worst for path in group.paths))
+    left = fxq.sensitivity(model, BATCHES, recipe=recipe)
+    assert len(left) == 1
+
+
+def test_a_metric_takes_the_place_of_decibels() -> None:
+    model, x = residual(), torch.cat(BATCHES)
+    calls: list[bool] = []
+
+    def metric(gm: Callable[[Tensor], Tensor]) -> Tensor:
+        calls.append(torch.is_grad_enabled() or gm.training)
+        return -(gm(x) - model(x)).abs().mean()
+
+    found = fxq.sensitivity(model, BATCHES, metric, mode="one_float")
+    with torch.no_grad():
+        for group in found:
+            expected = -(prepared_again(model, "tensorrt", list(group.paths), BATCHES) - model(x)).abs().mean()
+            assert group.value == pytest.approx(float(expected), rel=1e-3)
+    assert found.worst(1)[0].value == max(group.value for group in found)
+    assert len(calls) == len(found) + 2  # all in float, and all quantized
+    assert not any(calls)
+    assert found.notes == ()
+
+
+def test_corrected_biases_go_back_with_their_group() -> None:
+    model = residual()
+    gm = fxq.prepare(model, images(2), fxq.recipe("tensorrt").with_pass("correct_bias"))
+    fxq.calibrate(gm, fxq.Data(BATCHES, held_out=0))
+    board = make_switchboard(gm)
+    x = torch.cat(BATCHES)
+    with torch.no_grad():
+        board.leave_in_float([])
+        assert torch.equal(board.gm(x), gm(x))
+        board.leave_in_float(board.groups)
+        torch.testing.assert_close(board.gm(x), model(x))
+
+
+def test_a_metric_that_tells_nothing_is_named() -> None:
+    found = fxq.sensitivity(residual(), BATCHES, lambda gm: 0.5)
+    assert found.notes == ("the metric is 0.5 for every model that it was given: it tells nothing about them",)
+
+
+def test_a_prepared_model_is_not_changed() -> None:
+    gm = calibrated(residual())
+    before, code = snapshot(gm), gm.code
+    fxq.sensitivity(gm, BATCHES)
+    assert snapshot(gm) == before
+    assert gm.code == code
+
+
+def test_a_generator_serves_for_calibration_and_measuring() -> None:
+    found = fxq.sensitivity(residual(), (batch for batch in BATCHES))
+    assert found.quantized_value == fxq.sensitivity(residual(), BATCHES).quantized_value
+
+
+def raises(gm: nn.Module) -> float:
+    raise KeyError("label")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda m: fxq.sensitivity(m, BATCHES, mode="one"), fxq.InputError, "mode is 'one_quantized' or 'one_float'"),
+        (lambda m: fxq.sensitivity(m, BATCHES, 3), fxq.MetricError, "metric is a function of a model.*got int"),
+        (
+            lambda m: fxq.sensitivity(m, BATCHES, raises),
+            fxq.MetricError,
+            "raised KeyError on the model with all groups",
+        ),
+        (lambda m: fxq.sensitivity(m, BATCHES, lambda gm: math.nan), fxq.MetricError, "returned nan for the model"),
+        (lambda m: fxq.sensitivity(m, BATCHES, lambda gm: "0.9"), fxq.MetricError, "returned '0.9' for the model"),
+        (lambda m: fxq.sensitivity(m, BATCHES, lambda gm: None), fxq.MetricError, "returned None.*one number"),
+        (
+            lambda m: fxq.sensitivity(m, BATCHES, lambda gm: gm(BATCHES[0])),
+            fxq.MetricError,
+            "it must return one number",
+        ),
+        (lambda m: fxq.sensitivity(m, []), fxq.CalibrationError, "there was no batch"),
+        (lambda m: fxq.sensitivity(fxq.prepare(m), BATCHES), fxq.CalibrationError, "3 quantizers have none"),
+        (lambda m: fxq.sensitivity(fxq.convert(calibrated(m)), BATCHES), fxq.StageError, "stage 'lowered'"),
+        (
+            lambda m: fxq.sensitivity(nn.Sequential(m, Top()).eval(), BATCHES),
+            fxq.MetricError,
+            "no floating-point tensor",
+        ),
+    ],
+    ids=[
+        "mode",
+        "no-function",
+        "raises",
+        "nan",
+        "text",
+        "none",
+        "many",
+        "empty",
+        "uncalibrated",
+        "converted",
+        "integers",
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    call: Callable[[nn.Module], Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        call(residual())
+
+
+class Top(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(1)
+
+
+def test_the_table_shows_the_most_sensitive_first() -> None:
+    table = fxq.sensitivity(residual(), BATCHES).table().splitlines()
+    assert table[0].startswith("all quantized: ")
+    assert table[0].endswith("in float: exact")
+    assert next(line.split("│")[1].strip() for line in table if line.startswith("│")) == "fc"
