@@ -2,6 +2,8 @@
 
 from fxq import calib, nn, runtimes
 from fxq.api import convert, export_onnx, prepare, quantize
+from fxq.auto_quantize import auto_quantize
+from fxq.auto_report import AutoQuantized
 from fxq.calibration import calibrate, calibrate_weights, fit_ranges
 from fxq.calibration_report import CalibrationReport
 from fxq.comparison import compare
@@ -90,6 +92,7 @@ __all__ = [
     "QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR",
     "ROUNDING",
     "AccuracyError",
+    "AutoQuantized",
     "CalibrationError",
     "CalibrationReport",
     "Comparison",
@@ -137,6 +140,7 @@ __all__ = [
     "TraceError",
     "UnsignedInputError",
     "affine_tensor_quant",
+    "auto_quantize",
     "calib",
     "calibrate",
     "calibrate_weights",

@@ -1,7 +1,7 @@
 """sensitivity: what each group of operations costs, quantized alone or alone in float."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,11 +24,11 @@ from fxq.graph.observers import check_calibrated
 from fxq.graph.stored import fit_weights
 from fxq.graph.switchboard import Switchboard
 from fxq.metric import Metric, check_metric, measured
-from fxq.progress import track
+from fxq.progress import saying
 from fxq.recipe import Recipe
 from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
-from fxq.state import find_state, require_state
+from fxq.state import State, find_state, require_state
 from fxq.surroundings import in_plain_surroundings
 
 Mode = Literal["one_quantized", "one_float"]
@@ -76,7 +76,15 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
         check_metric(metric)
     data = as_kept_data(batches, forward, progress)
     prepared = _calibrated(model, data, recipe)
-    return measure_groups(make_switchboard(prepared), read_samples(prepared, data), metric, mode, progress)
+    board = make_switchboard(prepared)
+    with saying(progress) as say:
+        return measure_groups(
+            board,
+            read_samples(prepared, data),
+            metric,
+            mode,
+            lambda index: say(f"sensitivity: group {index + 1} of {len(board.groups)}"),
+        )
 
 
 def make_switchboard(prepared: GraphModule) -> Switchboard:
@@ -86,22 +94,35 @@ def make_switchboard(prepared: GraphModule) -> Switchboard:
         CalibrationError: it has no ranges yet.
         StageError: it has islands.
     """
-    state = require_state(prepared, Stage.PREPARED, "sensitivity")
-    if state.islands is not None:
-        raise StageError(
-            "one graph is switched, and this model runs its own Python around islands "
-            f"({', '.join(state.islands.paths)}): prepare the modules at these paths by themselves"
-        )
+    state = check_one_graph(prepared)
     gm = copy_graph(prepared).eval()
     check_calibrated(gm, "sensitivity")
     fit_weights(gm, only_missing=True)
     return Switchboard(gm, state.settings.target, state.changes.float_weights(gm))
 
 
+def check_one_graph(prepared: GraphModule) -> State:
+    """Return the state of a prepared model; a StageError where it is no such model, or one with islands."""
+    state = require_state(prepared, Stage.PREPARED, "sensitivity")
+    if state.islands is not None:
+        raise StageError(
+            "one graph is switched, and this model runs its own Python around islands "
+            f"({', '.join(state.islands.paths)}): prepare the modules at these paths by themselves"
+        )
+    return state
+
+
 def measure_groups(
-    board: Switchboard, samples: Sequence[Inputs], metric: Metric | None, mode: Mode, progress: bool
+    board: Switchboard,
+    samples: Sequence[Inputs],
+    metric: Metric | None,
+    mode: Mode,
+    before_each: Callable[[int], None],
 ) -> Sensitivity:
-    """Return the sensitivity of each group of a switchboard, which is all quantized afterwards; see ``sensitivity``."""
+    """Return the sensitivity of each group of a switchboard, which is all quantized afterwards; see ``sensitivity``.
+
+    ``before_each`` is told the index of the group whose turn it is.
+    """
     judge = Judge(board, samples)
     counted = count_multiplications(board.gm, samples[0].part(0, 1))
     total = sum(counted.values())
@@ -112,7 +133,8 @@ def measure_groups(
         return judge.sqnr_db() if metric is None else measured(metric, board.gm, what)
 
     in_float = math.inf if metric is None else value(board.groups, "the model with all groups in float")
-    for group in track(board.groups, "Sensitivity", progress):
+    for index, group in enumerate(board.groups):
+        before_each(index)
         others = [other for other in board.groups if other is not group]
         alone = f"the model with {group.path!r} alone " + ("quantized" if mode == "one_quantized" else "in float")
         values[group] = value(others if mode == "one_quantized" else [group], alone)

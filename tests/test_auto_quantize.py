@@ -1,0 +1,300 @@
+"""fxq.auto_quantize: as little in float as keeps the metric, measured on the converted model; and bad input."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.small import images, snapshot
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxq
+
+# Four bits a weight, one scale a layer: what each layer costs shows.
+RECIPE = fxq.recipe("tensorrt").replace(default=fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=None)))
+BATCHES = [images(8, seed=5), images(8, seed=6)]
+EVALUATED = images(64, seed=7)
+
+
+class Net(nn.Module):
+    """Five layers; the weights of two hold one outlier, which leaves next to no steps to the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv3(self.conv2(self.conv1(x).relu()).relu()).relu().mean((2, 3))
+        return self.fc2(self.fc1(x).relu())
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    net = Net().eval()
+    with torch.no_grad():
+        net.conv2.weight[0, 0], net.fc1.weight[0, 0] = 6.0, 6.0
+        net.conv2.bias[0], net.fc1.bias[0] = -9.0, -9.0  # behind the relu nothing is left of it
+    return net
+
+
+def closeness(model: nn.Module) -> Callable[[Any], float]:
+    """A metric in dB: SQNR on other data, 60 at most."""
+    with torch.no_grad():
+        expected = model(EVALUATED)
+
+    def metric(gm: Any) -> float:
+        noise = (gm(EVALUATED) - expected).square().sum()
+        return min(60.0, float(10 * torch.log10(expected.square().sum() / noise)))
+
+    return metric
+
+
+@torch.no_grad()
+def slow_smallest(model: nn.Module, metric: Callable[[Any], float], least: float) -> int:
+    """Return the fewest layers in float with which a converted model reaches ``least``: all subsets, prepared anew."""
+    layers = ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    for count in range(len(layers) + 1):
+        for chosen in itertools.combinations(layers, count):
+            gm = fxq.quantize(model, BATCHES, RECIPE.with_rules(*((path, None) for path in chosen)), min_sqnr_db=-99)
+            if metric(gm) >= least:
+                return count
+    raise AssertionError("not even float reaches it")
+
+
+@pytest.mark.parametrize("max_drop", [40, 30, 24])
+def test_as_few_as_a_search_through_all_subsets(model: nn.Module, max_drop: float) -> None:
+    metric = closeness(model)
+    found = fxq.auto_quantize(model, BATCHES, metric, max_drop, RECIPE)
+    assert found.is_reached
+    assert found.quantized_value < 60 - max_drop
+    assert len(found.in_float) == slow_smallest(model, metric, 60 - max_drop)
+    with torch.no_grad():
+        assert metric(found.converted) == found.value >= found.float_value - max_drop
+    assert found.groups == 5
+    assert found.notes == ()
+
+
+def test_the_recipe_as_text_gives_the_same_model(model: nn.Module) -> None:
+    metric = closeness(model)
+    found = fxq.auto_quantize(model, BATCHES, metric, 45, RECIPE)
+    assert found.in_float
+    assert [rule.match for rule in found.recipe.rules] == [path for paths in found.in_float for path in paths]
+    again = fxq.quantize(model, BATCHES, fxq.Recipe.from_toml(found.recipe.to_toml()))
+    with torch.no_grad():
+        assert metric(again) == found.value
+
+
+def test_nothing_is_left_in_float_where_nothing_needs_it(model: nn.Module) -> None:
+    before = snapshot(model)
+    found = fxq.auto_quantize(model, BATCHES, closeness(model), 59, RECIPE)
+    assert found.in_float == ()
+    assert [attempt.is_converted for attempt in found.attempts] == [True]
+    assert found.int8_share == 1
+    assert snapshot(model) == before
+
+
+def test_what_is_not_needed_goes_back_to_integers(model: nn.Module) -> None:
+    metric, least = closeness(model), 60 - 24
+    found = fxq.auto_quantize(model, BATCHES, metric, 24, RECIPE)
+    for paths in found.in_float:  # each is needed
+        rest = [path for other in found.in_float if other != paths for path in other]
+        gm = fxq.quantize(model, BATCHES, RECIPE.with_rules(*((path, None) for path in rest)), min_sqnr_db=-99)
+        with torch.no_grad():
+            assert metric(gm) < least
+    tried = [attempt.groups for attempt in found.attempts]
+    assert tried[:3] == [0, 1, 2]  # all quantized, then doubling
+
+
+def test_the_share_of_multiplications_is_counted(model: nn.Module) -> None:
+    found = fxq.auto_quantize(model, BATCHES, closeness(model), 45, RECIPE)
+    by_hand = {"conv1": 36 * 72, "conv2": 36 * 64, "conv3": 36 * 64, "fc1": 8 * 16, "fc2": 16 * 10}
+    left = sum(by_hand[path] for (path,) in found.in_float)
+    assert found.int8_share == pytest.approx(1 - left / sum(by_hand.values()))
+
+
+@pytest.mark.parametrize("max_float", [1, 0.2])
+def test_no_more_than_allowed_is_left_in_float(model: nn.Module, max_float: float) -> None:
+    found = fxq.auto_quantize(model, BATCHES, closeness(model), 30, RECIPE, max_float=max_float)
+    assert len(found.in_float) == 1
+    assert not found.is_reached
+    assert found.value > found.quantized_value
+    assert "max_float allows 1 of 5 groups in float, which does not keep the metric" in found.notes[0]
+    assert "NOT reached" in found.table()
+
+
+def test_nothing_may_be_left_in_float(model: nn.Module) -> None:
+    found = fxq.auto_quantize(model, BATCHES, closeness(model), 30, RECIPE, max_float=0)
+    assert found.in_float == ()
+    assert found.notes == ("there is nothing to leave in float (max_float allows none)",)
+
+
+def interrupting(metric: Callable[[Any], float], at: int) -> Callable[[Any], float]:
+    count = itertools.count(1)
+
+    def interrupted(gm: Any) -> float:
+        if next(count) == at:
+            raise KeyboardInterrupt
+        return metric(gm)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("at", range(3, 7))
+def test_an_interrupt_at_any_point_leaves_a_usable_model(model: nn.Module, at: int) -> None:
+    metric = closeness(model)
+    found = fxq.auto_quantize(model, BATCHES, interrupting(metric, at), 30, RECIPE)
+    assert found.notes[-1].startswith("interrupted: this is the best converted model by then")
+    with torch.no_grad():
+        assert metric(found.converted) == found.value
+    assert "NOT reached" in found.table()
+
+
+def test_an_interrupt_names_what_was_found_but_not_converted(model: nn.Module) -> None:
+    metric = closeness(model)
+    whole = fxq.auto_quantize(model, BATCHES, metric, 30, RECIPE)
+    found = fxq.auto_quantize(model, BATCHES, interrupting(metric, len(whole.attempts) + 1), 30, RECIPE)
+    assert "with these in float the metric was kept: " in found.notes[-1]
+    assert set(found.notes[-1].rpartition(": ")[2].split(", ")) == {path for one in whole.in_float for path in one}
+
+
+def test_an_interrupt_before_there_is_a_model_is_one(model: nn.Module) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fxq.auto_quantize(model, BATCHES, interrupting(closeness(model), 2), 40, RECIPE)
+
+
+def test_a_budget_ends_the_search_with_what_is_known(model: nn.Module) -> None:
+    metric = closeness(model)
+
+    def slow(gm: Any) -> float:
+        time.sleep(0.3)
+        return metric(gm)
+
+    found = fxq.auto_quantize(model, BATCHES, slow, 30, RECIPE, budget_s=0.1)
+    assert found.in_float == ()
+    assert found.value == found.quantized_value
+    assert found.notes == ("the budget of 0.1 s ended the search: nothing kept the metric by then",)
+    assert len(found.attempts) == 1
+
+
+def test_a_budget_in_the_middle_converts_what_was_found(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = closeness(model)
+    clock, count = [0.0], itertools.count()
+
+    def ticking(gm: Any) -> float:
+        clock[0] += 1  # a second for each metric
+        next(count)
+        return metric(gm)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    whole = fxq.auto_quantize(model, BATCHES, ticking, 30, RECIPE)
+    clock[0] = 0.0
+    kept = next(index for index, one in enumerate(whole.attempts) if one.value >= 30 and not one.is_converted)
+    # The first conversion took two seconds by this clock, so 2.5 are kept for the last.
+    found = fxq.auto_quantize(model, BATCHES, ticking, 30, RECIPE, budget_s=whole.attempts[kept].seconds + 2.4)
+    assert (
+        found.notes[0]
+        == f"the budget of {whole.attempts[kept].seconds + 2.4:g} s ended the search: fewer groups in float might do"
+    )
+    assert found.is_reached
+    assert len(found.in_float) == whole.attempts[kept].groups
+
+
+def test_a_converted_model_that_falls_short_gets_more_in_float(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = closeness(model)
+    expected = fxq.auto_quantize(model, BATCHES, metric, 40, RECIPE)
+
+    def worse_when_converted(gm: Any) -> float:
+        is_converted = hasattr(gm, "graph") and any("dequantize" in node.name for node in gm.graph.nodes)
+        return metric(gm) - (2.5 if is_converted else 0)
+
+    found = fxq.auto_quantize(model, BATCHES, worse_when_converted, 60 - expected.value + 0.5, RECIPE)
+    assert found.is_reached
+    assert len(found.in_float) > len(expected.in_float)
+
+
+def of_the_model_alone(model: nn.Module) -> Callable[[Any], float]:
+    return lambda gm: float(model(EVALUATED).abs().mean())
+
+
+def random(model: nn.Module) -> Callable[[Any], float]:
+    values = itertools.count()
+    return lambda gm: -float(next(values))
+
+
+def failing(error: BaseException) -> Callable[[nn.Module], Callable[[Any], float]]:
+    def make(model: nn.Module) -> Callable[[Any], float]:
+        def metric(gm: Any) -> float:
+            if gm is model:
+                return 1.0
+            raise error
+
+        return metric
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "match"),
+    [
+        (of_the_model_alone, {}, fxq.MetricError, "does not depend on the model that it is given"),
+        (random, {"max_drop": 0.5}, fxq.MetricError, "its own scatter.*seed what is random"),
+        (lambda m: lambda gm: math.nan, {}, fxq.MetricError, "returned nan for the float model"),
+        (lambda m: lambda gm: math.inf, {}, fxq.MetricError, "is inf for the float model"),
+        (lambda m: lambda gm: gm(EVALUATED), {}, fxq.MetricError, "for the float model: it must return one number"),
+        (
+            failing(ValueError("no labels")),
+            {},
+            fxq.MetricError,
+            "raised ValueError on the converted model with 0 gro.*no l",
+        ),
+        (lambda m: 0.9, {}, fxq.MetricError, "metric is a function of a model"),
+        (closeness, {"max_drop": -0.1}, fxq.InputError, "less than no drop not even the float model reaches"),
+        (closeness, {"max_drop": math.nan}, fxq.InputError, "max_drop is how much lower.*got nan"),
+        (closeness, {"max_drop": "1"}, fxq.InputError, "max_drop is how much lower.*got '1'"),
+        (closeness, {"max_float": 1.5}, fxq.InputError, "max_float is a count of groups, or as a float .*got 1.5"),
+        (closeness, {"max_float": True}, fxq.InputError, "max_float is a count of groups, .*got True"),
+        (closeness, {"budget_s": 0}, fxq.InputError, "budget_s is a number of seconds above 0, got 0"),
+        (closeness, {"batches": []}, fxq.CalibrationError, "there was no batch"),
+        (closeness, {"batches": [torch.zeros(2, 3, 8, 8)]}, fxq.FxqError, "expected input.*to have 1 channels"),
+    ],
+    ids=[
+        *("independent", "random", "nan", "inf", "many", "raises", "no-function", "negative-drop", "nan-drop"),
+        *("text-drop", "share-above-1", "bool-share", "no-budget", "no-batch", "misfit"),
+    ],
+)
+def test_bad_input_is_refused(
+    model: nn.Module, make: Any, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    arguments = {"batches": BATCHES, "max_drop": 30, "recipe": RECIPE, **options}
+    with pytest.raises(error, match=match):
+        fxq.auto_quantize(model, metric=make(model), **arguments)
+
+
+def test_a_metric_that_is_equal_by_chance_is_none_that_ignores_the_model(model: nn.Module) -> None:
+    with torch.no_grad():
+        labels = model(EVALUATED).argmax(1)
+    found = fxq.auto_quantize(
+        model, BATCHES, lambda gm: float((gm(EVALUATED).argmax(1) == labels).float().mean()), recipe="tensorrt"
+    )
+    assert found.is_reached
+
+
+def test_few_samples_are_said_and_batches_may_differ_in_shape(model: nn.Module) -> None:
+    found = fxq.auto_quantize(model, iter([images(2), F.pad(images(1), (1, 1, 1, 1))]), closeness(model), 45, RECIPE)
+    assert "groups were ranked on 3 samples, which says little" in found.notes
+
+
+def test_a_model_with_nothing_to_quantize_comes_back_in_float() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.ReLU()).eval()
+    with pytest.warns(UserWarning, match="nothing was quantized"):
+        found = fxq.auto_quantize(model, BATCHES, lambda gm: float(gm(EVALUATED).mean()))
+    assert found.is_reached
+    assert (found.groups, found.int8_share) == (0, 0)
