@@ -37,7 +37,7 @@ def prepared_again(model: nn.Module, recipe: str, paths: list[str], batches: lis
         return torch.cat([gm(batch) for batch in batches])
 
 
-@pytest.mark.parametrize("recipe", ["tensorrt", "openvino"])
+@pytest.mark.parametrize("recipe", ["tensorrt", "openvino", "onnxruntime"])
 @pytest.mark.parametrize("mode", ["one_quantized", "one_float"])
 def test_values_are_those_of_models_prepared_again(recipe: str, mode: Any) -> None:
     model = residual()

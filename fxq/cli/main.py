@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 import fxq
-from fxq.cli import options
+from fxq.cli import layer_commands, options
 from fxq.cli.console import CommandGroup, print_plain
+from fxq.cli.image_options import refuse_image_options
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -117,7 +118,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
         )
     data = None if calib_data is None else DataSource(calib_data, batch_size, num_samples, images, skip_bad_images)
     if data is not None and data.is_arrays:
-        _refuse_image_options(context, data.path)
+        refuse_image_options(context, data.path)
     job = QuantizeJob(
         model=ModelSource(model, weights, num_classes, random_weights),
         data=data,
@@ -130,15 +131,6 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
         min_sqnr_db=min_sqnr_db,
     )
     run_quantize(job)
-
-
-def _refuse_image_options(context: typer.Context, path: Path) -> None:
-    """Refuse what would be ignored: arrays are not resized, and no file of theirs is skipped."""
-    for name in ("image_size", "resize", "skip_bad_images"):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"it is for images in files, and {path} holds arrays", param_hint=option)
 
 
 @app.command(epilog=options.EXPLAIN_EXAMPLES)
@@ -163,6 +155,10 @@ def explain(  # noqa: PLR0913 - typer makes an option of each argument
     choice = RecipeChoice(recipe, None, None, tuple(leave_in_float or ()), tuple(leaf or ()), untraceable)  # type: ignore[arg-type]  # parsed
     inputs = tuple(input_shape or ())
     run_explain(ModelSource(model, None, num_classes), choice, inputs, as_json)  # type: ignore[arg-type]  # parsed
+
+
+app.command(epilog=layer_commands.COMPARE_EXAMPLES)(layer_commands.compare)
+app.command(epilog=layer_commands.SENSITIVITY_EXAMPLES)(layer_commands.sensitivity)
 
 
 @app.command(epilog="[dim]Example:[/] fxq passes plan_ops")

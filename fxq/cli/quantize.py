@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Enough to tell a good result from a bad one, and quick on any model.
-_JUDGED_SAMPLES = 8
+JUDGED_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def run_quantize(job: QuantizeJob) -> None:
         logger.warning("%s has random weights, so its accuracy and ranges mean nothing", job.model.spec)
     batches = None if job.data is None else calibration_batches(job.data, model, job.example.dtypes(model))
     inputs = _inputs(job, model, batches)
-    judged = tuple(value[:_JUDGED_SAMPLES] if isinstance(value, Tensor) else value for value in inputs)
-    _check_runs(model, judged, job.data)
+    judged = tuple(value[:JUDGED_SAMPLES] if isinstance(value, Tensor) else value for value in inputs)
+    check_runs(model, judged, job.data)
     job.form.check(model, judged)
     logger.info("%s: placing quantizers for %s", type(model).__name__, recipe.name)
     one = tuple(value[:1] if isinstance(value, Tensor) else value for value in judged)
@@ -142,7 +142,7 @@ def _inputs(job: QuantizeJob, model: nn.Module, batches: Batches | None) -> tupl
     return inputs
 
 
-def _check_runs(model: nn.Module, inputs: tuple[Any, ...], data: DataSource | None) -> None:
+def check_runs(model: nn.Module, inputs: tuple[Any, ...], data: DataSource | None) -> None:
     """Raise a ModelError if the float model cannot take the first samples."""
     origin = "an input of --input-shape" if data is None else str(data.path)
     try:

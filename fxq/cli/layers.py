@@ -1,0 +1,111 @@
+"""``fxq compare`` and ``fxq sensitivity``: which layers of a quantized model are far from the float one."""
+
+import dataclasses
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxq.calibration import calibrate, needs_data
+from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
+from fxq.cli.console import is_quiet, print_plain, print_result
+from fxq.cli.example_inputs import ExampleSource
+from fxq.cli.models import ModelSource, check_trained, load_model
+from fxq.cli.quantize import JUDGED_SAMPLES, check_runs
+from fxq.cli.recipes import RecipeChoice
+from fxq.comparison import compare
+from fxq.comparison_report import Comparison
+from fxq.errors import ModelError
+from fxq.sensitivity import Mode, sensitivity
+from fxq.sensitivity_report import Sensitivity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LayersJob:
+    """A model, what to run it on, and what to write.
+
+    ``plot``: a picture, None for none. ``as_json``: print plain data, infinite decibels as the text "inf".
+    """
+
+    model: ModelSource
+    data: DataSource
+    example: ExampleSource
+    recipe: RecipeChoice
+    plot: Path | None = None
+    as_json: bool = False
+
+
+def run_compare(job: LayersJob) -> None:
+    """Print how far each layer is from the float model.
+
+    Raises:
+        FxqError: something that was named does not exist, does not fit, or cannot be quantized or written.
+    """
+    model, prepared, batches = _calibrated(job)
+    _show(job, compare(model, prepared, batches, progress=not is_quiet()))
+
+
+def run_sensitivity(job: LayersJob, mode: str) -> None:
+    """Print what each group of operations costs; errors as of :func:`run_compare`."""
+    (chosen,) = [known for known in get_args(Mode) if known == mode]
+    _, prepared, batches = _calibrated(job)
+    _show(job, sensitivity(prepared, batches, mode=chosen, progress=not is_quiet()))
+
+
+def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches]:
+    _check_plot(job.plot)
+    check_trained(job.model)
+    recipe = job.recipe.resolve()
+    model = load_model(job.model)
+    if job.model.has_random_weights:
+        logger.warning("%s has random weights, so its errors mean nothing", job.model.spec)
+    batches = calibration_batches(job.data, model, job.example.dtypes(model))
+    first = next(iter(batches))
+    inputs = first if isinstance(first, tuple) else (first,)
+    job.example.check(inputs, model, str(job.data.path))
+    judged = tuple(value[:JUDGED_SAMPLES] if isinstance(value, Tensor) else value for value in inputs)
+    check_runs(model, judged, job.data)
+    logger.info("%s: placing quantizers for %s", type(model).__name__, recipe.name)
+    one = tuple(value[:1] if isinstance(value, Tensor) else value for value in judged)
+    prepared = job.recipe.prepare(model, one)
+    if needs_data(prepared):
+        logger.info("calibrating on %d batches", len(batches))
+        calibrate(prepared, batches, progress=not is_quiet())
+    return model, prepared, batches
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Refuse, before long work, a picture that could not be written."""
+    if plot is not None and not plot.suffix:
+        raise ModelError(f"--plot {plot}: the suffix says the format, such as layers.png, .svg or .pdf")
+    if plot is not None and not plot.parent.is_dir():
+        raise ModelError(f"--plot {plot}: there is no folder {plot.parent}")
+
+
+def _show(job: LayersJob, report: Comparison | Sensitivity) -> None:
+    if job.as_json:
+        print_plain(json.dumps(_plain(dataclasses.asdict(report)), indent=2))
+    else:
+        print_result(report)
+    if job.plot is not None:
+        try:
+            report.plot(job.plot)
+        except (OSError, ValueError) as error:  # of a suffix that matplotlib does not know
+            raise ModelError(f"cannot write --plot {job.plot}: {error}") from error
+        logger.info("wrote %s", job.plot)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: it has no infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
