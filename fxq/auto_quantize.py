@@ -70,7 +70,7 @@ def auto_quantize(  # noqa: PLR0913 - a model, data, and what is asked of the re
     _check_numbers(max_drop, max_float, budget_s)
     chosen = find_recipe(recipe)
     if accuracy is not None:
-        chosen = chosen.with_accuracy(accuracy)  # type: ignore[attr-defined]
+        chosen = chosen.with_accuracy(accuracy)
     data = as_kept_data(batches, forward, progress=False)
     if example_inputs is None and data.forward is None:
         example_inputs = first_inputs(as_module(model), data.batches)[0]

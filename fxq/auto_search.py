@@ -13,11 +13,11 @@ from fxq.api import convert, prepare
 from fxq.auto_report import Attempt, AutoQuantized
 from fxq.batches import ExampleInputs, Inputs
 from fxq.calibration import calibrate, needs_data
-from fxq.conversion import copy_graph
 from fxq.data import Data
 from fxq.errors import MetricError
 from fxq.given_model import as_module
 from fxq.graph.groups import Group, find_groups
+from fxq.graph.modules import copy_graph
 from fxq.graph.multiplications import count_multiplications
 from fxq.graph.switchboard import Switchboard
 from fxq.metric import Metric, measured

@@ -15,7 +15,6 @@ from fxq.compare.figures import Figures, Sums
 from fxq.compare.lockstep import Lockstep
 from fxq.compare.outputs import Named, named_leaves
 from fxq.comparison_report import Comparison, LayerComparison
-from fxq.conversion import copy_graph
 from fxq.data import Data
 from fxq.errors import FxqError, InputError, StageError
 from fxq.float_reference import run_in_float
@@ -25,6 +24,7 @@ from fxq.graph.float_model import in_float
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import rule_path
 from fxq.graph.memory import writes_in_place
+from fxq.graph.modules import copy_graph
 from fxq.graph.observers import check_calibrated
 from fxq.graph.stored import fit_weights
 from fxq.graph.streams import function_of

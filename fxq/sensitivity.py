@@ -14,11 +14,11 @@ from fxq.batches import Forward, Inputs, call, first_inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.compare.figures import Sums
 from fxq.compare.outputs import Named, named_leaves
-from fxq.conversion import copy_graph
 from fxq.data import Data
 from fxq.errors import InputError, MetricError, StageError
 from fxq.given_model import as_module
 from fxq.graph.groups import Group
+from fxq.graph.modules import copy_graph
 from fxq.graph.multiplications import count_multiplications
 from fxq.graph.observers import check_calibrated
 from fxq.graph.stored import fit_weights

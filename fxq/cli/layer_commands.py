@@ -136,7 +136,7 @@ def _job(given: dict[str, Any]) -> "LayersJob":
         model=ModelSource(given["model"], given["weights"], given["num_classes"], given["random_weights"]),
         data=data,
         example=ExampleSource(tuple(given["input_shape"] or ()), images),
-        recipe=RecipeChoice(given["recipe"], given["calibrator"], in_float, leaf),
+        recipe=RecipeChoice(given["recipe"], given["calibrator"], None, in_float, leaf),
         plot=given["plot"],
         as_json=given["as_json"],
     )

@@ -92,13 +92,16 @@ def _covariances(layer: Any, values: list[Tensor]) -> _Covariances:
 
 
 def _covariance(matrix: LayerMatrix, values: list[Tensor], count: int, first_seed: int) -> tuple[Tensor, Tensor]:
-    products, sums, positions = 0.0, 0.0, 0
+    groups, inputs = matrix.groups * _pieces(matrix), matrix.layer.weight[0].numel() // _pieces(matrix)
+    weight, positions = matrix.layer.weight, 0
+    products = weight.new_zeros(groups, inputs, inputs, dtype=torch.float32)
+    sums = weight.new_zeros(groups, inputs, dtype=torch.float32)
     for seed in range(first_seed, first_seed + -(-count // _CHUNK)):
         sampled = matrix.sample(values, _CHUNK, seed).float()
-        inputs = sampled.reshape(len(sampled), matrix.groups * _pieces(matrix), -1).transpose(0, 1)
-        products = products + inputs.mT @ inputs
-        sums = sums + inputs.sum(1)
-        positions += inputs.shape[1]
+        read = sampled.reshape(len(sampled), groups, inputs).transpose(0, 1)  # (groups, positions, inputs)
+        products += read.mT @ read
+        sums += read.sum(1)
+        positions += read.shape[1]
     mean = sums / positions
     return products / positions - mean.unsqueeze(2) * mean.unsqueeze(1), mean
 
@@ -115,13 +118,15 @@ def _pieces(matrix: LayerMatrix) -> int:
 def _taken_apart(matrix: LayerMatrix, weight: Tensor) -> Tensor:
     """Return (groups * pieces, outputs, inputs of a piece) of a weight in the form of the matrix."""
     pieces = _pieces(matrix)
-    return weight.unflatten(2, (pieces, -1)).transpose(1, 2).flatten(0, 1)
+    groups, outputs, inputs = weight.shape
+    return weight.reshape(groups, outputs, pieces, inputs // pieces).transpose(1, 2).flatten(0, 1)
 
 
 def _put_together(matrix: LayerMatrix, weight: Tensor) -> Tensor:
     """The reverse of :func:`_taken_apart`, in the layer's shape."""
-    whole = weight.unflatten(0, (matrix.groups, -1)).transpose(1, 2).flatten(2)
-    return whole.reshape(matrix.layer.weight.shape)
+    apart = weight.reshape(matrix.groups, -1, *weight.shape[1:])  # (groups, pieces, outputs, inputs of a piece)
+    whole: Tensor = apart.transpose(1, 2).reshape(matrix.layer.weight.shape)
+    return whole
 
 
 def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
@@ -134,9 +139,8 @@ def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
         )
     )  # fmt: skip
     qparams = layer.weight_quantizer.qparams()
-    try:
-        rounded = round_for_inputs(weight, seen.learned, Grid(scale, zero_point, qparams.lo, qparams.hi))
-    except torch.linalg.LinAlgError:
+    rounded = round_for_inputs(weight, seen.learned, Grid(scale, zero_point, qparams.lo, qparams.hi))
+    if rounded is None:
         rw.skip(node, "rounded to nearest: the covariance of its inputs has no inverse")
         return
     before, after = error(weight, nearest, seen.judging), error(weight, rounded, seen.judging)
@@ -147,9 +151,10 @@ def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
         return
     why = f"rounded for its inputs: {float(kept / before.sum()):.2f} of the error of rounding to nearest"
     shift = ((nearest - rounded) @ seen.mean.unsqueeze(2)).squeeze(2)  # (groups * pieces, outputs)
-    shift_c = shift.unflatten(0, (matrix.groups, -1)).sum(1).flatten().to(layer.weight.dtype)  # c: output channels
+    shift_c = shift.reshape(matrix.groups, -1, shift.shape[1]).sum(1).flatten()  # c: output channels
     value = _put_together(matrix, rounded).to(layer.weight.dtype)
     rw.set_weight(str(node.target), value, why, keep_range=True)
+    shift_c = shift_c.to(layer.weight.dtype)
     bias_c = shift_c if layer.bias is None else layer.bias.detach() + shift_c
     rw.set_bias(str(node.target), bias_c, "leaves the mean output as it was")
 

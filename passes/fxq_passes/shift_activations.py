@@ -10,6 +10,7 @@ The method is ours, measured in the issue of the accuracy passes; a runtime with
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Node
@@ -90,7 +91,7 @@ def _rectifier_before(rw: Rewriter, node: Node) -> Node | None:
     return source if isinstance(module, nn.ReLU) or is_clip_at_zero(module) else None
 
 
-def _why_not(  # noqa: PLR0913 - the parts of one place
+def _why_not(
     rw: Rewriter, usable: UsableLayers, producer: Node, rectifier: Node, quantizer: Node, readers: list[Node]
 ) -> str | None:
     step = rectifier
@@ -122,16 +123,18 @@ def _pads(rw: Rewriter, node: Node) -> bool:
 def _is_padded(rw: Rewriter, node: Node) -> bool:
     if node.op != "call_module":
         return True
-    padding = rw.module(node).padding
-    return any(padding) if isinstance(padding, tuple) else padding != 0
+    padding: Any = rw.module(node).padding
+    return any(padding) if isinstance(padding, tuple) else bool(padding)
 
 
 def _take_back(rw: Rewriter, node: Node, shift: float, why: str) -> None:
     """Add the constant to the bias of a layer behind; in the quantized model, that of its quantized weight."""
-    layer, path = rw.module(node), str(node.target)
+    layer: Any = rw.module(node)
+    path = str(node.target)
     _add_to_bias(rw, node, shift * _sums(layer.weight), f"its input is {why}")
-    if isinstance(layer, WeightQuantized) and layer.weight_quantizer.is_enabled:
-        rounding = shift * (_sums(layer.quantized_weight()) - _sums(layer.weight))
+    quantizer = layer.weight_quantizer if isinstance(layer, WeightQuantized) else None
+    if quantizer is not None and quantizer.is_enabled:
+        rounding = shift * (_sums(quantizer(layer.weight)) - _sums(layer.weight))
         rw.set_bias(path, layer.bias.detach() + rounding, "the shift times what rounding adds to its weights")
 
 

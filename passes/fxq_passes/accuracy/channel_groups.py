@@ -81,9 +81,7 @@ class _Finder:
             self._norm(node)
         elif word == "quantizer":
             self._quantizer(node)
-        elif word in _CARRIERS or (word in _CLIPS and is_clip_at_zero(self._rw.module(node))):
-            self._carry(node, node.all_input_nodes[0], word)
-        elif word == "pad" and _pads_space_with_zeros(node):
+        elif self._is_carrier(node, word):
             self._carry(node, node.all_input_nodes[0], word)
         elif word == "add" and _are_alike(node):
             self._add(node)
@@ -93,6 +91,11 @@ class _Finder:
             self._move(node)
         else:
             self._block_inputs(node)
+
+    def _is_carrier(self, node: Node, word: str) -> bool:
+        if word in _CLIPS:
+            return is_clip_at_zero(self._rw.module(node))
+        return word in _CARRIERS or (word == "pad" and _pads_space_with_zeros(node))
 
     def groups(self) -> list[ChannelGroup]:
         """Return what was found."""
@@ -241,9 +244,9 @@ def _pads_space_with_zeros(node: Node) -> bool:
         return False
     if node.op == "call_module":
         return isinstance(node.graph.owning_module.get_submodule(str(node.target)), nn.ZeroPad2d)  # type: ignore[union-attr]
-    mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-    value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    return mode == "constant" and value in (None, 0, 0.0)
+    mode: Any = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
+    value: Any = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+    return mode == "constant" and value in (None, 0)
 
 
 def _are_alike(node: Node) -> bool:
@@ -278,4 +281,5 @@ def _transposed_axis(node: Node, shape: tuple[int, ...], axis: int) -> int | Non
     function = getattr(probe, str(node.target)) if node.op == "call_method" else node.target
     args = node.args[1:] if node.op == "call_method" else (probe, *node.args[1:])
     moved = function(*args, **node.kwargs)  # type: ignore[operator]
-    return moved.stride().index(strides[axis])
+    strides_now: tuple[int, ...] = moved.stride()
+    return strides_now.index(strides[axis])

@@ -44,8 +44,8 @@ class Grid:
         return Grid(self.scale[..., index], self.zero_point[..., index], self.lo, self.hi)
 
 
-def round_for_inputs(weight: Tensor, covariance: Tensor, grid: Grid) -> Tensor:
-    """Return ``weight`` on its grid, rounded for inputs of this covariance.
+def round_for_inputs(weight: Tensor, covariance: Tensor, grid: Grid) -> Tensor | None:
+    """Return ``weight`` on its grid, rounded for inputs of this covariance; None where that has no inverse.
 
     Args:
         weight: (groups, outputs, inputs).
@@ -56,8 +56,8 @@ def round_for_inputs(weight: Tensor, covariance: Tensor, grid: Grid) -> Tensor:
     order = damped.diagonal(dim1=1, dim2=2).mean(0).argsort(descending=True)
     back = order.argsort()
     sorted_grid = grid.columns(order)
-    rounded = _sweep(weight[..., order], damped[:, order][:, :, order], sorted_grid)[..., back]
-    return _move_codes(weight, rounded, damped, grid)
+    rounded = _sweep(weight[..., order], damped[:, order][:, :, order], sorted_grid)
+    return None if rounded is None else _move_codes(weight, rounded[..., back], damped, grid)
 
 
 def error(weight: Tensor, rounded: Tensor, covariance: Tensor) -> Tensor:
@@ -71,9 +71,11 @@ def _mean_variance(covariance: Tensor) -> Tensor:
     return variance.clamp(min=torch.finfo(variance.dtype).tiny).reshape(-1, 1, 1)
 
 
-def _sweep(weight: Tensor, covariance: Tensor, grid: Grid) -> Tensor:
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+def _sweep(weight: Tensor, covariance: Tensor, grid: Grid) -> Tensor | None:
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    upper, failed_again = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if bool(failed.any()) or bool(failed_again.any()):
+        return None
     free, rounded = weight.clone(), torch.empty_like(weight)
     inputs = weight.shape[-1]
     for start in range(0, inputs, _BLOCK):
