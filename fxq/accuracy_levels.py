@@ -11,8 +11,8 @@ from fxq.targets import Target
 LEVELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "plain": (),
-        "fast": ("equalize_channels", "shift_activations", "correct_bias"),
-        "best": ("equalize_channels", "shift_activations", "round_weights", "correct_bias"),
+        "fast": ("equalize_channels", "shift_activations", "refine_ranges", "correct_bias"),
+        "best": ("equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias"),
     }
 )
 _OF_ANY_LEVEL = frozenset(name for names in LEVELS.values() for name in names)

@@ -61,7 +61,8 @@ from fxq.quant import (
     tensor_quant,
 )
 from fxq.quant.registry import register_fit
-from fxq.recipe import PassSpec, Recipe, recipe
+from fxq.recipe import Recipe, recipe
+from fxq.recipe_parts import PassSpec
 from fxq.registry import (
     find_lowering,
     get_target,

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,24 +20,12 @@ from fxq.passbase import Pass
 from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, calibrator_names
 from fxq.quant.qconfig import QConfig, Rule
 from fxq.quant.registry import is_fit
-from fxq.registry import create_pass, get_target, is_registered, registered_targets, target_from_file
+from fxq.recipe_parts import PassSpec, as_pass_spec, as_rule, as_tuple, spec_from_dict, tables
+from fxq.registry import get_target, is_registered, registered_targets, target_from_file
 from fxq.rule_text import config_from_dict, rule_from_dict, rule_to_dict
 from fxq.stage import Stage
 from fxq.targets import TARGETS, Target
 from fxq.toml_text import parse_toml, read_text
-
-
-@dataclass(frozen=True)
-class PassSpec:
-    """A pass by name, with options as (name, value) pairs."""
-
-    name: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def create(self) -> Pass:
-        """Return the pass; RecipeError if it, or one of its options, does not exist."""
-        return create_pass(self.name, dict(self.options))
-
 
 DEFAULT_PASSES = tuple(
     PassSpec(name)
@@ -102,13 +90,13 @@ class Recipe:
             raise RecipeError(f"default must be a fxq.QConfig, got {self.default!r}")
         if isinstance(self.min_sqnr_db, bool) or not isinstance(self.min_sqnr_db, int | float):
             raise RecipeError(f"min_sqnr_db must be a number of dB, got {self.min_sqnr_db!r}")
-        leaf_modules = _as_tuple(self.leaf_modules, "leaf_modules", "globs")
+        leaf_modules = as_tuple(self.leaf_modules, "leaf_modules", "globs")
         for glob in leaf_modules:
             if not isinstance(glob, str):
                 raise RecipeError(f"leaf_modules must be a tuple of globs, which are texts, got {glob!r} in it")
         object.__setattr__(self, "leaf_modules", leaf_modules)
-        object.__setattr__(self, "rules", tuple(map(_as_rule, _as_tuple(self.rules, "rules", "rules"))))
-        object.__setattr__(self, "passes", tuple(map(_as_pass_spec, _as_tuple(self.passes, "passes", "names"))))
+        object.__setattr__(self, "rules", tuple(map(as_rule, as_tuple(self.rules, "rules", "rules"))))
+        object.__setattr__(self, "passes", tuple(map(as_pass_spec, as_tuple(self.passes, "passes", "names"))))
 
     @property
     def resolved_target(self) -> Target:
@@ -234,9 +222,9 @@ class Recipe:
         if "default" in fields:
             values["default"] = config_from_dict(fields["default"], "default")
         if "rules" in fields:
-            values["rules"] = tuple(rule_from_dict(rule, where) for rule, where in _tables(fields, "rules"))
+            values["rules"] = tuple(rule_from_dict(rule, where) for rule, where in tables(fields, "rules"))
         if "passes" in fields:
-            values["passes"] = tuple(_spec_from_dict(spec, where) for spec, where in _tables(fields, "passes"))
+            values["passes"] = tuple(spec_from_dict(spec, where) for spec, where in tables(fields, "passes"))
         return cls(**values)
 
     def _index_of(self, name: str) -> int:
@@ -280,50 +268,6 @@ def _read_recipe(path: Path) -> Recipe:
 
 def _runs_before(found: Pass, new: Pass) -> bool:
     return found.stage < new.stage or (found.stage == new.stage and (new.closes_stage or not found.closes_stage))
-
-
-def _as_tuple(given: Any, name: str, of: str) -> tuple[Any, ...]:
-    if isinstance(given, str):
-        raise RecipeError(f"{name} must be a tuple of {of}, got the string {given!r}")
-    if not isinstance(given, Iterable) or isinstance(given, Mapping):
-        raise RecipeError(f"{name} must be a tuple of {of}, got {given!r}")
-    return tuple(given)
-
-
-def _as_rule(rule: Any) -> Rule:
-    if isinstance(rule, Rule):
-        return rule
-    if isinstance(rule, tuple | list) and len(rule) == 2:
-        return Rule(*rule)
-    raise RecipeError(f"a rule is a fxq.Rule or a (match, config) pair, got {rule!r}")
-
-
-def _as_pass_spec(spec: Any) -> PassSpec:
-    if isinstance(spec, PassSpec):
-        return spec
-    if isinstance(spec, str):
-        return PassSpec(spec)
-    raise RecipeError(f"a pass of a recipe is named, as a text or a fxq.PassSpec(name, options), got {spec!r}")
-
-
-def _tables(fields: Mapping[str, Any], name: str) -> list[tuple[dict[str, Any], str]]:
-    """Return the tables under ``name``, each with what to call it."""
-    tables = fields[name]
-    if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
-        raise RecipeError(f"{name!r} in a recipe is a list of tables ([[{name}]]), got {tables!r}")
-    return [(table, f"{name}[{index}]") for index, table in enumerate(tables)]
-
-
-def _spec_from_dict(fields: Mapping[str, Any], where: str) -> PassSpec:
-    unknown = sorted(set(fields) - {"name", "options"})
-    if unknown or "name" not in fields:
-        raise RecipeError(f"{where}: a pass has a 'name' and 'options', got {dict(fields)}")
-    options = fields.get("options", {})
-    if not isinstance(fields["name"], str) or not isinstance(options, dict):
-        raise RecipeError(f"{where}: a pass has a name (text) and options (a table), got {dict(fields)}")
-    # Lists become tuples, as everywhere in a recipe, so that it stays hashable and equal to what was written.
-    found = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return PassSpec(fields["name"], tuple(found.items()))
 
 
 _INT4_IN_BLOCKS = QConfig(weight=QuantDescriptor(num_bits=4, axis=0, block_size=32))

@@ -14,6 +14,7 @@ from fxq_passes.lower_to_qdq import LowerToQdq
 from fxq_passes.observe_ranges import ObserveRanges
 from fxq_passes.plan_ops import PlanOps
 from fxq_passes.plan_residual_adds import PlanResidualAdds
+from fxq_passes.refine_ranges import RefineRanges
 from fxq_passes.remove_dropout import RemoveDropout
 from fxq_passes.remove_inplace import RemoveInplace
 from fxq_passes.round_weights import RoundWeights
@@ -36,6 +37,7 @@ __all__ = [
     "ObserveRanges",
     "PlanOps",
     "PlanResidualAdds",
+    "RefineRanges",
     "RemoveDropout",
     "RemoveInplace",
     "RoundWeights",
