@@ -48,6 +48,8 @@ def pass_names(names: Sequence[str], target: Target, level: str, recipe: str) ->
     if not added:
         return tuple(kept)
     if _BEHIND not in kept:
-        raise RecipeError(f"the recipe {recipe!r} has no pass {_BEHIND!r}, behind which accuracy={level!r} adds its own")
+        raise RecipeError(
+            f"the recipe {recipe!r} has no pass {_BEHIND!r}, behind which accuracy={level!r} adds its own"
+        )
     place = kept.index(_BEHIND) + 1
     return (*kept[:place], *added, *kept[place:])

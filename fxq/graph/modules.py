@@ -31,7 +31,6 @@ def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -
     return copy.deepcopy(module, copies)
 
 
-
 def copy_graph(gm: GraphModule) -> GraphModule:
     """Return a deep copy without the meta of ``gm``, which holds what fxq remembers of it."""
     meta, gm.meta = gm.meta, {}
@@ -39,6 +38,7 @@ def copy_graph(gm: GraphModule) -> GraphModule:
         return deep_copy(gm)
     finally:
         gm.meta = meta
+
 
 def graphs_in(model: nn.Module) -> Iterator[tuple[str, GraphModule]]:
     """Yield each graph module in ``model``, itself among them, with its path: islands are graphs in a graph."""

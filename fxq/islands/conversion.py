@@ -12,11 +12,11 @@ from fxq.batches import Inputs
 from fxq.compare.outputs import Named
 from fxq.compare.quality import Quality, measure
 from fxq.compare.worst_layers import LayerLoss, worst_layers
-from fxq.conversion import copy_graph
 from fxq.errors import FxqError
 from fxq.explanation import Explanation
 from fxq.float_reference import CHANGED, GRAPH, ORIGINAL, placed_like, run_all
 from fxq.graph.float_model import in_float, own_weights
+from fxq.graph.modules import copy_graph
 from fxq.islands.explanation import explain_islands
 from fxq.islands.layout import Islands, put_in_place
 from fxq.model_checks import levels_to_caller

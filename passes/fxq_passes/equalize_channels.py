@@ -141,7 +141,9 @@ def _norm_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLay
         source, readers = node.all_input_nodes[0], list(node.users)
         if node in scalable or kind(source) not in _MULTIPLIED or calls[str(node.target)] > 1:
             continue
-        if all(is_weighted(one) and isinstance(rw.module(one), nn.Linear) and not usable.why_not(one) for one in readers):
+        if all(
+            is_weighted(one) and isinstance(rw.module(one), nn.Linear) and not usable.why_not(one) for one in readers
+        ):
             found[node] = readers
     return found
 

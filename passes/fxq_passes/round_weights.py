@@ -92,7 +92,7 @@ def _covariances(layer: Any, values: list[Tensor]) -> _Covariances:
 
 
 def _covariance(matrix: LayerMatrix, values: list[Tensor], count: int, first_seed: int) -> tuple[Tensor, Tensor]:
-    products, sums, positions = 0.0, 0.0, 0
+    products, sums, positions = torch.zeros(()), torch.zeros(()), 0
     for seed in range(first_seed, first_seed + -(-count // _CHUNK)):
         sampled = matrix.sample(values, _CHUNK, seed).float()
         inputs = sampled.reshape(len(sampled), matrix.groups * _pieces(matrix), -1).transpose(0, 1)
@@ -107,19 +107,20 @@ def _pieces(matrix: LayerMatrix) -> int:
     """Return into how many pieces of whole channels the inputs of the layer are taken apart."""
     channels = matrix.layer.weight.shape[1]
     most = _WIDEST * channels // matrix.layer.weight[0].numel()
-    return next(count for count in range(1, channels + 1) if channels % count == 0 and channels // count <= max(most, 1))
+    counts = (count for count in range(1, channels + 1) if channels % count == 0)
+    return next(count for count in counts if channels // count <= max(most, 1))
 
 
 def _taken_apart(matrix: LayerMatrix, weight: Tensor) -> Tensor:
     """Return (groups * pieces, outputs, inputs of a piece) of a weight in the form of the matrix."""
-    pieces = _pieces(matrix)
-    return weight.unflatten(2, (pieces, -1)).transpose(1, 2).flatten(0, 1)
+    groups, outputs, _ = weight.shape
+    return weight.reshape(groups, outputs, _pieces(matrix), -1).transpose(1, 2).flatten(0, 1)
 
 
 def _put_together(matrix: LayerMatrix, weight: Tensor) -> Tensor:
     """The reverse of :func:`_taken_apart`, in the layer's shape."""
-    whole = weight.unflatten(0, (matrix.groups, -1)).transpose(1, 2).flatten(2)
-    return whole.reshape(matrix.layer.weight.shape)
+    by_group = weight.reshape(matrix.groups, -1, *weight.shape[1:])
+    return by_group.transpose(1, 2).reshape(matrix.layer.weight.shape)
 
 
 def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
@@ -134,7 +135,7 @@ def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
     qparams = layer.weight_quantizer.qparams()
     try:
         rounded = round_for_inputs(weight, seen.learned, Grid(scale, zero_point, qparams.lo, qparams.hi))
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # torch's own stub leaves it out
         rw.skip(node, "rounded to nearest: the covariance of its inputs has no inverse")
         return
     before, after = error(weight, nearest, seen.judging), error(weight, rounded, seen.judging)
@@ -145,7 +146,9 @@ def _round(rw: Rewriter, node: Node, seen: _Covariances) -> None:
         return
     why = f"rounded for its inputs: {float(kept / before.sum()):.2f} of the error of rounding to nearest"
     shift = ((nearest - rounded) @ seen.mean.unsqueeze(2)).squeeze(2)  # (groups * pieces, outputs)
-    shift_c = shift.unflatten(0, (matrix.groups, -1)).sum(1).flatten().to(layer.weight.dtype)  # c: output channels
+    shift_c = (
+        shift.reshape(matrix.groups, -1, shift.shape[1]).sum(1).flatten().to(layer.weight.dtype)
+    )  # c: output channels
     value = _put_together(matrix, rounded).to(layer.weight.dtype)
     rw.set_weight(str(node.target), value, why, keep_range=True)
     bias_c = shift_c if layer.bias is None else layer.bias.detach() + shift_c
