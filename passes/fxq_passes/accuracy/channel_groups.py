@@ -140,6 +140,8 @@ class _Finder:
         elif source in self.axes:
             self._tie(node, source)
             self._roles.append(("quantizers", node, node))
+            if quantizer.calibrator is None:
+                self._block(node, f"the range of {node.name!r} is given")
 
     def _carry(self, node: Node) -> None:
         source = node.all_input_nodes[0]
