@@ -16,7 +16,7 @@ class DataStage:
         data: None where the user gave none.
         weights: those of the float model by path, as ``prepare`` left them or as an equivalent rewrite made them;
             None where all passes only stream.
-        changed: paths of the parameters that passes changed.
+        changed: paths of the parameters that passes changed, and of modules that they put in.
         replaced: the modules in whose place passes put others, by path.
         inserted: names of the nodes that passes inserted.
     """

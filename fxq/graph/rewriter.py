@@ -86,6 +86,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
         module.train(before.training)
         if self._data_stage is not None:
             self._data_stage.replaced.setdefault(path, before)
+            self._data_stage.changed.append(path)
         self.gm.set_submodule(path, module)
         self._parameters = None
         for node in self._calls_by_path().get(path, [])[:1]:
@@ -187,6 +188,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
             read_instead(edge, new)
         if self._data_stage is not None:
             self._data_stage.inserted.append(new.name)
+            self._data_stage.changed.append(str(new.target))
         self._note("edit", new, why)
         return new
 

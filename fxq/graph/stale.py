@@ -1,4 +1,4 @@
-"""Stale ranges: those of activations behind a weight or bias that changed after they were fitted."""
+"""Stale ranges: those of activations behind a weight, bias or module that changed after they were fitted."""
 
 from collections.abc import Collection
 
@@ -11,12 +11,12 @@ from fxq.graph.stored import stored_input
 from fxq.nn import Quantized, TensorQuantizer
 
 
-def ranges_behind(gm: GraphModule, parameters: Collection[str]) -> dict[str, TensorQuantizer]:
-    """Return the quantizers of activations whose fitted range depends on one of ``parameters``, by path.
+def ranges_behind(gm: GraphModule, paths: Collection[str]) -> dict[str, TensorQuantizer]:
+    """Return the quantizers of activations whose fitted range depends on a parameter or module at ``paths``, by path.
 
     One walk over the graph. Left out: fixed ranges, and those that wait for data yet.
     """
-    changed, touched = set(parameters), set[Node]()
+    changed, touched = set(paths), set[Node]()
     found: dict[int, TensorQuantizer] = {}
     for node in gm.graph.nodes:
         if _reads(node, changed) or not touched.isdisjoint(node.all_input_nodes):
@@ -38,12 +38,14 @@ def fit_again(gm: GraphModule, stale: dict[str, TensorQuantizer], data: Data) ->
     fit_observed(stale, {})
 
 
-def _reads(node: Node, parameters: set[str]) -> bool:
+def _reads(node: Node, paths: set[str]) -> bool:
     if node.op == "get_attr":
-        return str(node.target) in parameters
+        return str(node.target) in paths
     if node.op != "call_module":
         return False
-    return any(f"{node.target}.{name}" in parameters for name, _ in module_of(node).named_parameters())
+    if node.target in paths:
+        return True
+    return any(f"{node.target}.{name}" in paths for name, _ in module_of(node).named_parameters())
 
 
 def _activations(node: Node) -> list[TensorQuantizer]:

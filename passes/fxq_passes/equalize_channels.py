@@ -10,6 +10,7 @@ Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, is_weighted, kind, output_edges
 from fxq.nn import ScaledChannels
 from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups
-from fxq_passes.accuracy.channel_scales import Reader, amplitude, best_scale, normalized
+from fxq_passes.accuracy.channel_scales import Reader, amplitude, best_scale, in_full, normalized
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -64,9 +65,7 @@ class EqualizeChannels(Pass):
         norms = _norm_quantizers(rw, groups, usable)
         consumers = {node for group in groups if group.blocked is None for node in group.consumers}
         consumers.update(reader for readers in norms.values() for reader in readers)
-        if not consumers:
-            return
-        seen = self._look(rw, consumers)
+        seen = self._look(rw, consumers) if consumers else {}
         for group in groups:
             if group.blocked is None:
                 self._scale_group(rw, group, seen)
@@ -100,7 +99,7 @@ class EqualizeChannels(Pass):
         first = group.producers[0]
         low_c = torch.stack([tensor.low_c for tensor in tensors]).amin(0)
         high_c = torch.stack([tensor.high_c for tensor in tensors]).amax(0)
-        if all(reader.matrix.is_depthwise for reader in readers):
+        if all(reader.matrix.is_depthwise and _has_range_by_channel(reader.matrix.layer) for reader in readers):
             amax_c = torch.maximum(low_c.abs(), high_c.abs())
             spread = float(amax_c.max() / amax_c.median().clamp(min=torch.finfo(amax_c.dtype).tiny))
             if spread < self.least_spread:
@@ -141,6 +140,8 @@ def _norm_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLay
         source, readers = node.all_input_nodes[0], list(node.users)
         if node in scalable or kind(source) not in _MULTIPLIED or calls[str(node.target)] > 1:
             continue
+        if rw.module(node).calibrator is None:
+            continue  # its range is given
         if all(
             is_weighted(one) and isinstance(rw.module(one), nn.Linear) and not usable.why_not(one) for one in readers
         ):
@@ -151,7 +152,7 @@ def _norm_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLay
 def _extremes(values: list[Tensor], matrix: LayerMatrix) -> tuple[Tensor, Tensor]:
     """Return the lowest and highest value of each input channel over all batches: (channels,) each."""
     axis = -1 if isinstance(matrix.layer, nn.Linear) else 1 - int(matrix.layer.weight.dim())
-    flat = [value.detach().movedim(axis, 0).flatten(1) for value in values]
+    flat = [in_full(value.detach()).movedim(axis, 0).flatten(1) for value in values]
     return torch.stack([one.amin(1) for one in flat]).amin(0), torch.stack([one.amax(1) for one in flat]).amax(0)
 
 
@@ -162,6 +163,12 @@ def _quantizer_of(rw: Rewriter, group: ChannelGroup, sources: list[Node]) -> Ten
             return found if found.is_enabled else None
     inner: TensorQuantizer | None = getattr(rw.module(group.consumers[0]), "input_quantizer", None)
     return inner
+
+
+def _has_range_by_channel(layer: Any) -> bool:
+    """Return whether scaling an output channel of the weight leaves the error of all as it is."""
+    quantizer = getattr(layer, "weight_quantizer", None)
+    return quantizer is None or not quantizer.is_enabled or quantizer.descriptor.axis is not None
 
 
 def _is_quantized(rw: Rewriter, node: Node) -> bool:

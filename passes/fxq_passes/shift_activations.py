@@ -8,6 +8,7 @@ x = 0, which the shifted tensor has as -a.
 The method is ours, measured in the issue of the accuracy passes; a runtime with zero points has no need of it.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, register_pass
-from fxq.graph import is_quantizer, is_weighted, kind, only_reader
-from fxq.nn import WeightQuantized
+from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind, only_reader
 from fxq_passes.accuracy.channel_groups import UsableLayers, is_clip_at_zero
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 
@@ -27,12 +27,16 @@ _RECTIFIERS = frozenset({"relu", "relu6", "clip"})
 
 @dataclass(frozen=True)
 class _Place:
-    """A rectified tensor that can be shifted: the layer before it, the rectifier, its quantizer, and who reads it."""
+    """A rectified tensor that can be shifted: the layer before it, the rectifier, its quantizer, and who reads it.
+
+    Where it ``is_averaged`` before the quantizer, its values may lie beyond the range.
+    """
 
     producer: Node
     rectifier: Node
     quantizer: Node
     readers: list[Node]
+    is_averaged: bool
 
 
 @register_pass("shift_activations")
@@ -46,17 +50,28 @@ class ShiftActivations(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Shift each tensor that can be, by half its range as it was calibrated."""
-        usable = UsableLayers(rw)
-        for place in _places(rw, usable):
+        usable, readers = UsableLayers(rw), list[tuple[Node, float]]()
+        for place in list(_places(rw, usable)):
             shift = float(rw.module(place.quantizer).amax) / 2
             if shift <= 0:
                 continue
             why = f"shifted by {shift:.4g}, so that the range uses all codes"
             _add_to_bias(rw, place.producer, -shift, why)
-            clip = nn.Hardtanh(-shift, shift)
-            rw.replace_module(str(place.rectifier.target), clip, f"{why}; the range ends where the clip does")
+            rw.replace_module(str(place.rectifier.target), _shifted(rw, place, shift), why)
             for reader in place.readers:
-                _take_back(rw, reader, shift, why)
+                _add_to_bias(rw, reader, shift * _sums(rw.module(reader).weight), f"its input is {why}")
+                readers.append((reader, shift))
+        # Last, since it is no part of the equivalent rewrite: what reads one tensor may make the next one.
+        for reader, shift in readers:
+            _make_up_for_rounding(rw, reader, shift)
+
+
+def _shifted(rw: Rewriter, place: _Place, shift: float) -> nn.Hardtanh:
+    """Return the rectifier of the shifted tensor; its upper bound is where the range ends, unless means are taken."""
+    rectifier = rw.module(place.rectifier)
+    if not place.is_averaged:
+        return nn.Hardtanh(-shift, shift)
+    return nn.Hardtanh(-shift, getattr(rectifier, "max_val", math.inf) - shift)
 
 
 def _places(rw: Rewriter, usable: UsableLayers) -> Iterator[_Place]:
@@ -73,9 +88,16 @@ def _places(rw: Rewriter, usable: UsableLayers) -> Iterator[_Place]:
         producer, readers = rectifier.all_input_nodes[0], list(node.users)
         reason = _why_not(rw, usable, producer, rectifier, node, readers)
         if reason is None:
-            yield _Place(producer, rectifier, node, readers)
+            yield _Place(producer, rectifier, node, readers, _is_averaged(rectifier, node))
         else:
             rw.skip(rectifier, f"not shifted: {reason}")
+
+
+def _is_averaged(rectifier: Node, quantizer: Node) -> bool:
+    step = quantizer.all_input_nodes[0]
+    while step is not rectifier and kind(step) in MOVES_DATA | {"max_pool"}:
+        step = step.all_input_nodes[0]
+    return step is not rectifier
 
 
 def _rectifier_before(rw: Rewriter, node: Node) -> Node | None:
@@ -127,15 +149,13 @@ def _is_padded(rw: Rewriter, node: Node) -> bool:
     return any(padding) if isinstance(padding, tuple) else bool(padding)
 
 
-def _take_back(rw: Rewriter, node: Node, shift: float, why: str) -> None:
-    """Add the constant to the bias of a layer behind; in the quantized model, that of its quantized weight."""
+def _make_up_for_rounding(rw: Rewriter, node: Node, shift: float) -> None:
+    """Take back what the shift adds to the outputs of a layer whose weights are rounded."""
     layer: Any = rw.module(node)
-    path = str(node.target)
-    _add_to_bias(rw, node, shift * _sums(layer.weight), f"its input is {why}")
-    quantizer = layer.weight_quantizer if isinstance(layer, WeightQuantized) else None
+    quantizer = getattr(layer, "weight_quantizer", None)
     if quantizer is not None and quantizer.is_enabled:
-        rounding = shift * (_sums(quantizer(layer.weight)) - _sums(layer.weight))
-        rw.set_bias(path, layer.bias.detach() + rounding, "the shift times what rounding adds to its weights")
+        rounding = shift * (_sums(layer.weight) - _sums(layer.quantized_weight()))
+        rw.set_bias(str(node.target), layer.bias.detach() - rounding, "the shift times what rounding adds")
 
 
 def _sums(weight: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from networkx.utils import UnionFind
 from torch import nn
 from torch.fx import Node
@@ -18,11 +17,9 @@ from fxq import Rewriter, TensorQuantizer
 from fxq.graph import is_weighted, kind, shape_of, tensor_edges, why_altered
 from fxq.graph.kinds import reads_shape
 from fxq.nn import computed_tensors
+from fxq_passes.accuracy.channel_axes import CARRIERS, carried_axis
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 
-_CARRIERS = frozenset({
-    "relu", "leaky_relu", "prelu", "max_pool", "avg_pool", "adaptive_avg_pool", "global_avg_pool", "resize",
-})  # fmt: skip
 _CLIPS = frozenset({"relu6", "clip"})
 _NORMS = frozenset({"layer_norm", "batch_norm"})
 
@@ -81,21 +78,16 @@ class _Finder:
             self._norm(node)
         elif word == "quantizer":
             self._quantizer(node)
-        elif self._is_carrier(node, word):
-            self._carry(node, node.all_input_nodes[0], word)
+        elif word in CARRIERS:
+            self._carry(node)
+        elif word in _CLIPS and is_clip_at_zero(self._rw.module(node)):
+            self._clip(node)
         elif word == "add" and _are_alike(node):
             self._add(node)
         elif word == "mul" and len(tensor_edges(node)) == 2:
             self._gate(node)
-        elif word in ("reshape", "transpose", "mean"):
-            self._move(node)
         else:
             self._block_inputs(node)
-
-    def _is_carrier(self, node: Node, word: str) -> bool:
-        if word in _CLIPS:
-            return is_clip_at_zero(self._rw.module(node))
-        return word in _CARRIERS or (word == "pad" and _pads_space_with_zeros(node))
 
     def groups(self) -> list[ChannelGroup]:
         """Return what was found."""
@@ -114,12 +106,10 @@ class _Finder:
         return [group for group in found.values() if group.producers and group.consumers]
 
     def _layer(self, node: Node) -> None:
-        source, shape = node.all_input_nodes[0], shape_of(node)
-        reason = self.layers.why_not(node)
-        if reason is not None or shape is None:
-            self._block(source, reason or f"{node.name!r} has no known shape")
+        source, shape, layer = node.all_input_nodes[0], shape_of(node), self._rw.module(node)
+        if shape is None:
+            self._block(source, f"{node.name!r} has no known shape")
             return
-        layer = self._rw.module(node)
         axis = len(shape) - 1 if isinstance(layer, nn.Linear) else len(shape) - layer.weight.dim() + 1
         if self.axes.get(source) == axis:
             self._roles.append(("consumers", node, source))
@@ -127,6 +117,9 @@ class _Finder:
             self._block(source, f"{node.name!r} reads it along another dimension")
         self._begin(node, axis)
         self._roles.append(("producers", node, node))
+        if (reason := self.layers.why_not(node)) is not None:
+            self._block(source, reason)
+            self._block(node, reason)
 
     def _norm(self, node: Node) -> None:
         self._block_inputs(node)
@@ -147,16 +140,27 @@ class _Finder:
         elif source in self.axes:
             self._tie(node, source)
             self._roles.append(("quantizers", node, node))
+            if quantizer.calibrator is None:
+                self._block(node, f"the range of {node.name!r} is given")
 
-    def _carry(self, node: Node, source: Node, word: str) -> None:
+    def _carry(self, node: Node) -> None:
+        source = node.all_input_nodes[0]
+        axis = carried_axis(node, self.axes[source]) if source in self.axes else None
+        if axis is None:
+            self._block_inputs(node)
+            return
+        self._tie(node, source)
+        self.axes[node] = axis
+
+    def _clip(self, node: Node) -> None:
+        source = node.all_input_nodes[0]
         if source not in self.axes:
             return
-        if word in _CLIPS and self.layers.calls[str(node.target)] > 1:
+        if self.layers.calls[str(node.target)] > 1:
             self._block(source, f"the module of {node.name!r} is called more than once")
             return
         self._tie(node, source)
-        if word in _CLIPS:
-            self._roles.append(("clips", node, node))
+        self._roles.append(("clips", node, node))
 
     def _add(self, node: Node) -> None:
         sources = [edge.producer for edge in tensor_edges(node)]
@@ -176,15 +180,6 @@ class _Finder:
             self._block(first, f"{node.name!r} multiplies by it")
             return
         self._tie(node, first)
-
-    def _move(self, node: Node) -> None:
-        source = node.all_input_nodes[0]
-        axis = _moved_axis(node, source, self.axes.get(source))
-        if axis is None:
-            self._block_inputs(node)
-            return
-        self._tie(node, source)
-        self.axes[node] = axis
 
     def _begin(self, node: Node, axis: int) -> None:
         self.axes[node] = axis
@@ -237,49 +232,6 @@ def is_clip_at_zero(module: nn.Module) -> bool:
     return isinstance(module, nn.ReLU6) or (isinstance(module, nn.Hardtanh) and module.min_val == 0)
 
 
-def _pads_space_with_zeros(node: Node) -> bool:
-    """Return whether a pad adds zeros along dimensions behind the channels, as seen from its traced shapes."""
-    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    if before is None or after is None or len(before) != len(after) or before[:2] != after[:2]:
-        return False
-    if node.op == "call_module":
-        return isinstance(node.graph.owning_module.get_submodule(str(node.target)), nn.ZeroPad2d)  # type: ignore[union-attr]
-    mode: Any = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-    value: Any = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    return mode == "constant" and value in (None, 0)
-
-
 def _are_alike(node: Node) -> bool:
     edges = tensor_edges(node)
     return len(edges) == 2 and len({shape_of(edge.producer) for edge in edges} | {shape_of(node)}) == 1
-
-
-def _moved_axis(node: Node, source: Node, axis: int | None) -> int | None:
-    """Return where ``node`` puts the channels, None where it does not keep them as one dimension."""
-    before, after = shape_of(source), shape_of(node)
-    if axis is None or before is None or after is None or len(node.all_input_nodes) > 1:
-        return None
-    if kind(node) == "transpose":
-        return _transposed_axis(node, before, axis)
-    if before[axis] == 1:
-        return None
-    if kind(node) == "mean":
-        return axis if axis == 1 and len(after) > 1 and before[:2] == after[:2] else None
-    # Only dimensions of one element come and go.
-    if [size for size in before if size != 1] != [size for size in after if size != 1]:
-        return None
-    place = sum(size != 1 for size in before[:axis])
-    return [dim for dim, size in enumerate(after) if size != 1][place]
-
-
-def _transposed_axis(node: Node, shape: tuple[int, ...], axis: int) -> int | None:
-    """Return where a transposition puts dimension ``axis``: it runs on a tensor without data whose strides tell."""
-    strides = [2**dim for dim in range(len(shape))]
-    probe = torch.empty_strided(shape, strides, device="meta")
-    if any(isinstance(argument, Node) for argument in node.args[1:]) or node.op == "call_module":
-        return None
-    function = getattr(probe, str(node.target)) if node.op == "call_method" else node.target
-    args = node.args[1:] if node.op == "call_method" else (probe, *node.args[1:])
-    moved = function(*args, **node.kwargs)  # type: ignore[operator]
-    strides_now: tuple[int, ...] = moved.stride()
-    return strides_now.index(strides[axis])

@@ -30,21 +30,22 @@ class Reader:
 
     Args:
         matrix: the layer.
-        inputs: (positions, groups, inputs of an output), float.
+        inputs: (positions, groups, inputs of an output).
     """
 
     matrix: LayerMatrix
     inputs: Tensor
 
     def __post_init__(self) -> None:
+        self.inputs, self.weight = in_full(self.inputs), in_full(self.matrix.layer.weight.detach())
         work = self.matrix.layer.weight.numel() * len(self.inputs)
         if work > _MOST_WORK:
             self.inputs = self.inputs[:: int(work / _MOST_WORK) + 1]
-        self.wanted = self.matrix.outputs(self.inputs, self.matrix.layer.weight)
+        self.wanted = self.matrix.outputs(self.inputs, self.weight)
 
     def weight_reach(self) -> Tensor:
         """Return, for each input channel, the largest weight in terms of its output channel's largest: (channels,)."""
-        weight = self.matrix.weight(self.matrix.layer.weight).abs()  # (groups, outputs, inputs)
+        weight = self.matrix.weight(self.weight).abs()  # (groups, outputs, inputs)
         weight = weight / weight.amax(2, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         per_group = self.matrix.layer.weight.shape[1]
         return weight.amax(1).reshape(self.matrix.groups, per_group, -1).amax(2).flatten()
@@ -56,12 +57,17 @@ class Reader:
         kernel = self.inputs.shape[2] // per_group
         scale = scale_c.reshape(self.matrix.groups, per_group, 1).expand(-1, -1, kernel).flatten(1)
         inputs = self.inputs / scale
-        weight = quantized_weight(layer, self.matrix.scale_inputs(layer.weight, scale_c))
+        weight = quantized_weight(layer, self.matrix.scale_inputs(self.weight, scale_c))
         found = self.matrix.outputs(inputs if quantizer is None else quantizer(inputs), weight)
         errors = found - self.wanted
         errors = errors - errors.mean(0)
         power = (self.wanted - self.wanted.mean(0)).square().sum() + torch.finfo(errors.dtype).tiny
         return torch.stack([half.square().sum() for half in errors.tensor_split(2)]) / power
+
+
+def in_full(value: Tensor) -> Tensor:
+    """Return ``value`` in float32 where it has less: sums of squares overflow in half precision."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
