@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # What training wants beside the inputs: forward takes it to return a loss, and a deployed model has no use for it.
 LABELS = frozenset({"label", "labels", "label_ids", "target", "targets", "start_positions", "end_positions"})
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 Forward = Callable[[GraphModule, Any], Any]
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | None
 
@@ -33,6 +34,18 @@ class Inputs(NamedTuple):
     def samples(self) -> int | None:
         """The size of dimension 0 of the first tensor that has one; None without such a tensor."""
         return next((len(leaf) for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor) and leaf.dim()), None)
+
+    def fitting(self, model: nn.Module) -> "Inputs":
+        """Return them as ``model`` takes them, whose graph takes all by position: those by keyword only get a name."""
+        if isinstance(model, torch.jit.ScriptModule):  # without a signature, but for one that was scripted
+            return self
+        signature = inspect.signature(model.forward)
+        by_name, kinds = _by_keyword_only(signature), [one.kind for one in signature.parameters.values()]
+        first = sum(kind in _BY_POSITION for kind in kinds)
+        named = dict(zip(by_name, self.args[first:], strict=False))
+        if len(self.args) > first + len(by_name) or inspect.Parameter.VAR_POSITIONAL in kinds:
+            return self
+        return Inputs(self.args[:first], {**named, **self.kwargs})
 
     def part(self, start: int, stop: int) -> "Inputs":
         """Return a copy of the samples from ``start`` to ``stop``; a tensor of another batch size is taken whole."""
@@ -123,9 +136,10 @@ def first_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[tuple[Any, .
 
 
 def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | None:
-    """Return example inputs as positional ones: a tensor, a tuple, a dict of keyword inputs or (args, kwargs).
+    """Return example inputs in the order of forward's parameters, those by keyword only at the end.
 
-    Parameters that keywords leave out have their defaults.
+    They are a tensor, a tuple, a dict of keyword inputs or (args, kwargs). Parameters that keywords leave out have
+    their defaults.
 
     Raises:
         InputError: they are something else, or ``model`` does not take them so.
@@ -152,11 +166,16 @@ def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | No
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(f"example_inputs do not fit forward{signature}: {error}") from error
+    starred = next((one.name for one in signature.parameters.values() if one.kind is one.VAR_POSITIONAL), None)
+    by_name = [name for name in bound.kwargs if name in signature.parameters]
+    if starred is not None and by_name:
+        raise InputError(
+            f"forward takes {by_name[0]!r} by keyword only, behind *{starred}: a graph takes its inputs by position, "
+            f"and cannot tell where *{starred} ends. Wrap the model in a module whose forward has named parameters"
+        )
     last = max((index for index, name in enumerate(signature.parameters) if name in bound.arguments), default=-1)
     bound.apply_defaults()
-    if bound.kwargs:
-        raise InputError(f"forward takes {next(iter(bound.kwargs))!r} by keyword only, which a file's input cannot be")
-    return bound.args[: last + 1]
+    return (*bound.args, *(bound.kwargs[name] for name in _by_keyword_only(signature)))[: last + 1]
 
 
 def _cure(value: Any) -> str:
@@ -170,17 +189,17 @@ def _cure(value: Any) -> str:
 
 def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:
     """Return a batch as positional inputs of ``model``; the parameters that a dict leaves out get their defaults."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    required = sum(one.default is one.empty and one.kind in kinds for one in parameters)
+    kinds = (*_BY_POSITION, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [one for one in inspect.signature(model.forward).parameters.values() if one.kind in kinds]
+    required = sum(one.default is one.empty for one in parameters)
     if isinstance(batch, Mapping):
-        names = [one.name for one in parameters if one.kind in kinds]
+        names = [one.name for one in parameters]
         optional = {one.name for one in parameters if one.default is not one.empty}
         batch = _taken(batch, names, without=LABELS & optional)
         if not all(isinstance(value, Tensor) for value in batch.values()):
             return None
         count = max((names.index(name) + 1 for name in batch), default=0)
-        values = tuple(batch.get(one.name, one.default) for one in list(parameters)[:count])
+        values = tuple(batch.get(one.name, one.default) for one in parameters[:count])
         return None if any(value is inspect.Parameter.empty for value in values) else values
     inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch) if isinstance(batch, tuple | list) else ()
     if required == 1 and len(inputs) == 2:
@@ -196,6 +215,10 @@ def _fitting(kwargs: dict[str, Any], signature: inspect.Signature) -> dict[str, 
     if any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values()):
         return _taken(kwargs, names)
     return {key: value for key, value in kwargs.items() if key in names or key not in LABELS}
+
+
+def _by_keyword_only(signature: inspect.Signature) -> list[str]:
+    return [one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
 
 
 def _keywords(signature: inspect.Signature) -> list[str]:

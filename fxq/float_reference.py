@@ -138,7 +138,7 @@ def run_all(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
     """Return the named outputs of ``model`` for each of ``inputs``; it runs as in ``running_alike``."""
     found = []
     for one in inputs:
-        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(one))
+        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(one.fitting(model)))
         with running_alike(model):
             result = nn.Module.__call__(model, *args, **kwargs)
         found.append([(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)])

@@ -100,7 +100,7 @@ def float_dtype(model: nn.Module) -> torch.dtype:
 
 
 def input_names(model: nn.Module) -> list[str]:
-    """Return the names of the model's positional inputs."""
+    """Return the names of the model's inputs."""
     return [one.name for one in _parameters(model)]
 
 
@@ -110,8 +110,11 @@ def has_default(model: nn.Module, name: str) -> bool:
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [one for one in inspect.signature(model.forward).parameters.values() if one.kind in kinds]
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    if any(one.kind is one.VAR_POSITIONAL for one in parameters):  # where it ends nobody knows
+        return [one for one in named if one.kind is not one.KEYWORD_ONLY]
+    return named
 
 
 def _positions(inputs: tuple[InputSpec, ...], model: nn.Module) -> dict[int, InputSpec]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fxq import api
-from fxq.batches import describe
+from fxq.batches import Inputs, describe
 from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
 from fxq.cli.console import is_quiet, print_result
@@ -146,8 +146,9 @@ def check_runs(model: nn.Module, inputs: tuple[Any, ...], data: DataSource | Non
     """Raise a ModelError if the float model cannot take the first samples."""
     origin = "an input of --input-shape" if data is None else str(data.path)
     try:
+        args, kwargs = Inputs(inputs, {}).fitting(model)
         with torch.no_grad():
-            model(*inputs)
+            model(*args, **kwargs)
     except Exception as error:  # the model's own code runs: it may raise anything
         reason = (str(error) or type(error).__name__).rstrip(".")
         raise ModelError(

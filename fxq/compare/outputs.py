@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from fxq.batches import Inputs
 from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
 from fxq.graph.snapshot import restored_state
@@ -29,7 +30,8 @@ def named_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
     """
     with running_alike(model):
         # Not model(...): where it fails, a graph module's own call prints a traceback of generated code.
-        result = nn.Module.__call__(model, *copies(inputs))
+        args, kwargs = Inputs(copies(inputs), {}).fitting(model)
+        result = nn.Module.__call__(model, *args, **kwargs)
     return [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
 
 

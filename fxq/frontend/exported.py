@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from fxq.batches import Inputs
 from fxq.errors import InputError, TraceError
 from fxq.frontend.rebuilt_graph import RebuiltGraph
 from fxq.frontend.simple_sizes import SizesStaySimple
@@ -63,15 +64,14 @@ def trace_exported(model: nn.Module, example_inputs: tuple[Any, ...], leaf_modul
             program = _export(model, example_inputs, calls)
             rebuilt = RebuiltGraph(model, program, calls, bound)
             check_names(rebuilt.graph)
+            erase_dead_questions(rebuilt.graph)
+            check_calls(rebuilt.graph, _facts(bound), _guards(program, bound), rebuilt.result_structure)
             gm = GraphModule(model, rebuilt.graph, plain_type(model).__name__)
             copy_modes(model, gm)
     except (TraceError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the model's own code ran: it may raise anything
         raise _explained(model, example_inputs, error) from error
-    erase_dead_questions(gm.graph)
-    check_calls(gm.graph, _facts(bound), _guards(program, bound), rebuilt.result_structure)
-    gm.recompile()
     return gm
 
 
@@ -83,8 +83,9 @@ def _guards(program: ExportedProgram, bound: inspect.BoundArguments) -> list[str
 
 def _bound(model: nn.Module, example_inputs: tuple[Any, ...]) -> inspect.BoundArguments:
     signature = inspect.signature(model.forward)
+    args, kwargs = Inputs(example_inputs, {}).fitting(model)
     try:
-        return signature.bind(*example_inputs)
+        return signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(
             f"the example inputs ({describe(example_inputs)}) do not fit forward{signature}: {error}"
@@ -128,7 +129,8 @@ def _attempt(
         contextlib.redirect_stderr(io.StringIO()),
         SizesStaySimple(),
     ):  # torch prints the graph that it could not finish
-        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        args, kwargs = Inputs(inputs, {}).fitting(model)
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _attempts(example_inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Callable[[Tensor, int], bool]]]:

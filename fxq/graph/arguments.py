@@ -96,6 +96,7 @@ def check_calls(
         guards: what holds about the sizes of tensors, as torch.export writes it: ``L['x'].size()[1] == 9``.
         result: makes what a call returns from the leaves of what the graph returns; None: nothing is to be made.
     """
+    facts = [*facts, *_required_behind_optional(graph)]
     answers = {fact.name: fact.answer for fact in facts if not (fact.keys or fact.aspect)}
     for node in graph.nodes:
         if node.op == "placeholder" and node.args and is_literal(answers.get(str(node.target), ...)):
@@ -103,6 +104,16 @@ def check_calls(
     if facts or guards or result is not None:
         parameters = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
         graph.set_codegen(_CheckedCode(parameters, tuple(facts), tuple(guards), result))
+
+
+def _required_behind_optional(graph: Graph) -> list[Fact]:
+    """Let inputs by keyword only stand behind optional ones: in code that has no ``*`` they need a default, None."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder" and not str(node.target).startswith("*")]
+    optional = next((index for index, node in enumerate(placeholders) if node.args), len(placeholders))
+    required = [node for node in placeholders[optional:] if not node.args]
+    for node in required:
+        node.args = (None,)
+    return [Fact(str(node.target), False, (), "is None") for node in required]
 
 
 def check_argument(given: Any, name: str, keys: Sequence[Any], aspect: str, answer: Any) -> None:

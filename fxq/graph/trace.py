@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from fxq.batches import Inputs
 from fxq.errors import InputError, RecipeError, TraceError
 from fxq.graph.arguments import Fact, check_calls
 from fxq.graph.shape_tracer import ShapeTracer
@@ -122,8 +123,9 @@ def _bind(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> tuple[dic
     defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
     if example_inputs is None:
         return {}, defaults
+    args, kwargs = Inputs(example_inputs, {}).fitting(model)
     try:
-        bound = signature.bind(*example_inputs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         wanted = signature.replace(return_annotation=inspect.Signature.empty)
         raise InputError(

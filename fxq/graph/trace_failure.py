@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from fxq.batches import Inputs
 from fxq.errors import FxqError, InputError, TraceError
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.source_lines import is_user_code
@@ -95,10 +96,11 @@ def source_line(error: BaseException) -> str:
 
 def model_refuses(model: Callable[..., Any], example_inputs: tuple[Any, ...]) -> bool:
     """Return whether the model itself fails on the example inputs."""
-    inputs = tree_map_only(Tensor, torch.clone, example_inputs)
+    inputs = Inputs(tree_map_only(Tensor, torch.clone, example_inputs), {})
     try:
+        args, kwargs = inputs.fitting(model) if isinstance(model, nn.Module) else inputs
         with torch.no_grad():
-            model(*inputs)
+            model(*args, **kwargs)
     except KeyboardInterrupt:
         raise
     except BaseException:  # the model's own code: it may raise anything, and all of it means that the inputs do not fit

@@ -11,6 +11,7 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.fx.node import Argument
 
 from fxq.errors import InputError
+from fxq.graph.arguments import check_calls
 from fxq.nn import plain_type
 
 MODEL = "model"
@@ -44,9 +45,10 @@ def graph_around(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
     graph = Graph()
     positional: list[Node] = []
     by_name: dict[str, Argument] = {}
+    has_gap = False
     parameters = list(inspect.signature(model.forward).parameters.values())
     for parameter in parameters:
-        is_given = len(positional) < len(inputs)
+        is_given = len(positional) + len(by_name) < len(inputs)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             break
         if parameter.default is not parameter.empty and not _is_literal(parameter.default):
@@ -55,18 +57,21 @@ def graph_around(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
                     f"forward's parameter {parameter.name!r} has the default {parameter.default!r}, which the graph of "
                     "the whole cannot spell: make it None, and let None stand for that value"
                 )
+            has_gap = True
             continue
         node = graph.placeholder(parameter.name, default_value=parameter.default)
-        if parameter.kind is parameter.KEYWORD_ONLY or len(by_name) > 0:
+        if parameter.kind is parameter.KEYWORD_ONLY or has_gap:
             by_name[parameter.name] = node
         else:
             positional.append(node)
-    if len(inputs) > len(positional):
+    count = len(positional) + len(by_name)
+    if len(inputs) > count:
         raise InputError(
-            f"the model's forward takes {len(positional)} inputs by name and got {len(inputs)} example inputs: with "
-            "islands, *args are not passed on; give the model named parameters"
+            f"the model's forward takes {count} inputs by name and got {len(inputs)} example inputs: with islands, "
+            "*args are not passed on; give the model named parameters"
         )
     graph.output(graph.call_module(MODEL, tuple(positional), by_name))
+    check_calls(graph, [])
     return GraphModule({MODEL: model}, graph, plain_type(model).__name__)
 
 

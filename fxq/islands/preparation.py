@@ -76,7 +76,7 @@ def prepare_islands(
         set_state(gm, replace(_state(gm), original=Original.of(model.get_submodule(path), gm)))
         return gm
 
-    found = find_islands(copied, Inputs(inputs, {}), prepare_part, leaves, request.qat)
+    found = find_islands(copied, Inputs(inputs, {}).fitting(copied), prepare_part, leaves, request.qat)
     left = left_layers(found.left, model)
     if not found.islands:
         why = "; ".join(f"{path!r} {reason}" for path, reason in left.items())

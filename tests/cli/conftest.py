@@ -44,6 +44,11 @@ class Sum(nn.Module):
         return self.a(left) + self.b(right)
 
 
+class SumByKeyword(Sum):
+    def forward(self, left, *, right):
+        return super().forward(left, right)
+
+
 class Branches(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

@@ -306,3 +306,13 @@ def test_one_batch_is_counted_in_the_singular(fxq: Fxq, inputs: Path) -> None:
     call = ("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "x.onnx")
     assert "calibrating on 1 batch\n" in fxq(*call).stderr
     assert "calibrating on 2 batches\n" in fxq(*call, "--batch-size", 4).stderr
+
+
+def test_inputs_by_keyword_only_are_taken_by_name(fxq: Fxq, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", left=np.ones((4, 4), np.float32), right=np.random.default_rng(0).random((4, 6)))
+    result = fxq(
+        *("quantize", "nets_of_a_user:SumByKeyword", "--calib-data", "data.npz", "--recipe", "dynamic"),
+        *("--input-shape", "left:4,4", "--input-shape", "right:4,6", "--out", "sum.onnx"),
+    )
+    assert result.exit_code == 0, result.output
+    assert [value.name for value in onnx.load(tmp_path / "sum.onnx").graph.input] == ["left", "right"]
