@@ -3,12 +3,12 @@
 import contextlib
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.nn.parameter import is_lazy
 
 from fxq.errors import InputError, PassError, StageError, TraceError
@@ -16,6 +16,7 @@ from fxq.given_model import holds_program, wrappers
 from fxq.graph.altered import has_backward_hooks, why_altered
 from fxq.graph.modules import deep_copy
 from fxq.graph.quiet import quiet_torch
+from fxq.graph.source_lines import line_of
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.recipe import Recipe
 from fxq.registry import find_lowering
@@ -46,6 +47,29 @@ def check_quantized_unaltered(prepared: GraphModule) -> None:
         reason = why_altered(module)
         if path and reason is not None and isinstance(module, Quantized | TensorQuantizer):
             raise PassError(f"convert takes the quantized module {path!r} apart, which {reason}: remove it first")
+
+
+def warn_of_chance(lines: str | None) -> None:
+    """Say which ``lines`` of the model draw random numbers; None: none do."""
+    if lines is not None:
+        warnings.warn(
+            f"the model draws random numbers in evaluation, in {lines}: it returns something else each time, and so "
+            "would its file, which export_onnx cannot compare. Let dropout follow the mode, as in F.dropout(x, p, "
+            "training=self.training); make other random values an input of forward, or a buffer",
+            stacklevel=levels_to_caller(),
+        )
+
+
+def warn_of_batch_statistics(batch_norms: Sequence[Node]) -> None:
+    """Say which batch norms have running statistics, and normalize by those of the batch in evaluation."""
+    if batch_norms:
+        places = "; ".join(line_of(node) for node in batch_norms[:5])
+        warnings.warn(
+            "batch_norm(..., training=True) normalizes by the statistics of the batch in evaluation too, and so does "
+            f"the file: a sample's result depends on the others of its batch. In {places}. If it shall use the running "
+            "statistics, pass training=self.training",
+            stacklevel=levels_to_caller(),
+        )
 
 
 def warn_of_own_train(model: nn.Module) -> None:

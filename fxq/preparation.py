@@ -11,10 +11,19 @@ from fxq.batches import Inputs
 from fxq.errors import PassError
 from fxq.float_reference import ComparedInputs
 from fxq.frontend.choice import Traced, trace_model
+from fxq.graph.batch_statistics import drop_unread_statistics
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.settings import Settings
-from fxq.model_checks import copy_model, levels_to_caller, own_layers, warn_of_lost_hooks, warn_of_own_train
+from fxq.model_checks import (
+    copy_model,
+    levels_to_caller,
+    own_layers,
+    warn_of_batch_statistics,
+    warn_of_chance,
+    warn_of_lost_hooks,
+    warn_of_own_train,
+)
 from fxq.nn.computed import keep_computed
 from fxq.number_check import NumberCheck
 from fxq.original import Original
@@ -53,6 +62,8 @@ def prepare_graph(
 
     traced, kept = trace_around(copied, trace, leaves) if untraceable == "float" else (trace(leaves), {})
     gm, record = traced.gm, Record()
+    warn_of_chance(traced.checked.chance)
+    warn_of_batch_statistics(drop_unread_statistics(gm.graph))
     erase_dead_nodes(gm, record)
     note_kept(gm, record, kept, 1 + levels_to_caller())
     target, calibrator = chosen.resolved_target, chosen.calibrator
@@ -71,7 +82,7 @@ def prepare_graph(
         warn_of_own_train(copied)
     original = Original.of(model, gm)
     compared = None
-    if traced.has_numbers:
+    if traced.checked.has_numbers:
         compared = ComparedInputs((Inputs(inputs or (), {}),), original.prepared, is_original=True)
     set_state(gm, replace(state, stage=Stage.PREPARED, original=original, compared=compared))
     return gm

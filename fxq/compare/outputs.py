@@ -28,21 +28,31 @@ def named_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
 
     It runs as in :func:`running_alike`, on copies of the inputs.
     """
-    with running_alike(model):
+    return outputs_and_draws(model, inputs)[0]
+
+
+def outputs_and_draws(model: nn.Module, inputs: tuple[Any, ...], seed: int = _SEED) -> tuple[Named, bool]:
+    """Return the named outputs, and whether random numbers of ``seed`` were drawn for them."""
+    with running_alike(model, seed) as generators:
+        before = [generator.get_state() for generator in generators]
         # Not model(...): where it fails, a graph module's own call prints a traceback of generated code.
         args, kwargs = Inputs(copies(inputs), {}).fitting(model)
         result = nn.Module.__call__(model, *args, **kwargs)
-    return [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
+        has_drawn = any(
+            not torch.equal(generator.get_state(), state) for generator, state in zip(generators, before, strict=True)
+        )
+    outputs = [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
+    return outputs, has_drawn
 
 
 @contextlib.contextmanager
-def running_alike(model: nn.Module) -> Iterator[None]:
-    """Run ``model`` in eval mode, without gradients, and always with the same random numbers.
+def running_alike(model: nn.Module, seed: int = _SEED) -> Iterator[list[torch.Generator]]:
+    """Run ``model`` in eval mode, without gradients, and always with the same random numbers, those of ``seed``.
 
-    What it writes into its own attributes and buffers is undone.
+    What it writes into its own attributes and buffers is undone. Yields what makes the random numbers.
     """
-    with PROCESS_LOCK, evaluated(model), _as_before(model), _seeded(model), torch.no_grad():
-        yield
+    with PROCESS_LOCK, evaluated(model), _as_before(model), _seeded(model, seed) as generators, torch.no_grad():
+        yield generators
 
 
 def copies(inputs: Any) -> Any:
@@ -120,14 +130,15 @@ def _version(tensor: Tensor) -> int | None:
 
 
 @contextlib.contextmanager
-def _seeded(model: nn.Module) -> Iterator[None]:
+def _seeded(model: nn.Module, seed: int) -> Iterator[list[torch.Generator]]:
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
     with torch.random.fork_rng(devices):
         # Not torch.manual_seed, which would seed devices that the model is not on, and leave them so.
-        for generator in [torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)]:
-            generator.manual_seed(_SEED)
-        yield
+        generators = [torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)]
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield generators
 
 
 def _quantizer_step(node: Node) -> float | None:

@@ -6,6 +6,7 @@ in. So both run once on the example inputs.
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from fxq.compare.outputs import Named, named_outputs
+from fxq.compare.outputs import Named, outputs_and_draws
 from fxq.compare.parity import compare, is_rounding
+from fxq.compare.random_values import lines_of_chance
 from fxq.errors import InputError, TraceError
 from fxq.graph.trace_failure import describe
 from fxq.process_lock import PROCESS_LOCK
@@ -23,11 +25,21 @@ from fxq.process_lock import PROCESS_LOCK
 _MOST_SHOWN = 5
 
 
-def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> bool:
-    """Compare ``gm`` with ``model``, which it was traced from, on ``inputs``; neither is changed.
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a model that was run.
 
-    Returns:
-        Whether there are numbers to compare: there are none on the meta device.
+    Args:
+        has_numbers: there are numbers to compare: there are none on the meta device.
+        chance: the lines that draw random numbers, where these change the outputs.
+    """
+
+    has_numbers: bool
+    chance: str | None = None
+
+
+def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> Checked:
+    """Compare ``gm`` with ``model``, which it was traced from, on ``inputs``; neither is changed.
 
     Raises:
         TraceError: they return different numbers, or different tensors.
@@ -35,10 +47,11 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
     """
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)]
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
-        return False
+        return Checked(has_numbers=False)
     with PROCESS_LOCK, plain_transformers():
-        expected = _run(model, model, inputs)
-        found = _run(gm, model, inputs)
+        expected, has_drawn = _run(model, model, inputs)
+        chance = lines_of_chance(model, inputs, expected) if has_drawn else None
+        found, _ = _run(gm, model, inputs)
     if [name for name, _ in expected] != [name for name, _ in found]:
         raise _misled(model, f"returns {_names(found)} where the model returns {_names(expected)}")
     for (name, want), (_, have) in zip(expected, found, strict=True):
@@ -52,12 +65,12 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
         error = compare(name, want, have, step=1.0).max_abs
         if not is_rounding(error, want):
             raise _misled(model, f"computes another {name!r}: it differs from the model's by up to {error:.3g}")
-    return True
+    return Checked(has_numbers=True, chance=chance)
 
 
-def _run(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> Named:
+def _run(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Named, bool]:
     try:
-        return named_outputs(running, inputs)
+        return outputs_and_draws(running, inputs)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the model's own code ran: it may raise anything

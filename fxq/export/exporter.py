@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.onnx._constants import ONNX_MAX_OPSET
 from torch.utils import _pytree as pytree
 
@@ -63,6 +63,7 @@ def export_onnx(
     inputs = _as_tuple(example_inputs)
     _check_is_graph(converted)
     _check_outputs(converted)
+    _check_recurrent(converted)
     reference = Reference.run(converted, inputs)
     _check_names(name for name, _ in reference.outputs)
     shapes = options.open_shapes(_parameters(converted), inputs)
@@ -113,6 +114,15 @@ def _check_outputs(gm: fx.GraphModule) -> None:
     for value in pytree.tree_leaves(returned):
         if value is not None and not (isinstance(value, fx.Node) and produces_values(value)):
             raise ExportError(f"the model returns {str(value)!r}, and an ONNX output is a tensor: return tensors only")
+
+
+def _check_recurrent(gm: fx.GraphModule) -> None:
+    for path, module in gm.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise ExportError(
+                f"the LSTM {path!r} has proj_size={module.proj_size}, and ONNX's LSTM has no projection of the hidden "
+                "state: no file can hold it. Train it with proj_size=0"
+            )
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from fxq.compare.outputs import named_leaves, named_outputs, output_steps
+from fxq.compare.outputs import named_leaves, output_steps, outputs_and_draws
 from fxq.compare.parity import (
     MAX_LSB,
     MAX_MEAN_LSB,
@@ -30,11 +30,12 @@ from fxq.runtimes import get_runtime
 
 @dataclass(frozen=True)
 class Reference:
-    """The converted module, inputs, and the named outputs that it makes of them."""
+    """The converted module, inputs, and the named outputs that it makes of them, perhaps with random numbers."""
 
     gm: fx.GraphModule
     inputs: tuple[Any, ...]
     outputs: list[tuple[str, Tensor]]
+    has_drawn: bool = False
 
     @classmethod
     def run(cls, gm: fx.GraphModule, inputs: tuple[Any, ...]) -> Self:
@@ -44,7 +45,7 @@ class Reference:
             InputError: it does not run on these inputs.
         """
         try:
-            return cls(gm, inputs, named_outputs(gm, inputs))
+            return cls(gm, inputs, *outputs_and_draws(gm, inputs))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"the model does not run on the example inputs: {error}") from error
 
@@ -78,6 +79,8 @@ def check_parity(model: ir.Model, path: Path, reference: Reference, optimize: bo
     if all(output.is_within() for output in parity):
         return parity
     cause = "Its fusions compute something else than the file" if optimize else "An operator is translated wrongly"
+    if reference.has_drawn:
+        cause = "The model draws random numbers, and the file draws others: make them an input of forward, or a buffer"
     floors = _floors(parity, reference, steps, FUSED if optimize else REORDERED)
     for output, floor in zip(parity, floors, strict=True):
         if not output.is_within(noise=floor):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.fx import GraphModule
 
-from fxq.compare.traced import check_traced
+from fxq.compare.traced import Checked, check_traced
 from fxq.errors import InputError, TraceError
 from fxq.given_model import holds_program
 from fxq.graph.size_decisions import KEY, SizeDecisions
@@ -36,13 +36,13 @@ class Traced:
 
     Args:
         gm: the graph module.
-        has_numbers: it was compared with the model on the example inputs.
+        checked: what running the model on the example inputs told.
         how: which front end made it and why, in words; "" for the first one.
         decisions: what the model's Python decided by sizes; None where that is checked in the graph's code.
     """
 
     gm: GraphModule
-    has_numbers: bool
+    checked: Checked
     how: str = ""
     decisions: SizeDecisions | None = None
 
@@ -79,21 +79,21 @@ def trace_model(
         )
     first = "export" if is_program or frontend == "export" else "symbolic"
     try:
-        gm, has_numbers = _traced(_TRACES[first], model, inputs, leaf_modules, training_level)
+        gm, checked = _traced(_TRACES[first], model, inputs, leaf_modules, training_level)
     except TraceError as error:
         if first == "export" or frontend != "auto" or inputs is None:
             raise
         failure = error
     else:
         how = "" if first == "symbolic" else f"traced by torch.export, {_why(frontend)}"
-        return Traced(gm, has_numbers, how, gm.meta.pop(KEY, None))
+        return Traced(gm, checked, how, gm.meta.pop(KEY, None))
     try:
-        gm, has_numbers = _traced(_export, model, inputs, leaf_modules, training_level)
+        gm, checked = _traced(_export, model, inputs, leaf_modules, training_level)
     except TraceError as error:
         if str(error) != str(failure):
             failure.add_note(f"torch.export was tried as well: {error}")
         raise failure from error
-    return Traced(gm, has_numbers, f"traced by torch.export, for torch.fx cannot follow the model: {failure.reason}")
+    return Traced(gm, checked, f"traced by torch.export, for torch.fx cannot follow the model: {failure.reason}")
 
 
 def _why(frontend: Frontend) -> str:
@@ -102,9 +102,9 @@ def _why(frontend: Frontend) -> str:
 
 def _traced(
     trace: Trace, model: nn.Module, inputs: Any, leaf_modules: Sequence[str], training_level: int | None
-) -> tuple[GraphModule, bool]:
+) -> tuple[GraphModule, Checked]:
     if training_level is None:
         gm = trace(model, inputs, leaf_modules)
     else:
         gm = trace_for_training(model, inputs, leaf_modules, training_level + 2, trace)
-    return gm, inputs is not None and check_traced(model, gm, inputs)
+    return gm, Checked(has_numbers=False) if inputs is None else check_traced(model, gm, inputs)

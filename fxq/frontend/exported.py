@@ -27,6 +27,7 @@ from fxq.frontend.rebuilt_graph import RebuiltGraph
 from fxq.frontend.simple_sizes import SizesStaySimple
 from fxq.frontend.whole_calls import WholeCalls
 from fxq.graph.arguments import Fact, check_calls, facts_of, holds
+from fxq.graph.hidden_writes import refuse_hidden_writes
 from fxq.graph.quiet import quiet_torch
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
@@ -64,6 +65,7 @@ def trace_exported(model: nn.Module, example_inputs: tuple[Any, ...], leaf_modul
             program = _export(model, example_inputs, calls)
             rebuilt = RebuiltGraph(model, program, calls, bound)
             check_names(rebuilt.graph)
+            refuse_hidden_writes(rebuilt.graph)
             erase_dead_questions(rebuilt.graph)
             check_calls(rebuilt.graph, _facts(bound), _guards(program, bound), rebuilt.result_structure)
             gm = GraphModule(model, rebuilt.graph, plain_type(model).__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 import torch
-from torch.fx import Tracer
+from torch.fx import Node, Tracer
 
 _NOT_USER_CODE = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
 
@@ -46,3 +46,10 @@ def user_line(frame: FrameType | None) -> str:
         return "in torch's own code"
     text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
     return f"{frame.f_code.co_filename}:{frame.f_lineno} `{text}`"
+
+
+def line_of(node: Node) -> str:
+    """Return file, line and text of the model's code that a node comes from; its name where that is not known."""
+    lines = iter((node.stack_trace or "").strip().splitlines()[::-1])
+    text, where = next(lines, "").strip(), next(lines, "").strip()
+    return f"{where} `{text}`".strip() if text else f"node {node.name!r}"

@@ -22,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from fxq.batches import Inputs
 from fxq.errors import InputError, RecipeError, TraceError
 from fxq.graph.arguments import Fact, check_calls
+from fxq.graph.hidden_writes import refuse_hidden_writes, show_data
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.size_decisions import KEY, SizeDecisions
 from fxq.graph.snapshot import restored_state
@@ -66,6 +67,8 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
         with PROCESS_LOCK, restored_state(model), types_may_be_asked(model):
             with torch.no_grad():  # as at inference, whatever the caller's mode is
                 graph = tracer.trace(model)
+            show_data(graph)
+            refuse_hidden_writes(graph)
             decisions = SizeDecisions.of(model, graph, tracer.decisions)
             check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
             _check_no_buffer_was_assigned(model)

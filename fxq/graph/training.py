@@ -7,7 +7,7 @@ whole. Of everything else there is a warning: the graph computes it as in evalua
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ from fxq.errors import FxqError
 from fxq.graph.match import owner_path
 from fxq.graph.modules import add_module, free_path
 from fxq.graph.shape_tracer import ShapeTracer
+from fxq.graph.source_lines import line_of
 from fxq.graph.trace_failure import has_layers
 from fxq.nn.by_mode import ByMode
 
@@ -54,7 +55,9 @@ def trace_for_training(
         if not whole:
             break
         leaves += whole
-    places = "; ".join(f"module {path!r} ({_line(node)})" if path else _line(node) for path, node in different.items())
+    places = "; ".join(
+        f"module {path!r} ({line_of(node)})" if path else line_of(node) for path, node in different.items()
+    )
     warnings.warn(
         f"the model does something else in training, which its graph cannot hold: in {places}. Training the prepared "
         "model computes it as in evaluation. Move it into a submodule without layers, which stays whole, or pass "
@@ -171,10 +174,3 @@ def _by_owner(graph: Graph) -> dict[str, list[Node]]:
         if node.op not in ("placeholder", "get_attr"):
             found.setdefault("" if node.op == "output" else owner_path(node), []).append(node)
     return found
-
-
-def _line(node: Node) -> str:
-    lines: Iterator[str] = reversed((node.stack_trace or "").strip().splitlines())
-    text = next(lines, "").strip()
-    where = next(lines, "").strip()
-    return f"{where} `{text}`".strip() if text else f"node {node.name!r}"
