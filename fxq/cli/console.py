@@ -22,6 +22,10 @@ from fxq.errors import FxqError
 from fxq.literal import literal
 
 _REFUSED, _FAULT, _INTERRUPTED = 1, 3, 130
+_GLOB_HINT = (
+    ". The shell writes a bare glob out as many arguments: give the folder, or the glob in quotes, --calib-data "
+    "'photos/*.jpg'"
+)
 _logger = logging.getLogger("fxq")
 
 
@@ -33,12 +37,15 @@ class CommandGroup(TyperGroup):
         with _messages_on_stderr():
             set_verbose(bool(ctx.params.get("verbose")))
             set_quiet(bool(ctx.params.get("quiet")))
+            has_data = any(one.startswith("--calib-data") for one in ctx.args)
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:
                 _print_on_stderr(Text("interrupted: no file was left half-written", style="yellow"))
                 raise typer.Exit(_INTERRUPTED) from None
             except Exception as error:  # the model's own code runs: it may raise anything
+                if has_data and "unexpected extra argument" in getattr(error, "message", ""):
+                    error.message += _GLOB_HINT  # type: ignore[attr-defined]  # of typer's UsageError
                 if _is_typers(error) or ctx.params.get("traceback"):
                     raise
                 raise typer.Exit(_report(error)) from error

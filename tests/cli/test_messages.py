@@ -142,3 +142,11 @@ def test_a_file_for_a_module_and_a_mean_of_bytes_are_corrected(fxq: Fxq, call: t
     assert (named.exit_code, "did you mean nets_of_a_user:small?" in named.stderr) == (1, True)
     scaled = fxq(*call, "--mean", "127.5,127.5,127.5", "--std", "255,255,255")
     assert (scaled.exit_code, "Write --mean 0.5,0.5,0.5 --std 1,1,1" in scaled.stderr) == (1, True)
+
+
+def test_a_glob_that_the_shell_wrote_out_is_told_to_be_quoted(fxq: Fxq) -> None:
+    data = ("--calib-data", "a.jpg", "b.jpg", "c.jpg")
+    result = fxq("quantize", "nets_of_a_user:small", *data, "--out", "x.onnx")
+    assert result.exit_code == 2
+    assert "the glob in quotes, --calib-data" in " ".join(result.stderr.replace("│", " ").split())
+    assert "in quotes" not in fxq("quantize", "nets_of_a_user:small", "b.jpg", "--out", "x.onnx").stderr
