@@ -32,7 +32,7 @@ def pass_names(names: Sequence[str], target: Target, level: str, recipe: str) ->
     Raises:
         RecipeError: there is no such level, or no place for it.
     """
-    if level not in LEVELS:
+    if not isinstance(level, str) or level not in LEVELS:
         close = difflib.get_close_matches(str(level), LEVELS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(LEVELS)}"
         raise RecipeError(f"there is no accuracy level {level!r}; {hint}")

@@ -43,6 +43,8 @@ def take_out(gm: GraphModule, names: Collection[str]) -> None:
     for node in [node for node in gm.graph.nodes if node.name in names]:
         node.replace_all_uses_with(node.all_input_nodes[0])
         gm.graph.erase_node(node)
+        # The next calibration inserts it under the same name: files of the same calibration are the same.
+        gm.graph._graph_namespace._used_names.discard(node.name)
         gm.delete_submodule(str(node.target))
     if names:
         gm.recompile()
