@@ -179,7 +179,7 @@ BLOCKED = {
     "rolled": (Net(lambda m, x: m.last(m.first(x).roll(1, 1)), **CONVS), "none"),
     "mean of the channels": (
         # The mean has as many columns as the tensor had channels.
-        Net(lambda m, x: m.fc(m.first(x).mean(1)), first=conv(8, 4), fc=nn.Linear(8, 3)), "none",
+        Net(lambda m, x: m.fc(m.first(x).mean(1)), first=conv(8, 4), fc=nn.Conv1d(8, 3, 1)), "none",
     ),
     "flattened with space": (
         Net(lambda m, x: m.fc(F.max_pool2d(m.first(x), 4).flatten(1)), first=conv(6, 4), fc=nn.Linear(24, 3)), "none"
@@ -207,7 +207,7 @@ def test_what_a_factor_would_change_blocks_it(model: nn.Module, reason: str | No
 TOKEN_OPERATIONS = {
     "pool over channels": lambda x: F.avg_pool1d(x, 3, 1, 1),
     "pool over tokens and channels": lambda x: F.max_pool2d(x, 3, 1, 1),
-    "padded channels": lambda x: F.pad(x, (0, 2))[..., :8],
+    "padded channels": lambda x: F.pad(x, (1, -1)),
     "resized channels": lambda x: F.interpolate(x, 8),
 }
 

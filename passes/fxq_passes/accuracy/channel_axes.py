@@ -1,6 +1,7 @@
 """Where an operation puts the channels of a tensor, if a positive factor for each channel passes through it."""
 
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def carried_axis(node: Node, axis: int) -> int | None:
     if word == "resize":
         return axis if axis == 1 else None
     if word == "pad":
-        return axis if before[axis] == after[axis] and _pads_with_zeros(node) else None
+        return axis if _pads_with_zeros(node, len(before) - 1 - axis) else None
     if word == "transpose":
         return _transposed(node, before, axis)
     return _averaged(node, before, axis) if word == "mean" else _reshaped(node, before, after, axis)
@@ -42,12 +43,17 @@ def _pooled_dims(node: Node, shape: tuple[int, ...]) -> int:
     return len(shape) - 2 if found is None else int(found.group(1))
 
 
-def _pads_with_zeros(node: Node) -> bool:
+def _pads_with_zeros(node: Node, place: int) -> bool:
+    """Return whether a pad adds zeros, and none along the dimension at ``place`` from the end."""
     if node.op == "call_module":
-        return isinstance(module_of(node), nn.ZeroPad2d)
+        module: Any = module_of(node)
+        return isinstance(module, nn.ZeroPad2d) and not any(module.padding[2 * place : 2 * place + 2])
+    widths = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
     mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
     value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    return str(mode) == "constant" and value in (None, 0, 0.0)
+    if str(mode) != "constant" or value not in (None, 0, 0.0) or not isinstance(widths, tuple | list):
+        return False
+    return not any(widths[2 * place : 2 * place + 2])
 
 
 def _averaged(node: Node, before: tuple[int, ...], axis: int) -> int | None:
