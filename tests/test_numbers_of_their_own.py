@@ -116,6 +116,23 @@ def test_out_is_refused_where_the_first_front_end_is_asked_for() -> None:
         prepare(added_out, frontend="symbolic")
 
 
+def test_out_in_training_alone_is_kept() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.nn.utils.spectral_norm(Linear())).eval()  # whose power iteration is out=
+    prepared = fxq.prepare(model, X[0, 0, :, :1].expand(6, 8), "onnxruntime", qat=True)
+    before = prepared.state_dict()["0.weight_u"].clone()
+    prepared.train()(X[0, 0, :, :1].expand(6, 8))
+    assert not torch.equal(prepared.state_dict()["0.weight_u"], before)
+
+
 @pytest.mark.parametrize("frontend", ["auto", "export"])
 def test_functions_of_tensor_lists_are_refused(frontend: str) -> None:
     with pytest.raises(fxq.TraceError, match=r"_foreach_mul_ computes a list of tensors at once.*for each tensor"):
