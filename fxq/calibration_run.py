@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def describe_empty(ranges: Mapping[str, str]) -> str:
 def _run(
     gm: GraphModule, step: Pass, settings: Settings, record: Record, stage: DataStage, judge: "_Judge"
 ) -> CalibrationStep:
-    before = judge.sqnr_db() if step.improves else None
+    before = judge.look() if step.improves else None
     saved = None if before is None else (Snapshot(gm, has_weights=True), stage.copy(), record.copy())
     start, unchanged = time.perf_counter(), len(stage.changed)
     run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
@@ -82,17 +83,19 @@ def _run(
         _check_finite(gm, step)
     if before is None or saved is None:
         return CalibrationStep(step.name, None, None, kept=True, seconds=seconds)
-    after = judge.sqnr_db()
+    after = judge.look()
     assert after is not None
-    kept = not (math.isnan(after) or after < before)
+    kept = after.is_no_worse_than(before)
     if not kept:
         snapshot, old_stage, old_record = saved
         snapshot.restore()
         stage.become(old_stage)
         record.become(old_record)
         record.passes.append(step.name)
-        record.add(Entry(step.name, "skip", "", "", f"undone: {before:.2f} dB before, {after:.2f} dB after it"))
-    return CalibrationStep(step.name, before, after, kept, seconds)
+        record.add(
+            Entry(step.name, "skip", "", "", f"undone: {before.sqnr_db:.2f} dB before, {after.sqnr_db:.2f} dB after it")
+        )
+    return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds)
 
 
 def _fit_stale(gm: GraphModule, step: Pass, record: Record, stage: DataStage, changed: Sequence[str]) -> None:
@@ -118,7 +121,7 @@ def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge") -> tuple[
         return (f"no sample was held out (held_out=0): {unmeasured}",)
     if not judge.samples:
         return (f"{data.seen} samples are too few to hold any out: {unmeasured}",)
-    if judge.sqnr_db() is None:
+    if judge.look() is None:
         return (f"the model returns no floating-point tensor: {unmeasured}",)
     return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}",)
 
@@ -134,6 +137,29 @@ def describe_crowded(ranges: Mapping[str, str]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """How far the quantized model is from the float one.
+
+    Args:
+        sqnr_db: 10 log10(sum float^2 / sum (float - quantized)^2) over all outputs.
+        noise: sum (float - quantized)^2 of each sample, or of each batch where samples cannot be told apart; float64.
+    """
+
+    sqnr_db: float
+    noise: Tensor
+
+    def is_no_worse_than(self, before: "_Measured") -> bool:
+        """Return whether the noise is no more than ``before``, over all samples and in a typical one.
+
+        One sample with much noise decides over the sum alone, and few are held out.
+        """
+        if math.isnan(self.sqnr_db) or self.sqnr_db < before.sqnr_db:
+            return False
+        tiny = torch.finfo(self.noise.dtype).tiny
+        return float((before.noise.clamp(min=tiny) / self.noise.clamp(min=tiny)).log().mean()) >= 0
+
+
 class _Judge:
     """Compares the quantized model with the float one on the samples held out."""
 
@@ -147,22 +173,25 @@ class _Judge:
         data = self._stage.data
         return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
 
-    def sqnr_db(self) -> float | None:
-        """Return 10 log10(sum float^2 / sum (float - quantized)^2) over all outputs; None where nothing tells."""
+    def look(self) -> _Measured | None:
+        """Return how far the quantized model is from the float one now; None where nothing tells."""
         if not self.samples or self._stage.weights is None:
             return None
         if self._expected is None:
             with in_float(self._gm, self._stage.weights):
                 self._expected = self._outputs()
-        signal, noise, compared = 0.0, 0.0, 0
-        for expected, found in zip(self._expected, self._outputs(), strict=True):
-            for wanted, got in zip(expected, found, strict=True):
-                signal += float(wanted.double().square().sum())
-                noise += float((wanted.double() - got.double()).square().sum())
-                compared += 1
-        if not compared:
+        if not any(self._expected):
             return None
-        return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
+        signal = sum(float(wanted.double().square().sum()) for batch in self._expected for wanted in batch)
+        by_batch = []
+        assert self._stage.data is not None
+        inputs = self._stage.data.judging(self._gm)
+        for one, expected, found in zip(inputs, self._expected, self._outputs(), strict=True):
+            errors = [(want.double() - got.double()).square() for want, got in zip(expected, found, strict=True)]
+            by_batch.append(_by_sample(errors, one.samples or 1))
+        noise = torch.cat(by_batch)
+        total = float(noise.sum())
+        return _Measured(math.inf if total == 0 else 10 * math.log10(signal / total) if signal else -math.inf, noise)
 
     def _outputs(self) -> list[list[Tensor]]:
         """Return the floating-point tensors that the model returns, by batch."""
@@ -175,3 +204,10 @@ class _Judge:
                 leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
                 found.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
         return found
+
+
+def _by_sample(errors: list[Tensor], samples: int) -> Tensor:
+    """Return the sum of ``errors`` for each sample; their sum alone where a tensor does not count samples."""
+    if all(error.dim() and error.shape[0] == samples for error in errors):
+        return torch.stack([error.flatten(1).sum(1) if error.dim() > 1 else error for error in errors]).sum(0).cpu()
+    return torch.stack([error.sum() for error in errors]).sum().reshape(1).cpu()

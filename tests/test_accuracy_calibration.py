@@ -255,7 +255,7 @@ def test_a_model_without_anything_to_equalize_takes_a_line_and_no_time() -> None
     gm = fxq.prepare(model, images(2), TRT.with_accuracy("fast"))
     report = fxq.calibrate(gm, [images()])
     assert [step.name for step in report.steps if step.sqnr_after_db is not None] == [
-        "equalize_channels", "shift_activations", "correct_bias",
+        "equalize_channels", "shift_activations", "refine_ranges", "correct_bias",
     ]  # fmt: skip
     assert str(report).count("equalize_channels") <= 2
 

@@ -5,8 +5,8 @@ import pytest
 import fxq
 from fxq.accuracy_levels import LEVELS
 
-FAST = ["equalize_channels", "shift_activations", "correct_bias"]
-BEST = ["equalize_channels", "shift_activations", "round_weights", "correct_bias"]
+FAST = ["equalize_channels", "shift_activations", "refine_ranges", "correct_bias"]
+BEST = ["equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias"]
 
 
 def names(recipe: fxq.Recipe) -> list[str]:

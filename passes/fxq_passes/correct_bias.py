@@ -38,6 +38,7 @@ class CorrectBias(Pass):
     Args:
         behind_rectifier: keep the mean behind the ReLU, ReLU6 or clip that alone reads a layer; False keeps the mean
             before it.
+        only_certain: take back only the share of a mean error that is no chance of the samples; False: all of it.
     """
 
     stage = Stage.CALIBRATED
@@ -45,6 +46,7 @@ class CorrectBias(Pass):
     improves = True
     keeps_ranges = True
     behind_rectifier: bool = True
+    only_certain: bool = True
 
     def run(self, rw: Rewriter) -> None:
         """Correct the convolutions and linear layers that compute with integers, or say why not."""
@@ -66,7 +68,8 @@ class CorrectBias(Pass):
             shift_c = _mean(float_values, axis) - _mean(quantized_values, axis)  # c: output channels
             if rectifier is not None:
                 shift_c = _behind(rectifier, float_values, quantized_values, axis)
-            shift_c = shift_c * _certainty(float_values, quantized_values, axis)
+            if self.only_certain:
+                shift_c = shift_c * _certainty(float_values, quantized_values, axis)
             bias_c = shift_c if layer.bias is None else layer.bias.detach().double() + shift_c
             rw.set_bias(str(node.target), bias_c.to(layer.weight.dtype), "moved by the mean error of the outputs")
 

@@ -25,8 +25,8 @@ def test_every_convolution_add_and_gemm_is_fused(exports: Exports, name: str) ->
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_values_become_integers_once_and_floats_once(exports: Exports, name: str) -> None:
+def test_values_become_integers_once_and_the_last_layer_gives_floats(exports: Exports, name: str) -> None:
     operators = executed(exports, name)
     assert operators["QuantizeLinear"] <= 2
-    assert operators["DequantizeLinear"] == 1
+    assert operators["DequantizeLinear"] == 0
     assert operators["QLinearGlobalAveragePool"] == 1

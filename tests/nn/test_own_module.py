@@ -117,8 +117,8 @@ def test_prepare_respects_them_and_the_whole_goes_to_onnx(recipe: str, tmp_path:
     fxq.calibrate(prepared, [X], progress=False)
     converted = fxq.convert(prepared)
     with torch.no_grad():
-        # The same codes; only the order of sums differs.
-        torch.testing.assert_close(converted(X), prepared(X), atol=1e-5, rtol=1e-5)
+        # The same codes; the order of sums differs, and on ONNX Runtime biases are rounded to their int32 steps.
+        torch.testing.assert_close(converted(X), prepared(X), atol=5e-5, rtol=1e-5)
     path = fxq.export_onnx(converted, tmp_path / "own.onnx").path  # ONNX Runtime agrees, or this raises
     graph = onnx.load(path).graph
     assert {item.data_type for item in graph.initializer if "weight" in item.name and len(item.dims) == 2} == {

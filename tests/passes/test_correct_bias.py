@@ -12,7 +12,7 @@ import fxq
 # 4 bits, so that rounding moves the mean of a layer visibly.
 FOUR_BITS = fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0))
 PLAIN = fxq.recipe("tensorrt").replace(calibrator="max", default=FOUR_BITS)
-RECIPE = PLAIN.with_pass("correct_bias", behind_rectifier=False)
+RECIPE = PLAIN.with_pass("correct_bias", behind_rectifier=False, only_certain=False)
 
 
 def net() -> nn.Sequential:
@@ -70,7 +70,7 @@ def test_the_mean_error_of_each_layer_is_gone() -> None:
 def test_the_mean_behind_a_rectifier_is_kept(rectifier: nn.Module) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(1, 6, 3), rectifier).eval(), images(12)
-    gm = corrected(model, x, PLAIN.with_pass("correct_bias"))
+    gm = corrected(model, x, PLAIN.with_pass("correct_bias", only_certain=False))
     plain = corrected(model, x, RECIPE)
     with torch.no_grad():
         errors = [(model(x) - other(x)).mean((0, 2, 3)).abs().max() for other in (gm, plain)]
@@ -86,6 +86,24 @@ def test_a_channel_that_the_rectifier_switches_off_stays_off() -> None:
     with torch.no_grad():
         assert float(gm(x)[:, 2].abs().max()) == 0
         assert abs(float(gm.get_submodule("0").bias[2]) + 50) < 1
+
+
+def test_what_the_samples_leave_to_chance_is_not_corrected() -> None:
+    """The shift shrinks by 1 - s^2 / m^2: m the mean error, s its standard error over the samples."""
+    model, x = net(), images(12)
+    certain = corrected(model, x, PLAIN.with_pass("correct_bias", behind_rectifier=False))
+    first = model[0]
+    with torch.no_grad():
+        step = x.abs().max() / 127
+        quantized = (x / step).round() * step
+        amax_c = first.weight.abs().amax((1, 2, 3), keepdim=True)
+        weight = (first.weight / (amax_c / 7)).round() * (amax_c / 7)
+        errors = (first(x) - first._conv_forward(quantized, weight, first.bias)).mean((2, 3)).double()
+    mean_c, standard_error_c = errors.mean(0), errors.std(0) / len(errors) ** 0.5
+    share_c = (1 - (standard_error_c / mean_c) ** 2).clamp(min=0)
+    assert float(share_c.min()) > 0 or float(share_c.min()) == 0 < float(share_c.max()) < 1
+    found = certain.get_submodule("0").bias - first.bias
+    torch.testing.assert_close(found.detach().double(), mean_c * share_c, rtol=0, atol=1e-4)
 
 
 def test_batches_count_by_their_size() -> None:

@@ -72,13 +72,17 @@ class Unary(nn.Module):
 )
 def test_a_tensor_that_one_node_reads_twice_is_quantized_at_both_readings(name: str, body: Any) -> None:
     before, behind = f"{name}_input_quantizer", f"{name}_output_quantizer"
-    plans = "; ".join(f"{place}: uint8 affine per tensor" for place in ("input 0", "input 1", "output"))
+    is_float = name == "matmul"  # whose kernel gives floats, where nothing reads codes
+    places = ("input 0", "input 1") if is_float else ("input 0", "input 1", "output")
+    plans = "; ".join(f"{place}: uint8 affine per tensor" for place in places)
+    quantized = (
+        f"return {name}" if is_float else f"{behind} = TensorQuantizer[{behind}]({name})\n        return {behind}"
+    )
     after = f"""
         x = input
         {before} = TensorQuantizer[{before}](x)
         {name} = {name}({before}, {before})  # {plans}
-        {behind} = TensorQuantizer[{behind}]({name})
-        return {behind}
+        {quantized}
     """
     assert_rewrites(PASSES, model=Unary(body), inputs=X, target="onnxruntime", after=after)
 

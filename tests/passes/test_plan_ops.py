@@ -59,7 +59,7 @@ def test_onnxruntime_quantizes_outputs_too_behind_the_activation() -> None:
             act = ReLU[act](conv)  # output: uint8 affine per tensor
             adaptive_avg_pool2d = AdaptiveAvgPool2d[adaptiveavgpool2d](act)  # input 0: uint8 affine per tensor; output: uint8 affine per tensor
             mean = .flatten(adaptive_avg_pool2d, 1)
-            fc = Linear[fc](mean)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0); output: uint8 affine per tensor
+            fc = Linear[fc](mean)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0)
             return fc
         """,  # noqa: E501
     )

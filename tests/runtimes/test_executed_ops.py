@@ -38,7 +38,7 @@ def test_onnxruntime_tells_its_kernels_with_the_dtypes_of_activations(files: Run
     assert by_name["conv2/Conv"].input_dtypes == by_name["conv2/Conv"].output_dtypes == ("uint8",)
     first, last = ops[0], ops[-1]
     assert (first.kind, first.inputs) == ("QuantizeLinear", (OpTensor("x", "float32", (4, 1, 8, 8)),))
-    assert (last.kind, last.input_dtypes, last.output_dtypes) == ("DequantizeLinear", ("uint8",), ("float32",))
+    assert (last.kind, last.input_dtypes, last.output_dtypes) == ("QGemm", ("uint8",), ("float32",))
 
 
 @pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "as written"])
