@@ -1,0 +1,81 @@
+"""refine_ranges: a range is narrowed where the layers that read the tensor err less for it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import fxq
+
+
+def outliers(weight_of_outlier: float) -> tuple[nn.Module, Tensor]:
+    """Return a layer and inputs of which one channel is 30 times as large as the others."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    x[:, 3] *= 30
+    layer = nn.Linear(8, 4)
+    with torch.no_grad():
+        layer.weight[:, 3] = weight_of_outlier
+    return nn.Sequential(layer).eval(), x
+
+
+def refined(model: nn.Module, x: Tensor, target: str = "tensorrt", **options: float) -> GraphModule:
+    recipe = fxq.recipe(target).with_pass("refine_ranges", **options)
+    gm = fxq.prepare(model, x[:2], recipe)
+    fxq.calibrate(gm, fxq.Data([x], max_samples=256, held_out=0), progress=False)
+    return gm
+
+
+def reach(gm: GraphModule) -> float:
+    low, high = gm.get_submodule("0_input_quantizer").range  # type: ignore[misc]
+    return float(torch.maximum(low.abs(), high.abs()))
+
+
+def error(model: nn.Module, gm: GraphModule, x: Tensor) -> float:
+    with torch.no_grad():
+        errors = model(x) - gm(x)
+    return float((errors - errors.mean(0)).square().mean())
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_a_range_is_narrowed_where_readers_do_not_ask_for_its_ends(target: str) -> None:
+    model, x = outliers(0.0)
+    plain, gm = refined(model, x, target, most_error=0.0), refined(model, x, target)
+    assert reach(gm) < 0.5 * reach(plain)
+    assert error(model, gm, x) < 0.5 * error(model, plain, x)
+
+
+def test_a_range_whose_ends_count_is_left_alone() -> None:
+    model, x = outliers(1.0)
+    plain, gm = refined(model, x, most_error=0.0), refined(model, x)
+    assert reach(gm) == reach(plain)
+
+
+def test_the_gain_asked_for_is_an_option() -> None:
+    """With 0 nothing is narrowed: then the range is the largest value, which is what plain calibration gives."""
+    model, x = outliers(0.0)
+    assert reach(refined(model, x, most_error=0.0)) == pytest.approx(float(x.abs().max()), rel=1e-3)
+
+
+def test_a_given_range_stays() -> None:
+    model, x = outliers(0.0)
+    given = fxq.QConfig(activation=fxq.QuantDescriptor(amax=50.0))
+    recipe = fxq.recipe("tensorrt").with_rules(("0", given)).with_pass("refine_ranges")
+    gm = fxq.prepare(model, x[:2], recipe)
+    fxq.calibrate(gm, fxq.Data([x], held_out=0), progress=False)
+    assert reach(gm) == 50.0
+
+
+def test_what_no_layer_reads_is_judged_by_its_own_error() -> None:
+    """Both operands of a product: clipping evenly spread values costs more than finer steps bring."""
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x.mT
+
+    torch.manual_seed(0)
+    x = torch.rand(64, 16, 16) * 2 - 1
+    gm = fxq.prepare(Product().eval(), x[:2], fxq.recipe("tensorrt").with_pass("refine_ranges"))
+    fxq.calibrate(gm, fxq.Data([x], max_samples=64, held_out=0), progress=False)
+    quantizer = gm.get_submodule("matmul_input_quantizer")
+    assert float(quantizer.amax) == pytest.approx(float(x.abs().max()), rel=1e-3)  # type: ignore[arg-type]
