@@ -75,6 +75,8 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.first, self.last = conv(6, 4), conv(4)
         self.reduce, self.expand = conv(2), conv(6, 2)
+        for parameter in self.reduce.parameters():
+            parameter.data.abs_()  # or its rectifier may switch off both channels
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x))
