@@ -3,7 +3,8 @@
 See ``accuracy/channel_groups.py`` for where a factor can go, and ``accuracy/channel_scales.py`` for which is best.
 A depthwise convolution has a weight range for each channel, so that equal ranges of its input cost nothing; other
 layers see the factor in their weights, and the choice is a search. Behind a layer norm whose output something else
-reads too (the residual of a post-norm transformer), the factor becomes a multiplication before the quantizer.
+reads too (the residual of a post-norm transformer), and behind a GELU, which lets no factor through, it becomes a
+multiplication before the quantizer.
 
 Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438.
 """
@@ -62,7 +63,7 @@ class EqualizeChannels(Pass):
         """Look at all tensors in one walk through the float model, then scale the groups that gain."""
         groups = channel_groups(rw)
         usable = UsableLayers(rw)
-        norms = _norm_quantizers(rw, groups, usable)
+        norms = _multiplied_quantizers(rw, groups, usable)
         consumers = {node for group in groups if group.blocked is None for node in group.consumers}
         consumers.update(reader for readers in norms.values() for reader in readers)
         seen = self._look(rw, consumers) if consumers else {}
@@ -105,6 +106,9 @@ class EqualizeChannels(Pass):
             if spread < self.least_spread:
                 rw.skip(first, f"its largest channel is {spread:.1f} times the median one: nothing to gain")
                 return
+            if not _are_read_as_clipped(group, sources):
+                rw.skip(first, f"{group.clips[0].name!r} bounds its channels, and what is read is computed from them")
+                return
             scale_c, why = normalized(amplitude(low_c, high_c)), f"channels differed {spread:.1f} times"
         else:
             if group.clips:
@@ -131,8 +135,8 @@ class EqualizeChannels(Pass):
             _scale_columns(rw, reader, scale_c, why)
 
 
-def _norm_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:
-    """Return the quantizers behind layer norms that no group can scale, with the layers that read each."""
+def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:
+    """Return the quantizers behind norms and GELUs that no group can scale, with the layers that read each."""
     scalable = {node for group in groups if group.blocked is None for node in group.quantizers}
     found = {}
     calls = usable.calls
@@ -163,6 +167,15 @@ def _quantizer_of(rw: Rewriter, group: ChannelGroup, sources: list[Node]) -> Ten
             return found if found.is_enabled else None
     inner: TensorQuantizer | None = getattr(rw.module(group.consumers[0]), "input_quantizer", None)
     return inner
+
+
+def _are_read_as_clipped(group: ChannelGroup, sources: list[Node]) -> bool:
+    """Return whether the extremes of what is read are those of what the clips let through, where there are any.
+
+    Behind a mean or a sum they are not, and a bound made from them would cut.
+    """
+    tensors = [source.all_input_nodes[0] if is_quantizer(source) else source for source in sources]
+    return not group.clips or all(tensor in group.clips for tensor in tensors)
 
 
 def _has_range_by_channel(layer: Any) -> bool:

@@ -71,6 +71,16 @@ def test_weights_reach_the_file_and_no_warning_is_given(fxq: Fxq, inputs: Path, 
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
+def test_accuracy_adds_its_passes_and_an_unknown_level_is_refused(fxq: Fxq, inputs: Path) -> None:
+    given = ("quantize", "nets_of_a_user:Small", "--calib-data", inputs, "--out", "small.onnx", "--min-sqnr-db", -100)
+    result = fxq(*given, "--accuracy", "fast")
+    assert result.exit_code == 0, result.output
+    assert all(name in result.stdout for name in ("equalize_channels", "refine_ranges", "correct_bias"))
+    refused = fxq(*given, "--accuracy", "fats")
+    assert refused.exit_code == 1
+    assert "did you mean 'fast'?" in refused.stderr
+
+
 def test_leave_in_float_and_explain_show_in_the_table(fxq: Fxq, inputs: Path) -> None:
     result = fxq(
         *("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "small.onnx", "--explain"),

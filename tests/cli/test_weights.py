@@ -106,7 +106,9 @@ def test_numbers_of_either_numpy_are_plain_data(module: str, tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "net.pt") as old, zipfile.ZipFile(tmp_path / "other.pt", "w") as new:
         for entry in old.infolist():
             new.writestr(entry, old.read(entry).replace(written.encode(), module.encode()))
-    load_weights(net(), tmp_path / "other.pt")
+    model = net()
+    load_weights(model, tmp_path / "other.pt")
+    assert all(torch.equal(value, trained()[name]) for name, value in model.state_dict().items())
 
 
 class Touch:

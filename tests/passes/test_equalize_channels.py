@@ -270,3 +270,14 @@ def test_half_precision_is_searched_in_float(dtype: torch.dtype) -> None:
     model, x = plain_convs().to(dtype), images().to(dtype)
     assert entries(calibrated(model, x), "edit")
     assert noise(model, calibrated(model, x), x) < 0.5 * noise(model, calibrated(model, x, PLAIN), x)
+
+
+def test_a_bound_is_left_alone_where_the_layer_reads_means_of_what_it_lets_through() -> None:
+    """The channels of the means say nothing of how far single values reach."""
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+    with torch.no_grad():
+        first.weight[0] *= 50
+    model = nn.Sequential(first, nn.ReLU6(), nn.AvgPool2d(2), last)
+    gm = calibrated(model, images())
+    assert isinstance(gm.get_submodule("1"), nn.ReLU6)
