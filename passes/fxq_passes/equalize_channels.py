@@ -21,8 +21,9 @@ from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, is_weighted, kind, output_edges
 from fxq.nn import ScaledChannels
 from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups
-from fxq_passes.accuracy.channel_scales import Reader, amplitude, best_scale, in_full, normalized
+from fxq_passes.accuracy.channel_scales import best_scale, equal_ranges
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
+from fxq_passes.accuracy.reader import Extremes, Reader
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MULTIPLIED = frozenset({"layer_norm", "gelu"})
@@ -33,8 +34,7 @@ _EXPONENTS = tuple(pair for pair in itertools.product(_STEPS, _STEPS) if pair !=
 class _Seen:
     """What a tensor held: the extremes of each channel, and its readers with samples."""
 
-    low_c: Tensor
-    high_c: Tensor
+    extremes: Extremes
     readers: list[Reader] = field(default_factory=list)
 
 
@@ -87,8 +87,8 @@ class EqualizeChannels(Pass):
                 matrix = LayerMatrix.of(rw.module(node))
                 assert matrix is not None
                 if found is None:
-                    found = _Seen(*_extremes(values, matrix))
-                found.readers.append(Reader(matrix, matrix.sample(values, self.samples)))
+                    found = _Seen(Extremes.of(values, matrix.channel_axis))
+                found.readers.append(Reader(matrix, values, self.samples))
             assert found is not None
             seen[source] = found
         return seen
@@ -98,10 +98,10 @@ class EqualizeChannels(Pass):
         tensors = [seen[source] for source in sources]
         readers = [reader for tensor in tensors for reader in tensor.readers]
         first = group.producers[0]
-        low_c = torch.stack([tensor.low_c for tensor in tensors]).amin(0)
-        high_c = torch.stack([tensor.high_c for tensor in tensors]).amax(0)
+        extremes = Extremes.joined([tensor.extremes for tensor in tensors])
+        quantizer = _quantizer_of(rw, group, sources)
         if all(reader.matrix.is_depthwise and _has_range_by_channel(reader.matrix.layer) for reader in readers):
-            amax_c = torch.maximum(low_c.abs(), high_c.abs())
+            amax_c = extremes.amax()
             spread = float(amax_c.max() / amax_c.median().clamp(min=torch.finfo(amax_c.dtype).tiny))
             if spread < self.least_spread:
                 rw.skip(first, f"its largest channel is {spread:.1f} times the median one: nothing to gain")
@@ -109,21 +109,22 @@ class EqualizeChannels(Pass):
             if not _are_read_as_clipped(group, sources):
                 rw.skip(first, f"{group.clips[0].name!r} bounds its channels, and what is read is computed from them")
                 return
-            scale_c, why = normalized(amplitude(low_c, high_c)), f"channels differed {spread:.1f} times"
+            scale_c, ratio = equal_ranges(readers, extremes, quantizer)
+            why = f"channels differed {spread:.1f} times, and the error of its readers falls to {ratio:.2f}"
         else:
             if group.clips:
                 rw.skip(first, f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it")
                 return
-            scale_c, ratio = best_scale(readers, low_c, high_c, _quantizer_of(rw, group, sources), _EXPONENTS)
-            if ratio >= self.most_error:
-                rw.skip(first, f"no factors bring the error of its readers below {ratio:.2f} of what it is")
-                return
+            scale_c, ratio = best_scale(readers, extremes, quantizer, _EXPONENTS)
             why = f"the error of its readers falls to {ratio:.2f}"
+        if ratio >= self.most_error:
+            rw.skip(first, f"no factors bring the error of its readers below {ratio:.2f} of what it is")
+            return
         _apply(rw, group, scale_c, why)
 
     def _scale_before(self, rw: Rewriter, node: Node, readers: list[Node], seen: _Seen) -> None:
         quantizer = rw.module(node)
-        scale_c, ratio = best_scale(seen.readers, seen.low_c, seen.high_c, quantizer, _EXPONENTS)
+        scale_c, ratio = best_scale(seen.readers, seen.extremes, quantizer, _EXPONENTS)
         source = node.all_input_nodes[0]
         if ratio >= self.most_error_of_product:
             rw.skip(source, f"a multiplication would bring the error of its readers to {ratio:.2f} only")
@@ -151,13 +152,6 @@ def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: Usa
         ):
             found[node] = readers
     return found
-
-
-def _extremes(values: list[Tensor], matrix: LayerMatrix) -> tuple[Tensor, Tensor]:
-    """Return the lowest and highest value of each input channel over all batches: (channels,) each."""
-    axis = -1 if isinstance(matrix.layer, nn.Linear) else 1 - int(matrix.layer.weight.dim())
-    flat = [in_full(value.detach()).movedim(axis, 0).flatten(1) for value in values]
-    return torch.stack([one.amin(1) for one in flat]).amin(0), torch.stack([one.amax(1) for one in flat]).amax(0)
 
 
 def _quantizer_of(rw: Rewriter, group: ChannelGroup, sources: list[Node]) -> TensorQuantizer | None:

@@ -5,10 +5,10 @@ decide: candidates are shares of the fitted range, and what counts is the error 
 the tensor, without its mean for each output channel, which a bias makes up for. Where no layer reads it, its own error
 counts.
 
-A range is narrowed only for a clear gain, on both halves of the samples: values that calibration did not see need room.
+A range is narrowed only for a clear gain, with the range that one half of the samples suggests and the error of the
+other half, both ways: values that calibration did not see need room.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,18 +17,28 @@ from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, is_weighted
-from fxq_passes.accuracy.channel_scales import Reader, ranged
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
+from fxq_passes.accuracy.reader import FOLDS, Reader, ranged
+from fxq_passes.accuracy.spectrum import Spectrum, reaches
 
 _SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
 @dataclass
 class _Seen:
-    """What a quantizer reads: layers behind it, with samples, or else values of its own."""
+    """What a quantizer reads: layers behind it, with samples, or else how its own values are spread.
+
+    ``reach_h``: the share of the largest magnitude that each half of the samples has.
+    """
 
     readers: list[Reader] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    values: list[Spectrum] = field(default_factory=list)
+    reach_h: list[float] = field(default_factory=list)
+
+    def error(self, quantizer: TensorQuantizer, half: int) -> float:
+        """Return the error of all that reads the tensor on one half, each in terms of the power of what it wants."""
+        total = sum(reader.error(quantizer, None, half) for reader in self.readers)
+        return total + sum(one.error(quantizer, half) for one in self.values)
 
 
 @register_pass("refine_ranges")
@@ -62,21 +72,26 @@ class RefineRanges(Pass):
             self._choose(rw, nodes[0], seen[path])
 
     def _note(self, rw: Rewriter, node: Node, values: list[Tensor], seen: _Seen) -> None:
-        layers = [reader for reader in node.users if is_weighted(reader)]
-        for layer in layers:
-            matrix = LayerMatrix.of(rw.module(layer))
-            if matrix is not None:
-                seen.readers.append(Reader(matrix, matrix.sample(values, self.samples)))
-        if len(layers) < len(node.users):
-            seen.values.append(_drawn(values, self.samples))
+        matrices = [LayerMatrix.of(rw.module(reader)) if is_weighted(reader) else None for reader in node.users]
+        seen.readers += [Reader(matrix, values, self.samples) for matrix in matrices if matrix is not None]
+        if None in matrices:
+            seen.values.append(Spectrum(values))
+        found = reaches(values)
+        seen.reach_h = [max(pair) for pair in zip(found, seen.reach_h or found, strict=True)]
 
     def _choose(self, rw: Rewriter, node: Node, seen: _Seen) -> None:
         quantizer = rw.module(node)
         low, high = quantizer.range
-        start = _error(seen, quantizer)
+        largest = max(seen.reach_h)
+        if largest == 0:
+            return
         best, least = 1.0, self.most_error
+        start = [_judged(seen, quantizer, fold, seen.reach_h[fold[0]] / largest) for fold in FOLDS]
         for share in _SHARES:
-            ratio = float((_error(seen, ranged(quantizer, low * share, high * share)) / start).max())
+            ratio = max(
+                _judged(seen, quantizer, fold, share * seen.reach_h[fold[0]] / largest) / before
+                for fold, before in zip(FOLDS, start, strict=True)
+            )
             if ratio < least:
                 best, least = share, ratio
         if best == 1.0:
@@ -90,23 +105,7 @@ def _is_fitted(quantizer: TensorQuantizer) -> bool:
     return is_static and quantizer.descriptor.axis is None and not bool(quantizer.is_zero.any())
 
 
-def _error(seen: _Seen, quantizer: TensorQuantizer) -> Tensor:
-    """Return the error of all that reads the tensor, each over the power of what it wants, by halves: (2,)."""
-    ones = [reader.error(quantizer, torch.ones_like(reader.weight_reach())) for reader in seen.readers]
-    own = [_own_error(value, quantizer) for value in seen.values]
-    total = torch.stack([*ones, *own]).sum(0)
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
-
-
-def _own_error(value: Tensor, quantizer: TensorQuantizer) -> Tensor:
-    errors = (quantizer(value) - value).square()
-    power = value.square().sum().clamp(min=torch.finfo(value.dtype).tiny)
-    return torch.stack([half.sum() for half in errors.tensor_split(2)]) / power
-
-
-def _drawn(values: Sequence[Tensor], count: int) -> Tensor:
-    """Return values of all batches, evenly spaced: (values,)."""
-    most = count * 64
-    flat = [value.detach().flatten() for value in values]
-    step = max(1, sum(map(len, flat)) // most)
-    return torch.cat([one[::step] for one in flat])
+def _judged(seen: _Seen, quantizer: TensorQuantizer, fold: tuple[int, int], share: float) -> float:
+    """Return the error on the half to judge by with a share of the range; never 0."""
+    low, high = quantizer.range
+    return max(seen.error(ranged(quantizer, low * share, high * share), fold[1]), torch.finfo(torch.float32).tiny)

@@ -103,3 +103,38 @@ def test_what_a_layer_is(layer: nn.Module, is_padded: bool, is_depthwise: bool) 
 @pytest.mark.parametrize("layer", [nn.ConvTranspose2d(2, 3, 3), nn.ReLU(), nn.Embedding(3, 4)])
 def test_what_is_no_such_product_has_no_matrix(layer: nn.Module) -> None:
     assert LayerMatrix.of(layer) is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 3), (8, 50, 4)),
+        (nn.Conv2d(3, 4, 3, 2, 1), (8, 3, 20, 20)),
+        (nn.Conv1d(4, 4, 3, groups=4), (5, 4, 99)),
+    ],
+    ids=["linear", "padded conv", "depthwise"],
+)
+def test_the_largest_values_are_among_the_samples_and_the_rest_is_weighted(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    values = list((torch.randn(shape) ** 3).split(3))
+    matrix = LayerMatrix.of(layer)
+    assert matrix is not None
+    every, some = matrix.sample(values, 10**6), matrix.sample_with_extremes(values, 64)
+    assert len(some.inputs) == len(some.counts) == 64
+    assert float(some.counts.sum()) == pytest.approx(len(every))
+    reaches = every.abs().flatten(1).amax(1).sort(descending=True).values[:16]
+    found = some.inputs.abs().flatten(1).amax(1)[some.counts == 1].sort(descending=True).values
+    torch.testing.assert_close(found, reaches)
+    # A sum over all is what the weighted one estimates; the drawn rest has a standard error of about a tenth.
+    power = (some.inputs.square().flatten(1).sum(1) * some.counts).sum() / every.square().sum()
+    assert float(power) == pytest.approx(1, abs=0.3)
+
+
+def test_few_positions_are_all_taken() -> None:
+    matrix, values = LayerMatrix.of(nn.Linear(4, 3)), [torch.randn(3, 4), torch.randn(2, 4)]
+    assert matrix is not None
+    found = matrix.sample_with_extremes(values, 64)
+    assert torch.equal(found.inputs[:, 0], torch.cat(values))
+    assert torch.equal(found.counts, torch.ones(5))

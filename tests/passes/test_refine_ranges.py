@@ -79,3 +79,25 @@ def test_what_no_layer_reads_is_judged_by_its_own_error() -> None:
     fxq.calibrate(gm, fxq.Data([x], max_samples=64, held_out=0), progress=False)
     quantizer = gm.get_submodule("matmul_input_quantizer")
     assert float(quantizer.amax) == pytest.approx(float(x.abs().max()), rel=1e-3)  # type: ignore[arg-type]
+
+
+def test_a_layer_without_matrix_form_leaves_the_values_to_judge() -> None:
+    """A transposed convolution reads the tensor."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, 2)).eval(), torch.randn(16, 2, 5, 5)
+    x[0, 0, 0, 0] = 1000
+    gm = fxq.prepare(model, x[:2], fxq.recipe("tensorrt").with_pass("refine_ranges"))
+    fxq.calibrate(gm, fxq.Data([x], max_samples=64, held_out=0), progress=False)
+    assert reach(gm) == pytest.approx(1000, rel=1e-3)  # clipping it would cost more than all steps
+
+
+def test_rare_large_values_that_count_are_not_missed_by_the_draw() -> None:
+    """Three positions of many thousands hold what half of the power is in."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 1)).eval(), torch.randn(16, 1, 40, 40)
+    for sample in (1, 6, 12):
+        x[sample, 0, 7, 7] = 90
+    recipe = fxq.recipe("tensorrt").with_pass("refine_ranges")
+    gm = fxq.prepare(model, x[:2], recipe)
+    fxq.calibrate(gm, fxq.Data([x], max_samples=64, held_out=0), progress=False)
+    assert reach(gm) == pytest.approx(90, rel=1e-3)

@@ -4,105 +4,35 @@
 p = 1, r = 0 all channels of the tensor get one range; with p = r = 1/2 it is SmoothQuant's. What counts is the error
 of the outputs on samples, without its mean for each output channel, which a bias makes up for.
 
+A factor takes room away from values that calibration did not see. So candidates are cross-validated: factors and
+ranges come from one half of the samples, the error from the other half, both ways. And the fewer samples reached what
+a channel reached, the more room it keeps: one that was never active has as much as without factors.
+
 Sources: Nagel et al. 2019, arXiv:1906.04721 (cross-layer equalization); Xiao et al. 2022, arXiv:2211.10438
 (SmoothQuant). The search over both exponents by output error is ours.
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxq import TensorQuantizer
-from fxq.graph.stored import fit_quantizer
-from fxq_passes.accuracy.layer_matrix import LayerMatrix
+from fxq_passes.accuracy.reader import FOLDS, Extremes, Reader, ranged
 
 _SMALLEST_SHARE = 1e-3  # of the largest channel: those below are dead, and must not be blown up
-_MOST_WORK = 2e8  # multiplications of one candidate
 
 
-@dataclass
-class Reader:
-    """A layer that reads the tensor, with samples of what it reads.
-
-    Args:
-        matrix: the layer.
-        inputs: (positions, groups, inputs of an output).
-    """
-
-    matrix: LayerMatrix
-    inputs: Tensor
-
-    def __post_init__(self) -> None:
-        self.inputs, self.weight = in_full(self.inputs), in_full(self.matrix.layer.weight.detach())
-        work = self.matrix.layer.weight.numel() * len(self.inputs)
-        if work > _MOST_WORK:
-            self.inputs = self.inputs[:: int(work / _MOST_WORK) + 1]
-        self.wanted = self.matrix.outputs(self.inputs, self.weight)
-
-    def weight_reach(self) -> Tensor:
-        """Return, for each input channel, the largest weight in terms of its output channel's largest: (channels,)."""
-        weight = self.matrix.weight(self.weight).abs()  # (groups, outputs, inputs)
-        weight = weight / weight.amax(2, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-        per_group = self.matrix.layer.weight.shape[1]
-        return weight.amax(1).reshape(self.matrix.groups, per_group, -1).amax(2).flatten()
-
-    def error(self, quantizer: TensorQuantizer | None, scale_c: Tensor) -> Tensor:
-        """Return the squared error of the outputs in each half of the samples, over their variance: (2,)."""
-        layer = self.matrix.layer
-        per_group = layer.weight.shape[1]
-        kernel = self.inputs.shape[2] // per_group
-        scale = scale_c.reshape(self.matrix.groups, per_group, 1).expand(-1, -1, kernel).flatten(1)
-        inputs = self.inputs / scale
-        weight = quantized_weight(layer, self.matrix.scale_inputs(self.weight, scale_c))
-        found = self.matrix.outputs(inputs if quantizer is None else quantizer(inputs), weight)
-        errors = found - self.wanted
-        errors = errors - errors.mean(0)
-        power = (self.wanted - self.wanted.mean(0)).square().sum() + torch.finfo(errors.dtype).tiny
-        return torch.stack([half.square().sum() for half in errors.tensor_split(2)]) / power
-
-
-def in_full(value: Tensor) -> Tensor:
-    """Return ``value`` in float32 where it has less: sums of squares overflow in half precision."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
-    """Return ``weight`` as the quantizer of ``layer`` would leave it, fitted to it; the layer is unchanged."""
-    quantizer = getattr(layer, "weight_quantizer", None)
-    if quantizer is None or not quantizer.is_enabled:
-        return weight
-    fitted = copy.deepcopy(quantizer)
-    fit_quantizer("", weight, fitted)
-    quantized: Tensor = fitted(weight)
-    return quantized
-
-
-def ranged(quantizer: TensorQuantizer, low: Tensor, high: Tensor) -> TensorQuantizer:
-    """Return a copy of ``quantizer`` with another range."""
-    copied = copy.deepcopy(quantizer)
-    copied.range = low, torch.maximum(low, high)
-    return copied
-
-
-def amplitude(low_c: Tensor, high_c: Tensor) -> Tensor:
-    """Return the largest magnitude of each channel; a dead one counts as a thousandth of the largest."""
-    amax_c = torch.maximum(low_c.abs(), high_c.abs())
-    return amax_c.clamp(min=max(float(amax_c.max()) * _SMALLEST_SHARE, torch.finfo(amax_c.dtype).tiny))
-
-
-def normalized(scale_c: Tensor) -> Tensor:
-    """Return ``scale_c`` over its geometric mean."""
-    return scale_c / scale_c.log().mean().exp()
+def equal_ranges(
+    readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None
+) -> tuple[Tensor, float]:
+    """Return the factors that give all channels one range, and the error with them; as :func:`best_scale`."""
+    return best_scale(readers, extremes, quantizer, [(1.0, 0.0)])
 
 
 def best_scale(
     readers: Sequence[Reader],
-    low_c: Tensor,
-    high_c: Tensor,
+    extremes: Extremes,
     quantizer: TensorQuantizer | None,
     exponents: Sequence[tuple[float, float]],
 ) -> tuple[Tensor, float]:
@@ -110,30 +40,50 @@ def best_scale(
 
     Args:
         readers: all layers that read the tensor.
-        low_c, high_c: the extremes of each channel, (channels,).
+        extremes: of each channel, in each half of the samples.
         quantizer: of the tensor; None where it stays in float.
         exponents: pairs (p, r) to try.
 
     Returns:
         The factors (channels,), and the worse of the ratios on two halves of the samples: below 1 where both gain.
     """
-    amax_c = amplitude(low_c, high_c)
     reach_c = torch.stack([reader.weight_reach() for reader in readers]).amax(0)
     reach_c = reach_c.clamp(min=max(float(reach_c.max()) * _SMALLEST_SHARE, torch.finfo(reach_c.dtype).tiny))
-    ones = torch.ones_like(amax_c)
-    start = _total_error(readers, low_c, high_c, quantizer, ones)
-    best, least = ones, 1.0
+    start = [_error(readers, extremes, quantizer, torch.ones_like(reach_c), fold) for fold in FOLDS]
+    best, least = None, 1.0
     for p, r in exponents:
-        scale_c = normalized(amax_c.pow(p) / reach_c.pow(r))
-        ratio = float((_total_error(readers, low_c, high_c, quantizer, scale_c) / start).max())
-        if ratio < least:
-            best, least = scale_c, ratio
-    return best, least
+        ratios = []
+        for fold, before in zip(FOLDS, start, strict=True):
+            scale_c = _scale(extremes, fold[0], reach_c, p, r)
+            ratios.append(_error(readers, extremes, quantizer, scale_c, fold) / before)
+        if max(ratios) < least:
+            best, least = (p, r), max(ratios)
+    if best is None:
+        return torch.ones_like(reach_c), least
+    return _scale(extremes, None, reach_c, *best), least
 
 
-def _total_error(
-    readers: Sequence[Reader], low_c: Tensor, high_c: Tensor, quantizer: TensorQuantizer | None, scale_c: Tensor
-) -> Tensor:
-    scaled = None if quantizer is None else ranged(quantizer, (low_c / scale_c).min(), (high_c / scale_c).max())
-    total = torch.stack([reader.error(scaled, scale_c) for reader in readers]).sum(0)
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
+def _scale(extremes: Extremes, half: int | None, reach_c: Tensor, p: float, r: float) -> Tensor:
+    """Return a candidate made from one half of the samples, or from all."""
+    amax_c, tiny = extremes.amax(half), torch.finfo(reach_c.dtype).tiny
+    expected_c = extremes.expected(half)
+    expected_c = expected_c.clamp(min=max(float(expected_c.max()) * _SMALLEST_SHARE, tiny))
+    scale_c = expected_c.pow(p) / reach_c.pow(r)
+    room = float((amax_c / scale_c).max())
+    never_active = (amax_c == 0) & (scale_c < expected_c / max(room, tiny))
+    scale_c = torch.where(never_active, expected_c / max(room, tiny), scale_c)
+    return scale_c / scale_c.log().mean().exp()
+
+
+def _error(
+    readers: Sequence[Reader],
+    extremes: Extremes,
+    quantizer: TensorQuantizer | None,
+    scale_c: Tensor,
+    fold: tuple[int, int],
+) -> float:
+    """Return the error of all readers on one half of the samples, with the range that the other half gives."""
+    learned, judged = fold
+    low_c, high_c = extremes.low_hc[learned] / scale_c, extremes.high_hc[learned] / scale_c
+    scaled = None if quantizer is None else ranged(quantizer, low_c.min(), high_c.max())
+    return max(sum(reader.error(scaled, scale_c, judged) for reader in readers), torch.finfo(torch.float32).tiny)

@@ -12,6 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_SHARE_OF_EXTREMES = 4
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Some of a layer's inputs, which stand for all of them.
+
+    Args:
+        inputs: (positions, groups, inputs of an output).
+        counts: how many positions each stands for, (positions,).
+    """
+
+    inputs: Tensor
+    counts: Tensor
+
 
 @dataclass(frozen=True)
 class LayerMatrix:
@@ -45,6 +60,11 @@ class LayerMatrix:
         padding = getattr(self.layer, "padding", 0)
         sizes = padding if isinstance(padding, tuple) else (padding,)
         return any(size not in (0, "valid") for size in sizes)
+
+    @property
+    def channel_axis(self) -> int:
+        """The dimension of what the layer reads that counts channels, from the end."""
+        return -1 if isinstance(self.layer, nn.Linear) else 1 - int(self.layer.weight.dim())
 
     def weight(self, weight: Tensor) -> Tensor:
         """Return a weight of the layer's shape as (groups, outputs of a group, inputs of an output)."""
@@ -82,6 +102,43 @@ class LayerMatrix:
             chosen = torch.arange(size) if share >= size else torch.randint(size, (share,), generator=generator)
             drawn.append(self._inputs_at(value.detach(), chosen.to(value.device)))
         return torch.cat(drawn)
+
+    def sample_with_extremes(self, values: list[Tensor], count: int, seed: int = 0) -> Sampled:
+        """Return the inputs of ``count`` positions: one in four has the largest values, the others are drawn evenly.
+
+        Few values lie at the ends of a range, and they decide what a narrower one would cost: an even draw would miss
+        them more often than not. ``values``, ``count`` and ``seed`` as in :meth:`sample`.
+        """
+        reaches = [self._reaches(value.detach()) for value in values]
+        reach_n = torch.cat(reaches)  # n: all positions
+        total, most = len(reach_n), count // _SHARE_OF_EXTREMES
+        if total <= count:
+            chosen, counts = torch.arange(total, device=reach_n.device), reach_n.new_ones(total)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            largest = reach_n.topk(most).indices
+            others = torch.ones_like(reach_n, dtype=torch.bool).index_fill(0, largest, False).nonzero()[:, 0]
+            drawn = others[torch.randint(len(others), (count - most,), generator=generator).to(others.device)]
+            chosen = torch.cat([largest, drawn])
+            counts = reach_n.new_ones(count)
+            counts[most:] = (total - most) / (count - most)
+        inputs, order, start = [], [], 0
+        for value, reach in zip(values, reaches, strict=True):
+            here = ((chosen >= start) & (chosen < start + len(reach))).nonzero()[:, 0]
+            inputs.append(self._inputs_at(value.detach(), chosen[here] - start))
+            order.append(here)
+            start += len(reach)
+        return Sampled(torch.cat(inputs), counts[torch.cat(order)])
+
+    def _reaches(self, value: Tensor) -> Tensor:
+        """Return the largest magnitude that each position sees: (positions,)."""
+        if isinstance(self.layer, nn.Linear):
+            return value.abs().amax(-1).flatten().float()
+        layer = self.layer
+        value = value if value.dim() == layer.weight.dim() else value.unsqueeze(0)
+        largest = self._padded(value.abs().amax(1, keepdim=True).float())
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(layer.kernel_size) - 1]
+        return pool(largest, layer.kernel_size, layer.stride, 0, layer.dilation).flatten()
 
     def _positions(self, value: Tensor) -> int:
         if isinstance(self.layer, nn.Linear):

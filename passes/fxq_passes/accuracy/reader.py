@@ -1,0 +1,187 @@
+"""Readers: layers that read a tensor, asked how much they err for a range of it or factors of its channels.
+
+Samples are in two halves, so that what one half suggests can be judged by the other.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fxq import TensorQuantizer
+from fxq.graph.stored import fit_quantizer
+from fxq_passes.accuracy.layer_matrix import LayerMatrix, Sampled
+
+FOLDS = ((0, 1), (1, 0))  # the half to learn from, and the half to judge by
+_MOST_WORK = 1e8  # multiplications of one candidate on one half
+_PRIOR = 0.5  # samples
+_SMALLEST_POWER = 1e-6  # of the largest channel's
+
+
+@dataclass
+class Extremes:
+    """How far each channel reaches, in each half of the samples: (2, channels) each.
+
+    Args:
+        low_hc, high_hc: the lowest and highest value.
+        samples_hc: in how many samples its largest magnitude is at least half of that in all.
+    """
+
+    low_hc: Tensor
+    high_hc: Tensor
+    samples_hc: Tensor
+
+    @classmethod
+    def of(cls, values: list[Tensor], axis: int) -> Self:
+        """Return those of a tensor, which has a value for each batch; ``axis`` counts channels."""
+        low_hc, high_hc, samples_hc = zip(*(_extremes(half, axis) for half in halves(values, axis)), strict=True)
+        return cls(torch.stack(low_hc), torch.stack(high_hc), torch.stack(samples_hc))
+
+    @classmethod
+    def joined(cls, several: Sequence[Self]) -> Self:
+        """Return those of several tensors with the same channels."""
+        low_hc = torch.stack([one.low_hc for one in several]).amin(0)
+        high_hc = torch.stack([one.high_hc for one in several]).amax(0)
+        return cls(low_hc, high_hc, torch.stack([one.samples_hc for one in several]).amin(0))
+
+    def amax(self, half: int | None = None) -> Tensor:
+        """Return the largest magnitude of each channel, in one half or in both: (channels,)."""
+        amax_hc = torch.maximum(self.low_hc.abs(), self.high_hc.abs())
+        return amax_hc.amax(0) if half is None else amax_hc[half]
+
+    def expected(self, half: int | None = None) -> Tensor:
+        """Return how far each channel may reach in samples that were not seen: (channels,).
+
+        The fewer samples reached that far, the more it counts how far the largest channel reaches: as half a sample.
+        """
+        amax_c = self.amax(half)
+        samples_c = self.samples_hc.sum(0) if half is None else self.samples_hc[half]
+        return (samples_c * amax_c + _PRIOR * amax_c.max()) / (samples_c + _PRIOR)
+
+
+def _extremes(values: list[Tensor], axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    lows, highs = [], []
+    for value in values:
+        by_channel = in_full(value.detach()).movedim(axis, -1)
+        flat = by_channel.flatten(1, -2) if by_channel.dim() > 2 else by_channel.unsqueeze(1)
+        lows.append(flat.amin(1))
+        highs.append(flat.amax(1))
+    low_sc, high_sc = torch.cat(lows), torch.cat(highs)  # s: samples
+    amax_sc = torch.maximum(low_sc.abs(), high_sc.abs())
+    amax_c = amax_sc.amax(0)
+    return low_sc.amin(0), high_sc.amax(0), ((amax_sc >= amax_c / 2) & (amax_c > 0)).sum(0)
+
+
+class Reader:
+    """A layer that reads a tensor, with samples of what it reads.
+
+    Args:
+        matrix: the layer.
+        values: the tensor, a value for each batch.
+        count: how many positions to sample; fewer for a large layer.
+    """
+
+    def __init__(self, matrix: LayerMatrix, values: list[Tensor], count: int) -> None:
+        self.matrix, self.weight = matrix, in_full(matrix.layer.weight.detach())
+        most = max(8, min(count // 2, int(_MOST_WORK / self.weight.numel())))
+        self._samples = [
+            _in_full(matrix.sample_with_extremes(half, most)) for half in halves(values, matrix.channel_axis)
+        ]
+        self._wanted = [matrix.outputs(one.inputs, self.weight) for one in self._samples]
+        self._power = self._find_power()
+
+    def weight_reach(self) -> Tensor:
+        """Return, for each input channel, the largest weight in terms of its output channel's largest: (channels,)."""
+        weight = self.matrix.weight(self.weight).abs()  # (groups, outputs, inputs)
+        weight = weight / weight.amax(2, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        per_group = self.matrix.layer.weight.shape[1]
+        return weight.amax(1).reshape(self.matrix.groups, per_group, -1).amax(2).flatten()
+
+    def error(self, quantizer: TensorQuantizer | None, scale_c: Tensor | None, half: int) -> float:
+        """Return the squared error of the outputs on one half of the samples, over their variance on both.
+
+        Args:
+            quantizer: of what it reads; None where that stays in float.
+            scale_c: factors that its weights take from each channel, (channels,); None for none.
+            half: 0 or 1.
+        """
+        layer, sampled = self.matrix.layer, self._samples[half]
+        inputs, weight = sampled.inputs, self.weight
+        if scale_c is not None:
+            per_group = layer.weight.shape[1]
+            kernel = inputs.shape[2] // per_group
+            inputs = inputs / scale_c.reshape(self.matrix.groups, per_group, 1).expand(-1, -1, kernel).flatten(1)
+            weight = self.matrix.scale_inputs(weight, scale_c)
+        found = self.matrix.outputs(inputs if quantizer is None else quantizer(inputs), quantized_weight(layer, weight))
+        return float((_variance(found - self._wanted[half], sampled.counts) / self._power).sum())
+
+    def _find_power(self) -> Tensor:
+        """Return what errors are put in terms of: the variance of all outputs, (), or of each, (groups, outputs).
+
+        The channels of a depthwise convolution are as large as the layers around them make them: each counts alike.
+        """
+        wanted, counts = torch.cat(self._wanted), torch.cat([one.counts for one in self._samples])
+        power = _variance(wanted, counts)
+        tiny = torch.finfo(power.dtype).tiny
+        if self.matrix.is_depthwise:
+            return power.clamp(min=max(float(power.max()) * _SMALLEST_POWER, tiny)) * power.numel()
+        return power.sum().clamp(min=tiny)
+
+
+def halves(values: list[Tensor], axis: int = -1) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the first and the second half of the samples of all batches; a single sample makes both halves.
+
+    Dimension 0 counts samples, unless it is ``axis``, which counts channels, from the end: then a value is one sample.
+    """
+    counts = [len(value) if value.dim() + axis > 0 else 1 for value in values]
+    total = sum(counts)
+    if total < 2:
+        return values, values
+    first, second, room = list[Tensor](), list[Tensor](), (total + 1) // 2
+    for value, count in zip(values, counts, strict=True):
+        here = min(room, count)
+        room -= here
+        if here == count:
+            first.append(value)
+        elif here == 0:
+            second.append(value)
+        else:
+            first.append(value[:here])
+            second.append(value[here:])
+    return first, second
+
+
+def in_full(value: Tensor) -> Tensor:
+    """Return ``value`` in float32 where it has less: sums of squares overflow in half precision."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
+    """Return ``weight`` as the quantizer of ``layer`` would leave it, fitted to it; the layer is unchanged."""
+    quantizer = getattr(layer, "weight_quantizer", None)
+    if quantizer is None or not quantizer.is_enabled:
+        return weight
+    fitted = copy.deepcopy(quantizer)
+    fit_quantizer("", weight, fitted)
+    quantized: Tensor = fitted(weight)
+    return quantized
+
+
+def ranged(quantizer: TensorQuantizer, low: Tensor, high: Tensor) -> TensorQuantizer:
+    """Return a copy of ``quantizer`` with another range."""
+    copied = copy.deepcopy(quantizer)
+    copied.range = low, torch.maximum(low, high)
+    return copied
+
+
+def _in_full(sampled: Sampled) -> Sampled:
+    return Sampled(in_full(sampled.inputs), in_full(sampled.counts))
+
+
+def _variance(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the variance over positions, each weighted by how many it stands for: (groups, outputs)."""
+    share = (counts / counts.sum()).reshape(-1, 1, 1)
+    return ((values - (share * values).sum(0)).square() * share).sum(0)
