@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
 from fxq.graph.members import crowded_members
-from fxq.graph.observers import empty_ranges, measured_quantizers
+from fxq.graph.observers import empty_ranges, measured_quantizers, widen_observed
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
@@ -47,14 +47,23 @@ def run_calibrated_passes(
     judge = _Judge(gm, stage)
     if stage.data is not None and begins:
         stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
-    steps = [_run(gm, step, settings, record, stage, judge) for step in passes]
+    plain: _Saved | None = None
+    steps = []
+    for step in passes:
+        if step.improves and plain is None:
+            plain = judge.save(record)
+        steps.append(_run(gm, step, settings, record, stage, judge))
+    together = _undo_what_chance_kept(plain, steps, record, judge)
+    judged = _notes(passes, stage.data, judge)
+    if stage.data is not None and judge.samples:
+        _take_in_held_out(gm, stage.data)
     data, empty, crowded = stage.data, empty_ranges(measured_quantizers(gm)), crowded_members(gm)
     odd = () if data is None or data.note is None else (data.note,)
     about_ranges = [describe_empty(empty)] * bool(empty) + [describe_crowded(crowded)] * bool(crowded)
     batches = 0 if data is None else data.batch_count
     # A forward of the user's own may call the model with anything.
     samples = data.seen if data is not None and data.forward is None else None
-    notes = (*_notes(passes, data, judge), *odd, *about_ranges)
+    notes = (*judged, *together, *odd, *about_ranges)
     return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples)
 
 
@@ -72,8 +81,7 @@ def describe_empty(ranges: Mapping[str, str]) -> str:
 def _run(
     gm: GraphModule, step: Pass, settings: Settings, record: Record, stage: DataStage, judge: "_Judge"
 ) -> CalibrationStep:
-    before = judge.look() if step.improves else None
-    saved = None if before is None else (Snapshot(gm, has_weights=True), stage.copy(), record.copy())
+    saved = judge.save(record) if step.improves else None
     start, unchanged = time.perf_counter(), len(stage.changed)
     run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
     if not step.keeps_ranges:
@@ -81,21 +89,59 @@ def _run(
     seconds = time.perf_counter() - start
     if not step.streams:
         _check_finite(gm, step)
-    if before is None or saved is None:
+    judge.forget()
+    if saved is None:
         return CalibrationStep(step.name, None, None, kept=True, seconds=seconds)
-    after = judge.look()
+    before, after = saved.measured, judge.look()
     assert after is not None
     kept = after.is_no_worse_than(before)
     if not kept:
-        snapshot, old_stage, old_record = saved
-        snapshot.restore()
-        stage.become(old_stage)
-        record.become(old_record)
+        saved.restore(record)
         record.passes.append(step.name)
-        record.add(
-            Entry(step.name, "skip", "", "", f"undone: {before.sqnr_db:.2f} dB before, {after.sqnr_db:.2f} dB after it")
-        )
+        _note_undone(record, step.name, _change(before.sqnr_db, after.sqnr_db))
     return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds)
+
+
+def _undo_what_chance_kept(
+    plain: "_Saved | None", steps: list[CalibrationStep], record: Record, judge: "_Judge"
+) -> tuple[str, ...]:
+    """Undo all passes that were kept where what they gain together may be chance; return a note of it.
+
+    Each was kept for not being worse on few samples. Of many such passes some are worse on others, and where there is
+    little to gain, so may be all of them.
+    """
+    kept = [step for step in steps if step.sqnr_after_db is not None and step.kept]
+    if plain is None or not kept:
+        return ()
+    after = judge.look()
+    assert after is not None
+    if after.gains_for_certain(plain.measured):
+        return ()
+    plain.restore(record)
+    change = f"{plain.measured.sqnr_db:.2f} dB before all, {after.sqnr_db:.2f} dB after"
+    for index, step in enumerate(steps):
+        if step.sqnr_after_db is None:
+            continue
+        record.passes.append(step.name)
+        if step.kept:
+            _note_undone(record, step.name, f"what is gained may be chance: {change}")
+            steps[index] = replace(step, kept=False)
+        else:
+            _note_undone(record, step.name, _change(step.sqnr_before_db, step.sqnr_after_db))
+    return (f"all undone, since what they gain together may be chance on so few samples: {change}",)
+
+
+def _take_in_held_out(gm: GraphModule, data: Data) -> None:
+    """Let ranges cover the samples held out too, now that nothing is judged by them any more."""
+    widen_observed(gm, lambda: data.feed_held_out(gm))
+
+
+def _change(before_db: float | None, after_db: float | None) -> str:
+    return f"{before_db:.2f} dB before, {after_db:.2f} dB after it"
+
+
+def _note_undone(record: Record, name: str, why: str) -> None:
+    record.add(Entry(name, "skip", "", "", f"undone: {why}"))
 
 
 def _fit_stale(gm: GraphModule, step: Pass, record: Record, stage: DataStage, changed: Sequence[str]) -> None:
@@ -123,7 +169,7 @@ def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge") -> tuple[
         return (f"{data.seen} samples are too few to hold any out: {unmeasured}",)
     if judge.look() is None:
         return (f"the model returns no floating-point tensor: {unmeasured}",)
-    return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}",)
+    return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}; ranges took them in afterwards",)
 
 
 def describe_crowded(ranges: Mapping[str, str]) -> str:
@@ -156,36 +202,81 @@ class _Measured:
         """
         if math.isnan(self.sqnr_db) or self.sqnr_db < before.sqnr_db:
             return False
+        return float(self._gains(before).mean()) >= 0
+
+    def gains_for_certain(self, before: "_Measured") -> bool:
+        """Return whether the mean gain over ``before`` is at least half of its standard error over samples."""
+        gains = self._gains(before)
+        error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        return float(gains.mean()) >= error / 2
+
+    def _gains(self, before: "_Measured") -> Tensor:
+        """Return for each sample how much less its noise is, as a logarithm."""
         tiny = torch.finfo(self.noise.dtype).tiny
-        return float((before.noise.clamp(min=tiny) / self.noise.clamp(min=tiny)).log().mean()) >= 0
+        return (before.noise.clamp(min=tiny) / self.noise.clamp(min=tiny)).log()
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The model as it was, how good it was, and what was noted of it."""
+
+    measured: _Measured
+    snapshot: Snapshot
+    notes: DataStage
+    record: Record
+    judge: "_Judge"
+
+    def restore(self, record: Record) -> None:
+        """Put it back, and take out of ``record`` what was written since."""
+        self.snapshot.restore()
+        self.judge.stage.become(self.notes.copy())
+        record.become(self.record.copy())
+        self.judge.measured = self.measured
 
 
 class _Judge:
     """Compares the quantized model with the float one on the samples held out."""
 
     def __init__(self, gm: GraphModule, stage: DataStage) -> None:
-        self._gm, self._stage = gm, stage
+        self._gm, self.stage = gm, stage
         self._expected: list[list[Tensor]] | None = None
+        self.measured: _Measured | None = None
+
+    def save(self, record: Record) -> _Saved | None:
+        """Return the model as it is now; None where nothing tells how good it is."""
+        measured = self.look()
+        if measured is None:
+            return None
+        return _Saved(measured, Snapshot(self._gm, has_weights=True), self.stage.copy(), record.copy(), self)
+
+    def forget(self) -> None:
+        """The model is another now."""
+        self.measured = None
 
     @property
     def samples(self) -> int:
         """How many samples were held out."""
-        data = self._stage.data
+        data = self.stage.data
         return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
 
     def look(self) -> _Measured | None:
         """Return how far the quantized model is from the float one now; None where nothing tells."""
-        if not self.samples or self._stage.weights is None:
+        if self.measured is None:
+            self.measured = self._measure()
+        return self.measured
+
+    def _measure(self) -> _Measured | None:
+        if not self.samples or self.stage.weights is None:
             return None
         if self._expected is None:
-            with in_float(self._gm, self._stage.weights):
+            with in_float(self._gm, self.stage.weights):
                 self._expected = self._outputs()
         if not any(self._expected):
             return None
         signal = sum(float(wanted.double().square().sum()) for batch in self._expected for wanted in batch)
         by_batch = []
-        assert self._stage.data is not None
-        inputs = self._stage.data.judging(self._gm)
+        assert self.stage.data is not None
+        inputs = self.stage.data.judging(self._gm)
         for one, expected, found in zip(inputs, self._expected, self._outputs(), strict=True):
             errors = [(want.double() - got.double()).square() for want, got in zip(expected, found, strict=True)]
             by_batch.append(_by_sample(errors, one.samples or 1))
@@ -195,10 +286,10 @@ class _Judge:
 
     def _outputs(self) -> list[list[Tensor]]:
         """Return the floating-point tensors that the model returns, by batch."""
-        assert self._stage.data is not None
+        assert self.stage.data is not None
         found = []
         with torch.no_grad():
-            for inputs in self._stage.data.judging(self._gm):
+            for inputs in self.stage.data.judging(self._gm):
                 # A model may write into its inputs, which are needed again.
                 args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
                 leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))

@@ -61,6 +61,7 @@ class Data:
         self.max_samples, self.held_out = max_samples, float(held_out)
         self._samples = Samples()
         self._was_read = False
+        self._held_out_were_fed = False
         self._batch_count = 0
         self.loader_error: BaseException | None = None
         self.note: str | None = None
@@ -139,6 +140,13 @@ class Data:
         if not seen:
             raise CalibrationError("there was no batch: the loader is empty, or an iterator was used up")
 
+    def feed_held_out(self, gm: GraphModule) -> None:
+        """Run ``gm`` on the samples held out, without gradients; from now on they are samples like any other."""
+        self._held_out_were_fed = True
+        with torch.no_grad():
+            for inputs in self._samples.held_out:
+                call(gm, *inputs.args, **inputs.kwargs)
+
     @property
     def compared(self) -> list[Inputs]:
         """The samples to compare the quantized model on: those held out, or else a few that it was calibrated on."""
@@ -146,8 +154,8 @@ class Data:
 
     @property
     def learned_from_compared(self) -> bool:
-        """Were none held out, so that the samples to compare on are those that the model was calibrated on?"""
-        return not self._samples.held_out
+        """Are the samples to compare on some that the model was calibrated on, since none were held out to the end?"""
+        return self._held_out_were_fed or not self._samples.held_out
 
     @property
     def seen(self) -> int:

@@ -1,9 +1,10 @@
 """Observers: the quantizers that wait for data, what they see, and the ranges that follow."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -102,6 +103,35 @@ def fit_observed(observers: Mapping[str, TensorQuantizer], options: Mapping[str,
             observers[path].amax = bounds[0]
         else:
             observers[path].range = (bounds[0], bounds[1])
+
+
+def widen_observed(model: nn.Module, run: Callable[[], None]) -> None:
+    """Let the observers see more, and change their ranges by as much as that changes what they would fit.
+
+    A range that is a share of what was fitted stays that share.
+
+    Args:
+        model: calibrated.
+        run: runs it on what it did not see before.
+    """
+    observers = {path: one for path, one in observing_quantizers(model).items() if one.has_range}
+    before = {path: one.compute_calib_range() for path, one in observers.items()}
+    with observing(model, {path: observers[path] for path, bounds in before.items() if bounds is not None}):
+        run()
+    for path, quantizer in observers.items():
+        old, new = before[path], quantizer.compute_calib_range()
+        if old is None or new is None or all(map(torch.equal, old, new)):
+            continue
+        # A symmetric range is (-amax, amax).
+        now = quantizer.range[-len(old) :]
+        bounds = [
+            torch.where(one == 0, other, value * (other / torch.where(one == 0, torch.ones_like(one), one)))
+            for one, other, value in zip(old, new, now, strict=True)
+        ]
+        if len(bounds) == 1:
+            quantizer.amax = bounds[0]
+        else:
+            quantizer.range = (bounds[0], bounds[1])
 
 
 def empty_ranges(observers: Mapping[str, TensorQuantizer]) -> dict[str, str]:
