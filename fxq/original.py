@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fxq.given_model import as_module
 from fxq.nn import TensorQuantizer
 
+_SMALL = 4096  # elements: those of a larger tensor are summed, on its device
+
 
 @dataclass(frozen=True)
 class Original:
@@ -50,18 +52,24 @@ def checksum(model: nn.Module) -> str:
     for path, module in model.named_modules():
         if isinstance(module, TensorQuantizer):
             continue
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            found.update(
-                f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)} {_sums(tensor)}\n".encode(errors="surrogatepass")
-            )
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                what = f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}\n"
+                found.update(what.encode(errors="surrogatepass"))
+                found.update(_content(tensor))
     return found.hexdigest()
 
 
-def _sums(tensor: Tensor) -> list[int]:
-    """Return the sums of the bits, read as integers, along rows and columns; none for what cannot be read so."""
+def _content(tensor: Tensor) -> Any:
+    """Return the bytes of a small tensor; of others the sums of the bits, read as integers, along rows and columns.
+
+    Nothing for what cannot be read so.
+    """
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or not tensor.numel():
-        return []
+        return b""
     plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    if plain.numel() <= _SMALL:
+        return plain.reshape(-1).view(torch.uint8).cpu().numpy()
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
-    rows = plain.contiguous().view(integer).reshape(len(plain) if plain.dim() else 1, -1)
-    return [*rows.sum(1, dtype=torch.int64).tolist(), *rows.sum(0, dtype=torch.int64).tolist()]
+    rows = plain.contiguous().view(integer).reshape(len(plain), -1)
+    return str([*rows.sum(1, dtype=torch.int64).tolist(), *rows.sum(0, dtype=torch.int64).tolist()]).encode()

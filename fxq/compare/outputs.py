@@ -103,19 +103,22 @@ def largest_finite(tensor: Tensor) -> float:
 def evaluated(gm: nn.Module) -> Iterator[None]:
     """Put a module into eval mode and give each submodule its own mode back afterwards."""
     modes = [(module, module.training) for module in gm.modules()]
-    for module, _ in modes:  # not by eval(): one of the model's own may do more, and that of a program does nothing
-        module.training = False
+    for module, training in modes:  # not by eval(): one of the model's own may do more, that of a program does nothing
+        if training:
+            module.training = False
     try:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 @contextlib.contextmanager
 def _as_before(model: nn.Module) -> Iterator[None]:
     """Undo what running ``model`` writes into its attributes and buffers."""
-    buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.no_grad():
+        buffers = [(buffer, _version(buffer), buffer.clone()) for buffer in model.buffers()]
     with restored_state(model):
         yield
     for buffer, version, content in buffers:
@@ -131,7 +134,8 @@ def _version(tensor: Tensor) -> int | None:
 
 @contextlib.contextmanager
 def _seeded(model: nn.Module, seed: int) -> Iterator[list[torch.Generator]]:
-    tensors = [*model.parameters(), *model.buffers()]
+    registries = (own for module in model.modules() for own in (module._parameters, module._buffers))
+    tensors = (tensor for registry in registries for tensor in registry.values() if tensor is not None)
     devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
     with torch.random.fork_rng(devices):
         # Not torch.manual_seed, which would seed devices that the model is not on, and leave them so.

@@ -67,8 +67,9 @@ class _Noisy(fx.Interpreter):
         result = super().run_node(n)
         row = LOWERED_OPS.get(n.target)
         computes = n.op in ("call_function", "call_module", "call_method")
-        exact = not computes or is_quantizer(n) or (row is not None and row.is_exact)
-        return result if exact else pytree.tree_map_only(Tensor, self._moved, result)
+        if not computes or is_quantizer(n) or (row is not None and row.is_exact):
+            return result
+        return self._moved(result) if type(result) is Tensor else pytree.tree_map_only(Tensor, self._moved, result)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)

@@ -23,8 +23,8 @@ def why_altered(module: nn.Module) -> str | None:
     """Return what changes the call of ``module``, None if its class alone decides, hooks that compute weights aside."""
     if has_other_hooks(module):
         return "has forward hooks"
-    replaced = sorted(_COMPUTING & vars(module).keys())
-    return f"has its {replaced[0]} replaced on the instance" if replaced else None
+    replaced = [name for name in _COMPUTING if name in vars(module)]
+    return f"has its {min(replaced)} replaced on the instance" if replaced else None
 
 
 def _replaced(module: nn.Module) -> list[Any]:

@@ -115,14 +115,17 @@ def _quantizes(node: Node, must_be_on: bool) -> bool:
 
 def idle_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
     """Return the quantizers that are off and that no plan will switch on, by path."""
+    off = {
+        path: module
+        for path, module in gm.named_modules(remove_duplicate=False)
+        if isinstance(module, TensorQuantizer) and not module.is_enabled
+    }
+    if not off:
+        return {}
     planned = {str(node.target) for node in gm.graph.nodes if is_quantizer(node) and inserted_for(node)}
     for path, plans in plans_by_module(gm).items():
         planned |= {f"{path}.{quantizer_name(slot)}" for slot in plans}
-    return {
-        path: module
-        for path, module in gm.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorQuantizer) and not module.is_enabled and path not in planned
-    }
+    return {path: module for path, module in off.items() if path not in planned}
 
 
 def _frozen(gm: GraphModule) -> Iterator[str]:

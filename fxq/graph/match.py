@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from fxq.graph.kinds import MOVES_DATA, kind, produces_tensor, produces_values
+from fxq.graph.kinds import MOVES_DATA, kind, module_of, produces_tensor, produces_values
+from fxq.nn.tensor_quantizer import TensorQuantizer
 
 _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 
@@ -66,7 +67,7 @@ def is_add(node: Node) -> bool:
 
 def is_quantizer(node: Node) -> bool:
     """Return whether ``node`` calls a TensorQuantizer."""
-    return node.op == "call_module" and kind(node) == "quantizer"
+    return node.op == "call_module" and isinstance(module_of(node), TensorQuantizer)
 
 
 def is_constant(node: Node) -> bool:

@@ -1,6 +1,7 @@
 """Submodules and buffers of a GraphModule by path; each question costs no more than the path is long."""
 
 import copy
+import copyreg
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -14,20 +15,29 @@ from torch.fx import GraphModule
 from fxq.nn.computed import values_of_computed
 
 Module = TypeVar("Module", bound=nn.Module)
+_ATOMS = frozenset({bool, int, float, str, type(None)})  # they are their own copies
 
 
 def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -> Module:
     """Return ``copy.deepcopy(module)``; ``known``: what stands for other objects in it, by their ids.
 
-    A module has a dozen registries, most of them empty; copying those one by one takes longer than all the rest. What a
-    hook computes before each call, torch does not copy where it has a gradient; its copy is a value.
+    A module has a dozen registries, most of them empty, and its attributes are numbers and names; copying those one by
+    one takes longer than all the rest. What a hook computes before each call, torch does not copy where it has a
+    gradient; its copy is a value.
     """
     copies: dict[int, Any] = dict(known)
-    for part in module.modules():
+    states: list[tuple[nn.Module, dict[str, Any]]] = []
+    for part in _children_first(module, set()):
         for value in vars(part).values():
             if type(value) in (dict, OrderedDict, set) and not value:
                 copies[id(value)] = type(value)()
         copies |= values_of_computed(part)
+        state = None if id(part) in copies else _plain_state(part)
+        if state is not None:
+            copies[id(part)] = type(part).__new__(type(part))
+            states.append((part, state))
+    for part, state in states:
+        copies[id(part)].__setstate__({name: _copied(value, copies) for name, value in state.items()})
     return copy.deepcopy(module, copies)
 
 
@@ -108,6 +118,34 @@ def drop_unused(gm: GraphModule) -> None:
                 holders.append((f"{path}.", child))
             else:
                 delattr(module, name)
+
+
+def _children_first(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
+    seen.add(id(module))
+    for child in module._modules.values():
+        if child is not None and id(child) not in seen:
+            yield from _children_first(child, seen)
+    yield module
+
+
+def _plain_state(module: nn.Module) -> dict[str, Any] | None:
+    """Return the attributes that copy.deepcopy copies one by one, None where it does something else."""
+    kind: Any = type(module)
+    if hasattr(kind, "__deepcopy__") or kind in copyreg.dispatch_table or not _is_known(kind.__setstate__):
+        return None
+    reduced: Any = module.__reduce_ex__(4)
+    is_plain = reduced[0] is copyreg.__newobj__ and reduced[1] == (kind,) and not any(reduced[3:])  # type: ignore[attr-defined]
+    return reduced[2] if is_plain and type(reduced[2]) is dict else None
+
+
+def _is_known(function: Any) -> bool:
+    return str(function.__module__).partition(".")[0] in ("torch", "fxq")
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    if type(value) in _ATOMS:
+        return value
+    return copies[id(value)] if id(value) in copies else copy.deepcopy(value, copies)
 
 
 def _is_same(value: torch.Tensor | None, own: Any) -> bool:

@@ -5,8 +5,10 @@ the name of a tensor inside the module that it calls (``"weight"``, ``"weight_ih
 the name of the group of tensors that share one range with its output.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -16,6 +18,7 @@ from fxq.quant.descriptor import QuantDescriptor
 
 _PLANS, _GROUP, _INSERTED = "fxq_plans", "fxq_range_group", "fxq_inserted"
 OUTPUT = "output"
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,23 @@ def plans_of(node: Node) -> dict[int | str, Plan]:
 
 def planned_inputs(node: Node) -> dict[int, Plan]:
     """Return the plans on the inputs of ``node`` by argument position."""
-    return {slot: plan for slot, plan in plans_of(node).items() if isinstance(slot, int)}
+    return {slot: plan for slot, plan in node.meta.get(_PLANS, _NONE).items() if isinstance(slot, int)}
 
 
 def planned_inside(node: Node) -> dict[str, Plan]:
     """Return the plans on tensors inside the module that ``node`` calls, by name."""
-    return {slot: plan for slot, plan in plans_of(node).items() if isinstance(slot, str) and slot != OUTPUT}
+    planned = node.meta.get(_PLANS, _NONE).items()
+    return {slot: plan for slot, plan in planned if isinstance(slot, str) and slot != OUTPUT}
 
 
 def planned_input(edge: Edge) -> Plan | None:
     """Return the plan on one edge."""
-    return plans_of(edge.consumer).get(edge.position)
+    return edge.consumer.meta.get(_PLANS, _NONE).get(edge.position)  # type: ignore[no-any-return]
 
 
 def planned_output(node: Node) -> Plan | None:
     """Return the plan on the output of ``node``."""
-    return plans_of(node).get(OUTPUT)
+    return node.meta.get(_PLANS, _NONE).get(OUTPUT)  # type: ignore[no-any-return]
 
 
 def is_quantized(edge: Edge) -> bool:

@@ -61,7 +61,8 @@ def restored_state(model: nn.Module) -> Iterator[None]:
     containers = [
         value for _, values in attributes for value in values.values() if type(value) in (dict, OrderedDict, list)
     ]
-    items = [(container, container.copy()) for container in containers]
+    empty = [container for container in containers if not container]  # most are
+    items = [(container, container.copy()) for container in containers if container]
     for module in modules:
         if isinstance(module, TensorQuantizer):
             module.disable_calib()  # what runs here is no data to calibrate on
@@ -69,6 +70,8 @@ def restored_state(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _put_back(attributes, items)
+        for container in empty:
+            container.clear()
 
 
 def _put_back(attributes: list[tuple[nn.Module, dict[str, Any]]], items: list[tuple[Any, Any]]) -> None:

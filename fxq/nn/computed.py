@@ -65,6 +65,8 @@ def computed_tensors(module: nn.Module) -> dict[str, Computed]:
 
 def has_other_hooks(module: nn.Module) -> bool:
     """Return whether a call of ``module`` runs hooks beside those that compute its tensors, and fxq's own."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return False  # asked of each node again and again
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(not (_computes(hook) or _is_own(hook)) for hook in hooks)
 

@@ -102,6 +102,10 @@ class QuantDescriptor:
             given = "learn_amax" if self.learn_amax else "range" if self.amax is None else "amax"
             raise DescriptorError(f'calibrator="dynamic" stores no range: drop {given}, or choose another calibrator')
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A model has one for each tensor, and nothing in it is ever modified."""
+        return self
+
     def _check_types(self) -> None:
         """Check the fields that are kept as they are given."""
         for name in ("unsigned", "symmetric", "learn_amax", "fake_quant", "narrow_range"):
