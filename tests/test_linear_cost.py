@@ -54,3 +54,34 @@ def test_each_further_block_costs_the_same(stage: Callable[[int], int]) -> None:
     stage(1)  # what is imported and looked up once
     few, more, most = (stage(blocks) for blocks in (4, 8, 12))
     assert most - more < 1.03 * (more - few)
+
+
+class Hub(nn.Module):
+    """One tensor that many layers read, and what is made of it: pieces, views, a memory that many write into."""
+
+    def __init__(self, readers: int) -> None:
+        super().__init__()
+        self.pieces, self.views, self.adds = (
+            nn.ModuleList(nn.Conv2d(2, 2, 1) for _ in range(readers)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        pieces = torch.chunk(torch.cat([y] * len(self.pieces), 1), len(self.pieces), 1)
+        found = [conv(piece) for conv, piece in zip(self.pieces, pieces, strict=True)]
+        found += [conv(y.flatten(2).unsqueeze(3)).reshape(y.shape) for conv in self.views]
+        z = y.clone()
+        for conv in self.adds:
+            z += conv(z)
+        return torch.cat([z, *found], 1)
+
+
+def test_each_further_reader_of_a_tensor_costs_the_same() -> None:
+    def preparing_hub(readers: int) -> int:
+        torch.manual_seed(0)
+        model = Hub(readers).eval()
+        return work_of(lambda: fxq.prepare(model, IMAGE))
+
+    preparing_hub(2)
+    few, more, most = (preparing_hub(readers) for readers in (8, 16, 24))
+    assert most - more < 1.03 * (more - few)

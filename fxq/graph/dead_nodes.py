@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fxq.graph.kinds import module_of, produces_values, reads_shape
 from fxq.graph.match import module_path
-from fxq.graph.memory import aliases, writes_in_place
+from fxq.graph.memory import Memory, writes_in_place
 from fxq.graph.modules import drop_unused
 from fxq.record import Entry, Record
 
@@ -62,13 +62,12 @@ def _reached(gm: GraphModule, ends: Iterable[Node], reads: Callable[[Node, Node]
     """Return ``ends``, what they read, and what writes into the memory that is read, or into stored tensors."""
     reached: set[Node] = set()
     _add_with_sources(ends, reached, reads)
-    writers = [
-        (node, [one for one in aliases(node.all_input_nodes[0]) if produces_values(one)])
-        for node in gm.graph.nodes
-        if writes_in_place(node)
+    written = [
+        ([one for one in sharing if produces_values(one)], writers) for sharing, writers in Memory(gm.graph).written()
     ]
     while True:
-        found = [node for node, sharing in writers if node not in reached and _is_seen(sharing, reached)]
+        seen = (writers for sharing, writers in written if _is_seen(sharing, reached))
+        found = [node for writers in seen for node in writers if node not in reached]
         if not found:
             return reached
         _add_with_sources(found, reached, reads)

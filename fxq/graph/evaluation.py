@@ -1,6 +1,7 @@
 """What a node computes for the example inputs: on fake tensors, which have a shape and a dtype and no data."""
 
 import contextlib
+import operator
 from typing import Any
 
 import torch
@@ -64,6 +65,9 @@ class Evaluation:
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             case "output":
                 return args[0]
+            case "call_function" if node.target is operator.getitem and isinstance(args[0], tuple | list | dict):
+                container: Any = args[0]  # a key of the call would hold all of it, each time
+                return container[args[1]]
         assert callable(node.target)
         return self._known.call(node.target, args, kwargs)
 

@@ -30,9 +30,7 @@ class Edge:
 
 def input_edges(consumer: Node) -> list[Edge]:
     """Return the edges into ``consumer``, in the order of its arguments."""
-    producers: list[Node] = []
-    map_arg((consumer.args, consumer.kwargs), lambda node: producers.append(node) or node)  # type: ignore[func-returns-value]
-    return [Edge(producer, consumer, position) for position, producer in enumerate(producers)]
+    return [Edge(producer, consumer, position) for position, producer in enumerate(_producers(consumer))]
 
 
 def tensor_edges(consumer: Node) -> list[Edge]:
@@ -42,12 +40,17 @@ def tensor_edges(consumer: Node) -> list[Edge]:
 
 def output_edges(producer: Node) -> list[Edge]:
     """Return the edges out of ``producer``, in graph order of the readers."""
-    return [edge for user in producer.users for edge in input_edges(user) if edge.producer is producer]
+    return [
+        Edge(producer, user, position)
+        for user in producer.users
+        for position, read in enumerate(_producers(user))
+        if read is producer
+    ]
 
 
 def has_one_reader(node: Node) -> bool:
     """Return whether exactly one argument of one node reads ``node``."""
-    return len(output_edges(node)) == 1
+    return len(node.users) == 1 and len(output_edges(node)) == 1
 
 
 def only_reader(node: Node) -> Node | None:
@@ -107,3 +110,10 @@ def module_path(node: Node) -> str:
 def rule_path(node: Node) -> str:
     """Return the name that a rule has for ``node``: the module it calls, or the function's with that of its owner."""
     return str(node.target) if node.op == "call_module" else f"{owner_path(node)}.{node.name}".lstrip(".")
+
+
+def _producers(consumer: Node) -> list[Node]:
+    """Return the node arguments of ``consumer``, in order, lists and keywords included."""
+    found: list[Node] = []
+    map_arg((consumer.args, consumer.kwargs), lambda node: found.append(node) or node)  # type: ignore[func-returns-value]
+    return found

@@ -3,13 +3,14 @@
 A quantizer reads a tensor when it is made. Where something writes into that memory later, the quantizer would miss it.
 """
 
+import bisect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.nn import functional as F
 
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
@@ -31,6 +32,38 @@ _MAY_RETURN_INPUT = frozenset({
     "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda",
     "select", "unfold", "diagonal", "as_strided", "view_as",
 })  # fmt: skip
+
+
+class Memory:
+    """Which nodes of a graph share memory, and which write into it: one look at all nodes, true until one is changed.
+
+    :func:`aliases` and :func:`overwriting` ask for one node, and cost as much as that has aliases and readers.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._bases: dict[Node, Node] = {}
+        self._sharing: dict[Node, list[Node]] = {}  # by the node that made the memory, in graph order, as the next
+        self._writers: dict[Node, list[Node]] = {}
+        for node in graph.nodes:
+            base = self._bases[node.all_input_nodes[0]] if _may_alias_input(node) else node
+            self._bases[node] = base
+            self._sharing.setdefault(base, []).append(node)
+            if writes_in_place(node):
+                self._writers.setdefault(self._bases[node.all_input_nodes[0]], []).append(node)
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._bases
+
+    def overwriting(self, node: Node) -> Node | None:
+        """Return the first node that writes into the memory of ``node`` after it was made, None if none does."""
+        writers = self._writers.get(self._bases[node], [])
+        behind = bisect.bisect_right(writers, node)
+        return writers[behind] if behind < len(writers) else None
+
+    def written(self) -> Iterator[tuple[list[Node], list[Node]]]:
+        """Yield, for each memory that is written into, the nodes that share it and those that write."""
+        for base, writers in self._writers.items():
+            yield self._sharing[base], writers
 
 
 def writes_in_place(node: Node) -> bool:

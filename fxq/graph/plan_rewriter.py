@@ -10,7 +10,7 @@ from fxq.graph import plan as plans
 from fxq.graph.dead_nodes import nodes_without_values
 from fxq.graph.kinds import kind, module_of
 from fxq.graph.match import input_edges, module_path
-from fxq.graph.memory import overwriting
+from fxq.graph.memory import Memory
 from fxq.graph.settings import Settings
 from fxq.nn import InputQuantized, Quantized, WeightQuantized, quantized_type
 from fxq.quant.descriptor import QuantDescriptor
@@ -32,7 +32,8 @@ class PlanRewriter:
     settings: Settings
     record: Record
     pass_name: str
-    _without_values: set[Node] | None = None  # once asked for; a pass that plans does not edit
+    _without_values: set[Node] | None = None  # once asked for, as the next: until an edit is noted
+    _memory: Memory | None = None
 
     @property
     def target(self) -> Target:
@@ -107,7 +108,9 @@ class PlanRewriter:
 
     def _is_overwritten(self, node: Node, producer: Node) -> bool:
         """Note that ``node`` gets no quantizer if one on ``producer`` would miss what is written there later."""
-        writer = overwriting(producer)
+        if self._memory is None or producer not in self._memory:
+            self._memory = Memory(self.gm.graph)
+        writer = self._memory.overwriting(producer)
         if writer is not None:
             self.skip(
                 node, f"{producer.name!r} is overwritten in place by {writer.name!r}, which a quantizer would miss"
@@ -132,6 +135,8 @@ class PlanRewriter:
             self._note("plan", node, f"{slot}: {plan.descriptor}: {plan.why}")
 
     def _note(self, action: str, node: Node, text: str) -> None:
+        if action == "edit":
+            self._without_values = self._memory = None
         self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))
 
 

@@ -140,21 +140,27 @@ def _constant_among(rw: Rewriter, nodes: Sequence[Node]) -> set[Node]:
         for node in nodes:
             if node not in varying and _is_constant(rw, node, constant):
                 constant.add(node)
-        writers = [node for node in nodes if writes_in_place(node)]
-        found = {alias for writer in writers for alias in _varying_memory(writer, constant)}
+        found: set[Node] = set()
+        seen: set[Node] = set()
+        for writer in (node for node in nodes if writes_in_place(node)):
+            if writer not in seen:
+                sharing = aliases(writer)
+                seen.update(sharing)
+                found.update(_varying_memory(sharing, constant))
         if found.isdisjoint(constant):
             return constant
         varying |= found
 
 
-def _varying_memory(writer: Node, constant: Set[Node]) -> list[Node]:
-    """Return what shares the memory that ``writer`` writes into, if that has no single value to store; else nothing."""
-    sharing = aliases(writer)
+def _varying_memory(sharing: list[Node], constant: Set[Node]) -> list[Node]:
+    """Return those of the nodes ``sharing`` one memory, if that has no single value to store; else nothing."""
     if any(alias.op == "get_attr" for alias in sharing):
-        return [writer]  # whoever reads what is stored learns that it is changed
+        # Whoever reads what is stored learns that it is changed.
+        return [alias for alias in sharing if writes_in_place(alias)]
     readers = {user for alias in sharing for user in alias.users}
     writers = {user for alias in sharing for user in alias.users if _writes_into(user, alias)}
-    is_settled = writers <= constant and all(user > max(writers) for user in readers - constant)
+    last = max(writers)
+    is_settled = writers <= constant and all(user > last for user in readers - constant)
     return [] if is_settled else sharing
 
 
