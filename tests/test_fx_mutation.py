@@ -33,6 +33,7 @@ ALLOWED = {
     "fxq/export/clean.py": "ONNX graphs, which are exported for good",
     "fxq/export/decompositions.py": "exported programs, which only torch.onnx sees",
     "fxq/export/hidden_clamps.py": "ONNX graphs",
+    "fxq/quant/ops/integer_onnx.py": "notes with ONNX values how they are fused",
     "fxq/export/stored_weights.py": "ONNX graphs",
 }
 METHODS = {

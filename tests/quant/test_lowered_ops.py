@@ -32,8 +32,8 @@ def test_a_translation_takes_the_arguments_of_its_operator(row: LoweredOp) -> No
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.function.name())
 def test_a_row_speaks_of_arguments_that_there_are(row: LoweredOp) -> None:
     assert all(position < len(names(row)) for position in row.stored)
-    assert row.kind in ("quantize", "dequantize", "dynamic", "float")
-    assert bool(row.writes) == (row.kind != "float")
+    assert row.kind in ("quantize", "dequantize", "dynamic", "integer", "float")
+    assert bool(row.writes) == (row.kind not in ("integer", "float"))
 
 
 def test_the_kind_of_any_other_function_is_none() -> None:

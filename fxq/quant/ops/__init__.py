@@ -4,12 +4,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from fxq.quant.ops import dynamic, dynamic_lstm, low_bit, quantize, recurrent
+from fxq.quant.ops import (
+    dynamic,
+    dynamic_lstm,
+    integer_layers,
+    integer_math,
+    low_bit,
+    quantize,
+    recurrent,
+    requantize,
+)
 from fxq.quant.ops.lowered_op import LoweredOp
 
-LOWERED_OPS: Mapping[Any, LoweredOp] = MappingProxyType(
-    {row.function: row for file in (quantize, low_bit, dynamic, recurrent, dynamic_lstm) for row in file.ROWS}
-)
+_FILES = (quantize, low_bit, dynamic, recurrent, dynamic_lstm, integer_layers, integer_math, requantize)
+LOWERED_OPS: Mapping[Any, LoweredOp] = MappingProxyType({row.function: row for file in _FILES for row in file.ROWS})
 
 
 def lowered_kind(function: Any) -> str | None:

@@ -12,7 +12,8 @@ class LoweredOp:
     Args:
         function: the custom operator, ``torch.ops.fxq.<name>.default``.
         kind: "quantize", "dequantize" (argument 0 is the codes, argument 1 the scale, the last one a dtype), "dynamic"
-            (integers, with ranges found as it runs; argument 1 is its weight if it has one) or "float".
+            (integers, with ranges found as it runs; argument 1 is its weight if it has one), "integer" (of an integer
+            model: reads and makes integers alone) or "float".
         translation: given an onnxscript Opset, returns the function that writes the operator in ONNX. It imports what
             it needs when it is called: the ONNX libraries take as long to import as torch.
         stored: the arguments that must be stored tensors: codes of weights and their steps.
