@@ -19,7 +19,7 @@ from fxq.islands.export import export_islands
 from fxq.islands.layout import Islands
 from fxq.model_checks import levels_to_caller
 from fxq.stage import Stage
-from fxq.state import State, require_state
+from fxq.state import State, find_state, require_state
 from fxq.verdict import judge
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def write_file(
     converted: GraphModule, path: str | os.PathLike[str], example_inputs: ExampleInputs, request: FileRequest
 ) -> "ExportReport":
     """Write one converted graph, or the file of each island in it; raises as ``fxq.export_onnx``."""
-    state = require_state(converted, Stage.LOWERED, "export_onnx")
+    found = find_state(converted)
+    is_integer = found is not None and found.stage is Stage.INTEGER
+    state = require_state(converted, Stage.INTEGER if is_integer else Stage.LOWERED, "export_onnx")
     suffix = PurePath(path).suffix.lower() if isinstance(path, str | PurePath) else ""
     if suffix in _OF_OTHERS:
         raise ExportError(

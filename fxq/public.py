@@ -37,6 +37,7 @@ from fxq.errors import (
 )
 from fxq.explain import explain
 from fxq.graph import Rewriter, check_graph
+from fxq.integer import to_integer
 from fxq.kinds import register_kind
 from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
@@ -66,6 +67,7 @@ from fxq.recipe_parts import PassSpec
 from fxq.registry import (
     find_lowering,
     get_target,
+    integer_form,
     lowers,
     register_pass,
     register_target,
@@ -157,6 +159,7 @@ __all__ = [
     "find_lowering",
     "fit_ranges",
     "get_target",
+    "integer_form",
     "lowers",
     "nn",
     "prepare",
@@ -171,4 +174,5 @@ __all__ = [
     "runtimes",
     "sensitivity",
     "tensor_quant",
+    "to_integer",
 ]

@@ -13,6 +13,7 @@ class Stage(enum.IntEnum):
     CALIBRATED = 4
     FROZEN = 5
     LOWERED = 6
+    INTEGER = 7
 
     def __str__(self) -> str:
         return self.name.lower()

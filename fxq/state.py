@@ -88,7 +88,11 @@ def require_state(model: nn.Module, stage: Stage, call: str) -> State:
         StageError: it is not; the message says what to call first.
     """
     state = find_state(model)
-    needs = {Stage.PREPARED: "fxq.prepare(model, ...)", Stage.LOWERED: "fxq.convert(prepared)"}[stage]
+    needs = {
+        Stage.PREPARED: "fxq.prepare(model, ...)",
+        Stage.LOWERED: "fxq.convert(prepared)",
+        Stage.INTEGER: "fxq.to_integer(converted)",
+    }[stage]
     if state is None:
         saved = "; torch.save drops what fxq knows: save the state_dict, prepare again and load it"
         hint = saved if isinstance(model, GraphModule) else ""

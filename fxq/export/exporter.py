@@ -19,6 +19,7 @@ from fxq.errors import ExportError, InputError, StageError
 from fxq.export.capture import Captured, capture
 from fxq.export.clean import clean
 from fxq.export.file_quality import measure_file
+from fxq.export.integer_rules import check_integer
 from fxq.export.names import apply_names, check_names, input_names_of
 from fxq.export.open_shapes import BATCH, OpenShapes
 from fxq.export.options import ExportOptions, ExportReport, OtherSizes
@@ -33,7 +34,7 @@ from fxq.graph.kinds import produces_values
 from fxq.graph.modules import graphs_in
 from fxq.literal import has_utf8_form
 from fxq.output_file import OutputFile
-from fxq.quant import LOWERED_OPS
+from fxq.quant import LOWERED_OPS, lowered_kind
 
 DEFAULT_OPTIONS = ExportOptions()
 
@@ -206,7 +207,10 @@ def _check(path: Path, reference: Reference, options: ExportOptions, captured: C
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported file is not valid ONNX: {error}{dtype_hint(reference.gm)}") from error
     model = ir.load(path)
-    check_qdq(model, options.rules)
+    if _is_integer(reference.gm):
+        check_integer(model)
+    else:
+        check_qdq(model, options.rules)
     # As written first: what fails there is the file's own fault, and no fusion's.
     found: dict[str, Any] = {"parity": check_parity(model, path, reference)}
     if is_optimized_right(model):
@@ -221,6 +225,10 @@ def _check(path: Path, reference: Reference, options: ExportOptions, captured: C
     if shapes:
         found["other_sizes"] = _check_other_sizes(model, path, reference, captured, options)
     return found
+
+
+def _is_integer(gm: fx.GraphModule) -> bool:
+    return any(lowered_kind(node.target) == "integer" for node in gm.graph.nodes)
 
 
 def _check_other_sizes(

@@ -9,15 +9,18 @@ CALIBRATED  as PREPARED, but a quantizer may be off: data flows, and ranges and 
 FROZEN      every enabled quantizer has a range, or is dynamic.
 LOWERED     no quantizer is left; a quantize is read by dequantizes only, a dequantize reads a quantize or a constant;
             integer weights, and their steps, are stored tensors.
+INTEGER     what a quantize makes is read by operators on integers, by what moves data, and by dequantizes alone.
 """
 
 from collections.abc import Callable, Iterator
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from fxq.errors import GraphError
 from fxq.graph.dead_nodes import has_effect
-from fxq.graph.kinds import kind, module_of, produces_tensor
+from fxq.graph.kinds import kind, module_of, produces_tensor, produces_values
 from fxq.graph.match import input_edges, is_quantizer, output_edges
 from fxq.graph.memory import writes_in_place
 from fxq.graph.plan import inserted_for, planned_inputs, plans_by_module
@@ -50,6 +53,7 @@ def find_problems(gm: GraphModule, stage: Stage, qat: bool = False) -> list[str]
         Stage.CALIBRATED: lambda: _prepared(gm, must_be_on=False),
         Stage.FROZEN: lambda: _frozen(gm),
         Stage.LOWERED: lambda: _lowered(gm),
+        Stage.INTEGER: lambda: _integer(gm),
     }
     applying = [stage] if stage in rules else []
     if Stage.PLANNED <= stage <= Stage.FROZEN:
@@ -155,3 +159,27 @@ def _lowered(gm: GraphModule) -> Iterator[str]:
             weight = node.args[position]
             if not isinstance(weight, Node) or weight.op != "get_attr":
                 yield f"argument {position} of {node.name!r} is a weight, and {weight} is no stored tensor"
+
+
+def _integer(gm: GraphModule) -> Iterator[str]:
+    codes: set[Node] = set()
+    values: set[Node] = set()  # computed from what was dequantized
+    for node in gm.graph.nodes:
+        row = LOWERED_OPS.get(node.target)
+        found = None if row is None else row.kind
+        if any(read in values for read in node.all_input_nodes):
+            if found in ("quantize", "integer"):
+                yield f"{found} {node.name!r} reads floats that were integers before"
+            if produces_values(node):
+                values.add(node)
+        elif found in ("quantize", "integer"):
+            codes.add(node)
+        elif any(read in codes for read in node.all_input_nodes) and produces_values(node):
+            (values if found == "dequantize" else codes).add(node)
+            if node in codes and _is_float(node):
+                yield f"node {node.name!r} makes floats of integers, and is no dequantize"
+
+
+def _is_float(node: Node) -> bool:
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return node.op != "output" and any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)

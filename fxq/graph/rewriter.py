@@ -162,6 +162,25 @@ class Rewriter(PlanRewriter, ValueRewriter):
         new.meta = {**inherited_meta(like), "val": value}
         return new
 
+    def copy_call(self, before: Node, node: Node, reads: Mapping[Node, Node], value: Any = None) -> Node:
+        """Insert a copy of the call ``node`` before another: part of an edit noted elsewhere.
+
+        Args:
+            before: the node.
+            node: what is copied.
+            reads: what the copy reads in place of what ``node`` reads.
+            value: what it computes, if known.
+        """
+        args, kwargs = map_arg((node.args, node.kwargs), lambda read: reads.get(read, read))
+        with self.gm.graph.inserting_before(before):
+            if node.op == "call_module":
+                new = self._call_module(str(node.target), args)
+                new.kwargs = kwargs
+            else:
+                new = self.gm.graph.create_node(node.op, node.target, args, kwargs)
+        new.meta = {**inherited_meta(node), "val": value}
+        return new
+
     def read_tensor(self, before: Node, path: str, value: torch.Tensor) -> Node:
         """Store ``value`` as a buffer at ``path`` (once) and insert a node before ``before`` that reads it."""
         set_tensor(self.gm, path, value)

@@ -3,7 +3,9 @@
 They are known without data, so no batch is needed to fit their ranges.
 """
 
+import operator
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -56,6 +58,12 @@ def fit_quantizer(path: str, weight: Tensor, quantizer: TensorQuantizer) -> None
             f"the weight of {path!r} holds NaN or infinity: repair the checkpoint, or leave the module in float "
             "(a rule with None)"
         ) from error
+
+
+def stored_tensor(node: Any) -> Tensor:
+    """Return the parameter or buffer that a get_attr node reads."""
+    found: Tensor = operator.attrgetter(str(node.target))(node.graph.owning_module)
+    return found
 
 
 def stored_input(node: Node) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What is registered: the tables of passes, lowerings and targets, and the plugins that brought it.
+"""What is registered: the tables of passes, lowerings, integer forms and targets, and the plugins that brought it.
 
 All state of the registry is here; nothing outside of this package reads or writes it.
 """
@@ -42,6 +42,23 @@ class ModuleLowering(Protocol):
         """
 
 
+class IntegerForm(Protocol):
+    """How an operation is computed on integers: whether it can be, and by what, side by side."""
+
+    def why_not(self, node: Node) -> str | None:
+        """Return why ``node`` has no integer form, though others of its kind have, None if it has one."""
+
+    def codes(self, writer: Any, node: Node, grid: Any) -> Node:
+        """Insert what computes the result of ``node`` in the codes of ``grid`` from integers; return it.
+
+        Args:
+            writer: the :class:`fxq.integer.Writer`: ``codes`` and ``single`` give the inputs as integers, ``insert``
+                and ``store`` write nodes and tensors.
+            node: of the lowered graph; it computes in float, between dequantize and quantize.
+            grid: the :class:`fxq.integer.Grid` of the quantize that reads it.
+        """
+
+
 @dataclass(frozen=True)
 class TargetRegistration:
     """A registered target, the module that registered it, and the package it came with ("" for a script)."""
@@ -56,10 +73,11 @@ class TargetRegistration:
 
 passes: dict[str, Registration] = {}
 lowerings: dict[type[nn.Module], ModuleLowering] = {}
+integer_forms: dict[str, IntegerForm] = {}  # by kind
 targets: dict[str, TargetRegistration] = {
     name: TargetRegistration(target, "fxq.targets.builtin", "fxq") for name, target in BUILT_IN_TARGETS.items()
 }
-_TABLES: tuple[dict[Any, Any], ...] = (passes, lowerings, targets)
+_TABLES: tuple[dict[Any, Any], ...] = (passes, lowerings, integer_forms, targets)
 loaded: set[str] = set()  # entry points that were imported
 searched: list[tuple[str, int]] = []  # where they were looked for, as it was then: path, time of change in ns
 loading: list[importlib.metadata.EntryPoint] = []  # those that are being imported, the innermost last
