@@ -37,7 +37,7 @@ from fxq.errors import (
 )
 from fxq.explain import explain
 from fxq.graph import Rewriter, check_graph
-from fxq.integer import to_integer
+from fxq.integer import export_integer, to_integer
 from fxq.kinds import register_kind
 from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
@@ -152,6 +152,7 @@ __all__ = [
     "convert",
     "e4m3_quant",
     "explain",
+    "export_integer",
     "export_onnx",
     "fake_affine_tensor_quant",
     "fake_e4m3_quant",

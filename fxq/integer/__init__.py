@@ -2,7 +2,8 @@
 
 from fxq.integer import forms
 from fxq.integer.conversion import to_integer
+from fxq.integer.file import export_integer
 from fxq.integer.grid import Grid, Term
 from fxq.integer.writer import Writer
 
-__all__ = ["Grid", "Term", "Writer", "forms", "to_integer"]
+__all__ = ["Grid", "Term", "Writer", "export_integer", "forms", "to_integer"]

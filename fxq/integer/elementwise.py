@@ -25,7 +25,7 @@ _SUM_BITS = 15
 
 def is_of_one_tensor(node: Node) -> bool:
     """Return whether the value of ``node`` is computed element by element from one tensor."""
-    return _is_elementwise(node) and len(_leaves(node)) == 1
+    return _leaf(node) is not None
 
 
 def as_table(writer: Writer, node: Node, grid: Grid) -> Node:
@@ -45,13 +45,24 @@ def as_term(writer: Writer, node: Node) -> Term:
 
 def _looked_up(writer: Writer, node: Node) -> tuple[Node, Node, Grid]:
     """Return the tensor that ``node`` is computed from, what computes its codes, and their grid."""
-    (leaf,) = _leaves(node).values()
+    leaf = _leaf(node)
+    assert leaf is not None  # is_of_one_tensor was asked
     source = writer.own_grid(leaf)
     if source is not None:
         return leaf, writer.codes(leaf, source), source
     term = writer.single(leaf, _SUM_BITS)
     bound = int(term.bound)
     return leaf, term.node, Grid(float(term.scale), term.zero_point, -bound, bound, torch.int32)
+
+
+def _leaf(node: Node) -> Node | None:
+    """Return the one tensor that ``node`` is computed from: as far back as that is one."""
+    if not _is_elementwise(node):
+        return None
+    leaves, read = _leaves(node), tensors_read(node)
+    if len(leaves) == 1:
+        return next(iter(leaves.values()))
+    return read[0] if len(read) == 1 else None
 
 
 def _leaves(node: Node) -> dict[Any, Node]:
