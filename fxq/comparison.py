@@ -68,6 +68,10 @@ def compare(
         raise StageError(
             f"compare takes the result of fxq.prepare or fxq.convert second, got {type(quantized).__name__}"
         )
+    if state.stage > Stage.LOWERED:
+        raise StageError(
+            f"compare walks a graph of quantized floats, got one at stage '{state.stage}': give it the converted model"
+        )
     if state.islands is not None:
         raise StageError(
             "compare walks one graph, and this model runs its own Python around islands "

@@ -79,7 +79,8 @@ def _rewrite(rw: Rewriter) -> None:
         source: Any = node.args[0]
         if source in touched:
             writer.before = node
-            rw.bypass(node, "computed with integers", source=writer.codes(source, grids[node]))
+            codes = writer.codes(source, grids[node])
+            rw.bypass(node, f"{codes.name} computes it with integers", source=codes)
     _ask_integers_for_sizes(rw, writer, touched)
     _erase_dead(rw, touched)
     _write_last_layers(rw, writer, touched)

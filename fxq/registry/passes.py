@@ -96,6 +96,11 @@ def _check_pass_type(name: str, pass_type: Any) -> None:
         raise PluginError(
             f"pass {name!r} ({full_name(pass_type)}) names no stage: add `stage = fxq.Stage.NORMALIZED` or so"
         )
+    if pass_type.stage > Stage.LOWERED:
+        raise PluginError(
+            f"pass {name!r} ({full_name(pass_type)}) is of stage '{pass_type.stage}', which no pass makes: "
+            "fxq.to_integer does, by integer forms (fxq.integer_form)"
+        )
     if hasattr(pass_type, "preserves_numbers"):
         keeps = "fxq.ROUNDING" if pass_type.preserves_numbers else "fxq.ANY"
         raise PluginError(

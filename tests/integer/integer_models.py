@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
+from fxq.quant import QUANTIZE
 from fxq.runtimes import get_runtime
+from fxq.state import find_state
 
 
 class Between(nn.Module):
@@ -44,6 +47,42 @@ def optimized(model: GraphModule, x: Tensor, folder: Path) -> Tensor:
     """Return what ONNX Runtime's own integer kernels make of the QDQ file of a converted model."""
     report = fxq.export_onnx(model, folder / "qdq.onnx", check=False)
     return torch.from_numpy(get_runtime("onnxruntime", threads=1).run(report.path, [x.numpy()])[0])
+
+
+def codes_apart(qdq: GraphModule, integer: GraphModule, x: Tensor, folder: Path) -> dict[str, int]:
+    """Return how far each operation's codes are from ONNX Runtime's, at most, if it reads the codes of ONNX Runtime.
+
+    ONNX Runtime runs the QDQ file optimized, and gives what each QuantizeLinear makes, fused or not.
+    """
+    model = onnx.load(fxq.export_onnx(qdq, folder / "qdq.onnx", check=False).path)
+    written = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in written)
+    onnx.save(model, folder / "watched.onnx")
+    results = get_runtime("onnxruntime", threads=1).run(folder / "watched.onnx", [x.numpy()])[-len(written) :]
+    names = [node.name for node in qdq.graph.nodes if node.target is QUANTIZE]
+    codes = dict(zip(names, map(torch.from_numpy, results), strict=True))
+    state = find_state(integer)
+    assert state is not None
+    stand_ins = {
+        entry.text.partition(" ")[0]: codes[entry.node]
+        for entry in state.record.of("to_integer")
+        if entry.node in codes
+    }
+    apart = {}
+
+    class Forced(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            own = super().run_node(n)
+            if n.name not in stand_ins:
+                return own
+            theirs = stand_ins[n.name]
+            assert own.dtype is theirs.dtype
+            apart[n.name] = int((own.int() - theirs.int()).abs().max())
+            return theirs
+
+    with torch.no_grad():
+        Forced(integer).run(x)
+    return apart
 
 
 def step_of(model: GraphModule) -> float:

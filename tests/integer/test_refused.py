@@ -78,6 +78,19 @@ def test_an_integer_model_is_refused_where_a_converted_one_is_meant() -> None:
         fxq.to_integer(integers)
 
 
+def test_compare_and_passes_leave_integer_models_alone() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    model = Between(nn.ReLU(), 4).eval()
+    with pytest.raises(fxq.StageError, match="at stage 'integer': give it the converted model"):
+        fxq.compare(model, fxq.to_integer(converted(model, x)), [x])
+
+    class TooLate(fxq.Pass):
+        stage = fxq.Stage.INTEGER
+
+    with pytest.raises(fxq.PluginError, match=r"of stage 'integer', which no pass makes: .*fxq.integer_form"):
+        fxq.register_pass("too_late")(TooLate)
+
+
 def test_a_form_that_computes_something_else_is_found_out() -> None:
     class Halved(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
