@@ -30,12 +30,14 @@ from fxq.model_checks import (
     check_quantized_unaltered,
     levels_to_caller,
     warn_of_nothing,
+    warn_of_training_mode,
 )
 from fxq.original import Original
 from fxq.preparation import prepare_graph
 from fxq.recipe import Recipe
 from fxq.recipe import recipe as find_recipe
 from fxq.request import Request
+from fxq.saving.pack import source_of
 from fxq.stage import Stage
 from fxq.state import State, check_values, require_state, set_state
 from fxq.surroundings import in_plain_surroundings
@@ -90,6 +92,7 @@ def prepare(  # noqa: PLR0913 - what a model is made of, and how
     check_untraceable(untraceable)
     given, model = model, as_module(model)
     check_model(model, verify)
+    warn_of_training_mode(model)
     inputs = as_positional(model, own_example_inputs(given) if example_inputs is None else example_inputs)
     check_copyable(model)
     try:
@@ -147,7 +150,8 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         reference = refer(prepared, state.compared, state.original, state.changes)
     quality = None if reference is None else reference.quality(gm)
     explanation = replace(explanation, quality=quality)
-    set_state(gm, replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference))
+    lowered = replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference)
+    set_state(gm, replace(lowered, source=source_of(prepared)))
     if reference is not None and not reference.holds_for_one:
         warnings.warn(
             "for a single sample the original model computes something else than the graph traced from a batch: its "

@@ -87,6 +87,10 @@ class ExportError(FxqError, RuntimeError):
     """An ONNX file could not be written, breaks a rule, or does not compute what the model computes."""
 
 
+class SavedModelError(FxqError, ValueError):
+    """A model cannot be saved, or a saved one is truncated, foreign, of another model or of a newer fxq."""
+
+
 class AccuracyError(FxqError, RuntimeError):
     """A quantized model is further from the float model than was asked for (``strict=True``)."""
 

@@ -99,13 +99,13 @@ def warn_of_lost_hooks(model: nn.Module, gm: GraphModule) -> None:
         )
 
 
-def check_model(model: Any, verify: bool) -> None:
+def check_model(model: Any, verify: bool, call: str = "prepare") -> None:
     """Refuse what cannot be prepared (InputError, StageError): no module, prepared before, lazy, without values."""
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
         if isinstance(model, Mapping):
             got += ", which may hold a state dict: make the model, and let it load_state_dict(...)"
-        raise InputError(f"prepare takes a torch.nn.Module, got {got}")
+        raise InputError(f"{call} takes a torch.nn.Module, got {got}")
     for path, module in model.named_modules():
         state = find_state(module)
         if state is not None:
@@ -122,6 +122,10 @@ def check_model(model: Any, verify: bool) -> None:
         )
     if verify:
         check_values(model, "prepare(verify=True)")
+
+
+def warn_of_training_mode(model: nn.Module) -> None:
+    """Say that a model in training mode is prepared as its eval() self."""
     if model.training and not holds_program(model):  # whose eval() and train() do nothing
         warnings.warn(
             "the model is in training mode; fxq prepares its eval() self, with running statistics and no dropout. "

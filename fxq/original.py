@@ -2,7 +2,8 @@
 
 import hashlib
 import weakref
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,16 +23,19 @@ class Original:
         reference: a weak one, to the model as it was given.
         checksum: of its tensors when it was prepared.
         prepared: that of the prepared model then.
+        form: dtype and shape of its tensors by path.
     """
 
     reference: weakref.ref[Any]
     checksum: str
     prepared: str
+    form: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any, prepared: nn.Module) -> "Original":
         """Remember ``model``, a module or what stands for one, of which ``prepared`` was made."""
-        return cls(weakref.ref(model), checksum(as_module(model)), checksum(prepared))
+        module = as_module(model)
+        return cls(weakref.ref(model), checksum(module), checksum(prepared), form_of(module))
 
     def was_changed(self) -> bool:
         """Is the model there, with other tensors than it had?"""
@@ -41,6 +45,17 @@ class Original:
         """Return the model's module if it is there, with the tensors that it had."""
         model: nn.Module | None = as_module(self.reference())
         return model if model is not None and checksum(model) == self.checksum else None
+
+
+def form_of(model: nn.Module) -> dict[str, str]:
+    """Return dtype and shape of each parameter and stored buffer by path, ranges of quantizers aside."""
+    return {
+        f"{path}.{name}".lstrip("."): f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        for path, module in model.named_modules()
+        if not isinstance(module, TensorQuantizer)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if name not in module._non_persistent_buffers_set
+    }
 
 
 def checksum(model: nn.Module) -> str:

@@ -73,10 +73,11 @@ class OutputFile:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(owner)
 
-    def place(self, staged: Path) -> list[Path]:
+    def place(self, staged: Path, is_onnx: bool = True) -> list[Path]:
         """Move the file ``staged``, and ``<staged>.data`` if there is one, to their place; return where they are.
 
-        They keep the permissions of the file that was there. Weights that nothing refers to any more are removed.
+        They keep the permissions of the file that was there. Weights that nothing refers to any more are removed, where
+        the file ``is_onnx`` and so could refer to some.
 
         Raises:
             ExportError: weights would not be found through the link that ``path`` is.
@@ -92,7 +93,7 @@ class OutputFile:
             if has_data:  # first: the model file is what makes the pair valid
                 _move(staged_data, data, mode_of=(data, self.real))
             _move(staged, self.real, mode_of=(self.real,))
-            if not has_data:
+            if is_onnx and not has_data:
                 data.unlink(missing_ok=True)
         return [self.path, _data(self.path)] if has_data else [self.path]
 

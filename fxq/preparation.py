@@ -68,11 +68,17 @@ def prepare_graph(
     note_kept(gm, record, kept, 1 + levels_to_caller())
     target, calibrator = chosen.resolved_target, chosen.calibrator
     settings = Settings(target, chosen.default, chosen.rules, calibrator, qat, inputs, request.within)
-    state = State(Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how, decisions=traced.decisions)
+    state = State(
+        Stage.TRACED, chosen, settings, record, verify=verify, traced=traced.how, decisions=traced.decisions,
+        frontend=request.frontend, untraceable=untraceable,
+    )  # fmt: skip
     numbers = _number_check(inputs) if verify else None
     check_graph(gm, Stage.TRACED)
     names = names_of_operations(gm, request.path)
     for stage in (Stage.TRACED, Stage.NORMALIZED, Stage.PLANNED, Stage.PREPARED):
+        if stage is Stage.PLANNED and request.note_plans is not None:
+            request.note_plans(gm)
+            continue
         if stage is Stage.PLANNED:  # what was written out or joined has names of its own, as fxq.explain shows them
             names |= names_of_operations(gm, request.path)
             _check_rules(request, model, names)

@@ -30,6 +30,7 @@ from fxq.errors import (
     RecipeError,
     RuntimeRefusedError,
     RuntimeUnavailableError,
+    SavedModelError,
     StageError,
     TargetError,
     TraceError,
@@ -74,6 +75,10 @@ from fxq.registry import (
     registered_passes,
     registered_targets,
 )
+from fxq.saving.difference import diff
+from fxq.saving.difference_report import Difference, Unlike, UnlikeRange, UnlikeWeight
+from fxq.saving.load import load
+from fxq.saving.save import save
 from fxq.sensitivity import sensitivity
 from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
@@ -104,6 +109,7 @@ __all__ = [
     "Derived",
     "DescriptorError",
     "DescriptorTypeError",
+    "Difference",
     "ExportError",
     "FileRules",
     "Fixed",
@@ -133,6 +139,7 @@ __all__ = [
     "RuntimeRefusedError",
     "RuntimeUnavailableError",
     "Same",
+    "SavedModelError",
     "Sensitivity",
     "Stage",
     "StageError",
@@ -141,6 +148,9 @@ __all__ = [
     "TensorQuantizer",
     "Tolerance",
     "TraceError",
+    "Unlike",
+    "UnlikeRange",
+    "UnlikeWeight",
     "UnsignedInputError",
     "affine_tensor_quant",
     "auto_quantize",
@@ -150,6 +160,7 @@ __all__ = [
     "check_graph",
     "compare",
     "convert",
+    "diff",
     "e4m3_quant",
     "explain",
     "export_integer",
@@ -161,6 +172,7 @@ __all__ = [
     "fit_ranges",
     "get_target",
     "integer_form",
+    "load",
     "lowers",
     "nn",
     "prepare",
@@ -173,6 +185,7 @@ __all__ = [
     "registered_passes",
     "registered_targets",
     "runtimes",
+    "save",
     "sensitivity",
     "tensor_quant",
     "to_integer",

@@ -1,9 +1,10 @@
 """Request: what ``prepare`` was asked for, of a whole model or of a part of one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.fx import GraphModule
 
 from fxq.frontend.choice import Frontend
 from fxq.recipe import Recipe
@@ -21,6 +22,7 @@ class Request:
         frontend: what traces it.
         within: path and type, in the user's model, of the modules around the part, and last its own; () for all of it.
         operations: collects the names that rules have for those of a part; None: the rules are checked.
+        note_plans: puts the plans on the graph, in place of the rules and the passes that make plans; None: these do.
     """
 
     recipe: Recipe
@@ -30,6 +32,7 @@ class Request:
     frontend: Frontend = "auto"
     within: tuple[tuple[str, type[nn.Module]], ...] = ()
     operations: set[str] | None = None
+    note_plans: Callable[[GraphModule], None] | None = None
 
     @property
     def path(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-from fxq.errors import StageError
+from fxq.errors import FxqError, StageError
 from fxq.explanation import Explanation
 from fxq.float_reference import ComparedInputs, FloatReference
 from fxq.graph.settings import Settings
@@ -16,6 +16,7 @@ from fxq.islands.layout import Islands
 from fxq.original import Original
 from fxq.recipe import Recipe
 from fxq.record import Record
+from fxq.saving.packed import Packed
 from fxq.stage import Stage
 
 _KEY = "fxq"
@@ -30,6 +31,8 @@ class State:
     ``islands``: the parts that were prepared, where the model as a whole does not trace.
     ``traced``: how, in words, where not by the first front end.
     ``decisions``: what was decided by sizes while tracing.
+    ``frontend`` and ``untraceable``: as ``prepare`` was asked.
+    ``source``: of a converted model, what ``fxq.save`` stores of the prepared one, or why it cannot; None with islands.
     """
 
     stage: Stage
@@ -45,10 +48,13 @@ class State:
     traced: str = ""
     decisions: SizeDecisions | None = None
     islands: Islands | None = None
+    frontend: str = "auto"
+    untraceable: str = "error"
+    source: Packed | FxqError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle holds neither the user's model nor samples of the data."""
-        return {**vars(self), "original": None, "compared": None, "reference": None, "decisions": None}
+        return {**vars(self), "original": None, "compared": None, "reference": None, "decisions": None, "source": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":
         """Nothing in it is ever modified but the record."""
@@ -94,7 +100,10 @@ def require_state(model: nn.Module, stage: Stage, call: str) -> State:
         Stage.INTEGER: "fxq.to_integer(converted)",
     }[stage]
     if state is None:
-        saved = "; torch.save drops what fxq knows: save the state_dict, prepare again and load it"
+        saved = (
+            "; torch.save keeps what the model computes and drops what fxq knows of it: use fxq.save(prepared, path) "
+            "and fxq.load(path, model)"
+        )
         hint = saved if isinstance(model, GraphModule) else ""
         raise StageError(f"{call} takes the result of {needs}, got {type(model).__name__}{hint}")
     if state.stage is not stage and (state.stage, stage) != (Stage.CALIBRATED, Stage.PREPARED):

@@ -6,11 +6,14 @@ What goes on is told to the logger ``fxq``. Its level decides what is shown: eac
 alone with ``--quiet``.
 """
 
+import json
 import logging
+import math
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -83,6 +86,19 @@ def print_lines(text: Text) -> None:
 def print_plain(text: str) -> None:
     """Print text on stdout for programs: no colours, no wrapping."""
     typer.echo(text)
+
+
+def print_json(data: Any) -> None:
+    """Print plain data on stdout as JSON, which has no infinity: that is the text "inf"."""
+    typer.echo(json.dumps(_finite(data), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _OnStderr(logging.Handler):

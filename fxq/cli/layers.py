@@ -1,19 +1,17 @@
 """``fxq compare`` and ``fxq sensitivity``: which layers of a quantized model are far from the float one."""
 
 import dataclasses
-import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
-from fxq.cli.console import is_quiet, print_plain, print_result
+from fxq.cli.console import is_quiet, print_json, print_result
 from fxq.cli.example_inputs import ExampleSource
 from fxq.cli.models import ModelSource, check_trained, load_model
 from fxq.cli.quantize import JUDGED_SAMPLES, check_runs
@@ -91,7 +89,7 @@ def _check_plot(plot: Path | None) -> None:
 
 def _show(job: LayersJob, report: Comparison | Sensitivity) -> None:
     if job.as_json:
-        print_plain(json.dumps(_plain(dataclasses.asdict(report)), indent=2))
+        print_json(dataclasses.asdict(report))
     else:
         print_result(report)
     if job.plot is not None:
@@ -100,12 +98,3 @@ def _show(job: LayersJob, report: Comparison | Sensitivity) -> None:
         except (OSError, ValueError) as error:  # of a suffix that matplotlib does not know
             raise ModelError(f"cannot write --plot {job.plot}: {error}") from error
         logger.info("wrote %s", job.plot)
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold: it has no infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -92,6 +92,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     mean: options.Mean = options.IMAGENET_MEAN,
     std: options.Std = options.IMAGENET_STD,
     out: options.Out,
+    save: options.Save = None,
     static_batch: options.StaticBatch = False,
     dynamic: options.Dynamic = None,
     input_names: options.InputNames = None,
@@ -129,6 +130,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
         verify=verify,
         explain=explain,
         min_sqnr_db=min_sqnr_db,
+        save=save,
     )
     run_quantize(job)
 
@@ -159,6 +161,20 @@ def explain(  # noqa: PLR0913 - typer makes an option of each argument
 
 app.command(epilog=layer_commands.COMPARE_EXAMPLES)(layer_commands.compare)
 app.command(epilog=layer_commands.SENSITIVITY_EXAMPLES)(layer_commands.sensitivity)
+
+
+@app.command(epilog="[dim]Example:[/] fxq diff plain.fxq best.fxq")
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="A file of fxq.save.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another one.", show_default=False)],
+    as_json: options.AsJson = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show what tells two saved models apart: recipe, plans, ranges and weights, and how far. Needs no model."""
+    from fxq.cli.diff import run_diff
+
+    run_diff(first, second, as_json)
 
 
 @app.command(epilog="[dim]Example:[/] fxq passes plan_ops")

@@ -199,6 +199,15 @@ MinSqnrDb = Annotated[
 Out = Annotated[
     Path, typer.Option(metavar="FILE", help="The .onnx file to write.", show_default=False, rich_help_panel=_OUTPUT)
 ]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the calibrated model too, such as model.fxq: for fxq.load in Python, and fxq diff.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
 StaticBatch = Annotated[
     bool,
     typer.Option(

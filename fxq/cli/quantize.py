@@ -26,6 +26,7 @@ from fxq.explain import explain
 from fxq.explanation import Explanation
 from fxq.literal import literal
 from fxq.output_file import OutputFile
+from fxq.saving.save import check_savable, save
 from fxq.state import find_state
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class QuantizeJob:
     verify: bool = False
     explain: bool = False
     min_sqnr_db: float | None = None
+    save: Path | None = None
 
 
 def run_quantize(job: QuantizeJob) -> None:
@@ -63,6 +65,8 @@ def run_quantize(job: QuantizeJob) -> None:
     """
     if job.recipe.untraceable != "islands" or job.out.suffix == ".onnx":
         check_writable(job.out)
+    if job.save is not None:
+        check_savable(job.save)
     check_trained(job.model)
     recipe = job.recipe.resolve()
     model = load_model(job.model)
@@ -92,6 +96,9 @@ def run_quantize(job: QuantizeJob) -> None:
     # Of random weights or inputs nothing can be asked.
     strict = batches is not None and not job.model.has_random_weights
     converted = api.convert(prepared, job.min_sqnr_db, strict)
+    if job.save is not None:
+        save(prepared, job.save)
+        logger.info("wrote %s", job.save)
     logger.info("writing and checking %s", job.out)
     options = {**job.form.options(), "min_sqnr_db": job.min_sqnr_db, "strict": strict}
     exported = api.export_onnx(converted, job.out, **options)

@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxq.graph.match import Edge, input_edges
+from fxq.graph.match import Edge, input_edges, output_edges
 
 
 def read_instead(edge: Edge, new: Node) -> None:
@@ -48,6 +48,28 @@ def take_out(gm: GraphModule, names: Collection[str]) -> None:
         gm.delete_submodule(str(node.target))
     if names:
         gm.recompile()
+
+
+def put_in(
+    gm: GraphModule, call: tuple[str, str], reads: str, behind: str, readers: Collection[tuple[str, int]]
+) -> None:
+    """Insert again what :func:`take_out` would erase.
+
+    Args:
+        gm: has the module already; not recompiled.
+        call: name of the node, and path of the module that it calls.
+        reads: name of the node whose value it takes.
+        behind: name of the node behind which it stood.
+        readers: name and position (see Edge) of each argument that reads it instead.
+    """
+    nodes = {node.name: node for node in gm.graph.nodes}
+    name, path = call
+    with gm.graph.inserting_after(nodes[behind]):
+        new = gm.graph.call_module(path, (nodes[reads],))
+    new.name, new.meta = name, inherited_meta(nodes[reads])
+    for edge in output_edges(nodes[reads]):
+        if edge.consumer is not new and (edge.consumer.name, edge.position) in readers:
+            read_instead(edge, new)
 
 
 def inherited_meta(node: Node) -> dict[str, Any]:

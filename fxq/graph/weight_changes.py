@@ -44,9 +44,9 @@ class WeightChanges:
         """
         before: dict[str, Tensor | None] = {}
         after: dict[str, Tensor] = {}
-        for path, parameter in _weights_of(model).items():
+        for path, parameter in weights_of(model).items():
             was = weights.get(path)
-            if was is None or not _are_equal(was, parameter):
+            if was is None or not are_equal(was, parameter):
                 before[path], after[path] = was, parameter.detach().clone()
         in_float = weights if stage.weights is None else stage.weights
         equivalent = {path: in_float[path] for path in after if path in in_float}
@@ -57,7 +57,7 @@ class WeightChanges:
 
         They are its own where it was trained or loaded since.
         """
-        found = _weights_of(model)
+        found = weights_of(model)
         own = {path: parameter.detach() for path, parameter in found.items()}
         if not self._are_in(found):
             return own
@@ -69,7 +69,7 @@ class WeightChanges:
 
         It gets the parameters that it does not have.
         """
-        found = _weights_of(model)
+        found = weights_of(model)
         for path, value in self.equivalent.items():
             if path not in found:
                 owner, _, name = path.rpartition(".")
@@ -82,7 +82,7 @@ class WeightChanges:
         Where one is no longer what calibration left, the model was trained or loaded since: then all stay as they are,
         and what they are is what the next calibration starts from.
         """
-        found = _weights_of(model)
+        found = weights_of(model)
         if not self._are_in(found):
             return
         for path, value in self.before.items():
@@ -106,10 +106,10 @@ class WeightChanges:
 
     def _are_in(self, found: Mapping[str, nn.Parameter]) -> bool:
         """Return whether the weights are still those that calibration left."""
-        return all(path in found and _are_equal(value, found[path]) for path, value in self.after.items())
+        return all(path in found and are_equal(value, found[path]) for path, value in self.after.items())
 
 
-def _weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters by path, those of ranges excepted; tied ones under each of their paths."""
     return {
         f"{path}.{name}".lstrip("."): parameter
@@ -119,6 +119,7 @@ def _weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _are_equal(value: Tensor, parameter: Tensor) -> bool:
+def are_equal(value: Tensor, parameter: Tensor) -> bool:
+    """Return whether two tensors hold the same, wherever they are."""
     is_like = value.shape == parameter.shape and value.dtype == parameter.dtype
     return is_like and torch.equal(value.to(parameter.device), parameter.detach())

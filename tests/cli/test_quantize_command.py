@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
+import fxq as package
 from fxq.runtimes import get_runtime
 
 Fxq = Callable[..., Result]
@@ -59,7 +60,7 @@ def test_weights_reach_the_file_and_no_warning_is_given(fxq: Fxq, inputs: Path, 
     model = Small().eval()
     torch.save(model.state_dict(), tmp_path / "small.pt")
     call = ("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--weights", "small.pt", "--out", "small.onnx")
-    result = fxq(*call, "--recipe", "onnxruntime", "--verify", "--calibrator", "max")
+    result = fxq(*call, "--recipe", "onnxruntime", "--verify", "--calibrator", "max", "--save", "small.fxq")
     assert result.exit_code == 0, result.output
     assert "warning" not in result.stderr
     assert "calibrator max" in result.stdout
@@ -69,6 +70,14 @@ def test_weights_reach_the_file_and_no_warning_is_given(fxq: Fxq, inputs: Path, 
         expected = model(torch.from_numpy(x)).numpy()
     # Other weights would be off by the size of the output itself; 8 bits cost a few hundredths of it.
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    saved = package.load(tmp_path / "small.fxq", Small())
+    (again,) = get_runtime("onnxruntime").run(_exported(saved, tmp_path / "again.onnx"), x)
+    assert np.array_equal(again, found)
+
+
+def _exported(prepared: torch.fx.GraphModule, path: Path) -> Path:
+    package.export_onnx(package.convert(prepared), path, check=False)
+    return path
 
 
 def test_accuracy_adds_its_passes_and_an_unknown_level_is_refused(fxq: Fxq, inputs: Path) -> None:

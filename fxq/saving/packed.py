@@ -1,0 +1,38 @@
+"""Packed: what is saved of a model, as tensors and plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+# Before the names of tensors that no module of the model holds: "fxq/calibrator/conv1_input_quantizer/low".
+OWN = "fxq/"
+CALIBRATOR, BEFORE, AFTER, EQUIVALENT = (f"{OWN}{name}/" for name in ("calibrator", "before", "after", "equivalent"))
+FIELDS = frozenset({
+    "version", "fxq", "stage", "is_converted", "recipe", "target", "qat", "verify", "frontend", "untraceable", "inputs",
+    "model", "graph", "plans", "record", "quantizers", "edits", "changes", "ties", "frozen", "modes", "compared",
+    "quality",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A saved model.
+
+    Args:
+        header: what JSON can hold; ``fxq.saving.pack`` says what is in it.
+        tensors: by name; those of the model's modules under their paths.
+    """
+
+    header: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def section(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names begin so, without the prefix."""
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the model's modules, ranges among them, by path."""
+        return {name: value for name, value in self.tensors.items() if not name.startswith(OWN)}
