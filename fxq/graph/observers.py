@@ -99,10 +99,14 @@ def fit_observed(observers: Mapping[str, TensorQuantizer], options: Mapping[str,
             "call the model that it is given"
         )
     for path, bounds in found.items():
+        quantizer = observers[path]
+        is_tracking = quantizer.is_tracking
         if len(bounds) == 1:
-            observers[path].amax = bounds[0]
+            quantizer.amax = bounds[0]
         else:
-            observers[path].range = (bounds[0], bounds[1])
+            quantizer.range = (bounds[0], bounds[1])
+        if is_tracking:
+            quantizer.enable_tracking()
 
 
 def widen_observed(model: nn.Module, run: Callable[[], None]) -> None:

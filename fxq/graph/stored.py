@@ -32,11 +32,15 @@ def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, Tensor, TensorQua
 def fit_weights(model: nn.Module, only_missing: bool = False) -> None:
     """Give the weight quantizers the ranges of the weights as they are now; a fixed range, or a disabled one, stays.
 
+    Args:
+        model: any with quantized modules.
+        only_missing: leave the ranges that there are and that do not track.
+
     Raises:
         CalibrationError: a weight holds NaN or infinity.
     """
     for path, weight, quantizer in weight_quantizers(model):
-        if not (only_missing and quantizer.has_range):
+        if not (only_missing and quantizer.has_range and not quantizer.is_tracking):
             fit_quantizer(path, weight, quantizer)
 
 

@@ -115,7 +115,7 @@ class RangeHolder(nn.Module):
             raise RangeError(f"{self.owner} is affine and has no amax: assign range = (low, high)")
         if value is None:
             raise RangeError(f"{self.owner}: amax is a number or a tensor; call reset_amax() to forget it")
-        self._store(value)
+        self._assigned(value)
 
     @property
     def range(self) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,12 @@ class RangeHolder(nn.Module):
         low, high = (as_float32(bound) for bound in value)
         if bool((low > high).any()):
             raise RangeError(f"the range of {self.owner} is empty: low > high")
-        self._store(*((torch.maximum(low.abs(), high.abs()),) if self._descriptor.symmetric else (low, high)))
+        self._assigned(*((torch.maximum(low.abs(), high.abs()),) if self._descriptor.symmetric else (low, high)))
+
+    @property
+    def bounds(self) -> tuple[Tensor, ...]:
+        """The stored tensors themselves: (amax,), (low, high) of an affine range, () without a range."""
+        return self._stored()
 
     @property
     def scale(self) -> Tensor:
@@ -216,6 +221,10 @@ class RangeHolder(nn.Module):
             self._apply(lambda tensor: tensor.to(inputs.device))
             bounds = self._stored()
         return tuple(align(bound, inputs, self._descriptor, self.owner) for bound in bounds)
+
+    def _assigned(self, *values: Any) -> None:
+        """Keep what the user, or a method of calibration, says."""
+        self._store(*values)
 
     def _store(self, *values: Any) -> None:
         """Check and keep (amax,) or (low, high); a parameter keeps its identity, so that an optimizer keeps it."""

@@ -2,7 +2,7 @@
 
 The numbers are those of :mod:`fxq.quant.affine` and, for a learned range, :mod:`fxq.quant.learned`. The range is
 stored (calibrated, assigned or learned) or, while there is none, dynamic: each input is quantized with its own. With
-``calibrator="dynamic"`` it is never stored.
+``calibrator="dynamic"`` it is never stored. Where it tracks, it is stored anew in each call.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from fxq.errors import CalibrationError, InputError
 from fxq.nn.make_calibrator import default_method, make_calibrator
 from fxq.nn.onnx_form import is_exported, onnx_form
 from fxq.nn.quantizer_text import describe_format, describe_range
-from fxq.nn.range_holder import RangeHolder
+from fxq.nn.range_tracking import TrackedRange
 from fxq.nn.ranges import align, measure_amax, measure_range
 from fxq.quant.affine import (
     affine_quant,
@@ -30,7 +30,7 @@ from fxq.quant.float8 import fake_scaled_e4m3
 from fxq.quant.learned import learned_clip, learned_fake_quant
 
 
-class TensorQuantizer(RangeHolder):
+class TensorQuantizer(TrackedRange):
     """Observe, clip and quantize a tensor, each of which can be switched.
 
     The range stays float32 whatever the model is cast to, and follows the input to its device. A stored range is
@@ -79,7 +79,8 @@ class TensorQuantizer(RangeHolder):
             return inputs
         if exported:
             self._check_exportable()
-        bounds = self._bounds_for(inputs)
+        bounds = self._tracked(inputs.detach()) if self.is_tracking and not exported else None
+        bounds = self._bounds_for(inputs) if bounds is None else bounds
         outputs = self._clip(inputs, bounds) if self._if_clip else inputs
         if exported and self._if_quant and not self.is_dynamic:
             return onnx_form(outputs, self.qparams(), self.fake_quant)
@@ -202,6 +203,7 @@ class TensorQuantizer(RangeHolder):
         if self._calibrator is not None:
             words.append(f"calibrator={type(self._calibrator).__name__}")
         switches = {"clip": self._if_clip, "quant": self._if_quant, "calib": self._if_calib}
+        switches |= {"track": self.is_tracking, "frozen": self.is_frozen}
         on = [name for name, is_on in switches.items() if is_on]
         return " ".join([*words, *(["disabled"] if self._disabled else on)])
 
@@ -248,7 +250,7 @@ class TensorQuantizer(RangeHolder):
         # With a clip, the clip is what learns the range.
         if self.learn_amax and not self._if_clip:
             return learned_fake_quant(inputs, amax, self._descriptor.bounds)
-        return fake_symmetric_quant(inputs, amax.detach(), self._descriptor.bounds)
+        return fake_symmetric_quant(inputs, amax.detach(), self._descriptor.bounds, self.covers_input)
 
     def _quantize_affine(self, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
         lo, hi = self._descriptor.bounds
