@@ -9,8 +9,9 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxq.errors import FxqError, InputError, PassError
-from fxq.graph.modules import copy_graph
+from fxq.graph.modules import copy_graph, graphs_in
 from fxq.graph.moved import follow_move
+from fxq.graph.range_watch import stop_watching
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.training import settle_modes
 from fxq.nn import TensorQuantizer
@@ -45,6 +46,8 @@ def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any
     """Return a copy in eval mode, and the example inputs where the model is now."""
     gm, inputs = copy_graph(prepared).eval(), state.settings.example_inputs
     settle_modes(gm)
+    for _, graph in graphs_in(gm):
+        stop_watching(graph)
     moved = follow_move(gm, inputs or ())
     return gm, None if inputs is None else moved
 

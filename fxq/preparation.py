@@ -14,6 +14,7 @@ from fxq.frontend.choice import Traced, trace_model
 from fxq.graph.batch_statistics import drop_unread_statistics
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
+from fxq.graph.range_watch import watch_ranges
 from fxq.graph.settings import Settings
 from fxq.model_checks import (
     copy_model,
@@ -86,6 +87,7 @@ def prepare_graph(
     if qat:
         warn_of_lost_hooks(copied, gm)
         warn_of_own_train(copied)
+        watch_ranges(gm)
     original = Original.of(model, gm)
     compared = None
     if traced.checked.has_numbers:

@@ -42,6 +42,7 @@ from fxq.integer import export_integer, to_integer
 from fxq.kinds import register_kind
 from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
+from fxq.qat import freeze_batchnorm, freeze_ranges, qat_schedule
 from fxq.quant import (
     QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL,
     QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL,
@@ -170,12 +171,15 @@ __all__ = [
     "fake_tensor_quant",
     "find_lowering",
     "fit_ranges",
+    "freeze_batchnorm",
+    "freeze_ranges",
     "get_target",
     "integer_form",
     "load",
     "lowers",
     "nn",
     "prepare",
+    "qat_schedule",
     "quantize",
     "recipe",
     "register_fit",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from fxq.nn.batchnorm import BatchNormFolded
 from fxq.nn.computed import values_of_computed
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -103,6 +104,7 @@ def only_holds(container: nn.Module | None, module: nn.Module) -> bool:
 def drop_unused(gm: GraphModule) -> None:
     """Remove submodules, parameters and buffers that no node of the graph uses; what is called stays whole."""
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    called |= _folded_norms(gm, called)
     read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
     places = {place for path in called | read for place in itertools.accumulate(path.split("."), "{}.{}".format)}
     holders: list[tuple[str, nn.Module]] = [("", gm)]
@@ -146,6 +148,15 @@ def _copied(value: Any, copies: dict[int, Any]) -> Any:
     if type(value) in _ATOMS:
         return value
     return copies[id(value)] if id(value) in copies else copy.deepcopy(value, copies)
+
+
+def _folded_norms(gm: GraphModule, called: set[str]) -> set[str]:
+    """Return the paths of the batch norms that called layers fold in training."""
+    layers = [find_module(gm, path) for path in called]
+    norms = {id(layer.batch_norm) for layer in layers if isinstance(layer, BatchNormFolded)}
+    if not norms:
+        return set()
+    return {path for path, module in gm.named_modules(remove_duplicate=False) if id(module) in norms}
 
 
 def _is_same(value: torch.Tensor | None, own: Any) -> bool:

@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 
 from fxq.errors import FxqError
 from fxq.graph.match import owner_path
-from fxq.graph.modules import add_module, free_path
+from fxq.graph.modules import add_module, drop_unused, free_path
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.source_lines import line_of
 from fxq.graph.trace_failure import has_layers
@@ -77,7 +77,7 @@ def settle_modes(gm: GraphModule) -> None:
             reader.kwargs = _replaced(reader.kwargs, node, value)
         gm.graph.erase_node(node)
     if modes:
-        gm.delete_all_unused_submodules()
+        drop_unused(gm)
         gm.recompile()
 
 

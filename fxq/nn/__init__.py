@@ -1,6 +1,7 @@
 """Quantizers and quantized modules, each usable by hand. Short names (``Linear``) as in pytorch-quantization."""
 
 from fxq.nn.attention import QuantMultiheadAttention
+from fxq.nn.batchnorm import BATCH_NORMS, BatchNormFolded, fold_in_training
 from fxq.nn.computed import computed_tensors, has_other_hooks, plain_type, store_computed
 from fxq.nn.conv import (
     QuantConv1d,
@@ -43,7 +44,9 @@ ConvTranspose3d = QuantConvTranspose3d
 Linear = QuantLinear
 
 __all__ = [
+    "BATCH_NORMS",
     "QUANTIZED",
+    "BatchNormFolded",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -88,6 +91,7 @@ __all__ = [
     "Weight",
     "WeightQuantized",
     "computed_tensors",
+    "fold_in_training",
     "has_other_hooks",
     "make_calibrator",
     "plain_type",

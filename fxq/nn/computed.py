@@ -22,11 +22,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from fxq.errors import InputError
+from fxq.nn.batchnorm import BatchNormFolded
+from fxq.nn.overlay import Overlay
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
 # Where classes are made that lie over a module's own.
-_MAKERS = (parametrize.__name__, __name__)
+_MAKERS = (parametrize.__name__, BatchNormFolded.__module__, Overlay.__module__, __name__)
 _HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod, SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
 
 
@@ -57,6 +59,8 @@ def computed_tensors(module: nn.Module) -> dict[str, Computed]:
     """Return, by name, the tensors that ``module`` itself (not its children) computes."""
     found = {name: how for _, name, how in _from_hooks(module)}
     found |= getattr(type(module), "_computed", {})
+    if isinstance(module, BatchNormFolded):
+        found |= {name: _folded(module, name) for name in ("weight", "bias")}
     if parametrize.is_parametrized(module):
         lists: Any = module.parametrizations
         found |= {name: _from_parametrization(name, steps) for name, steps in lists.items()}
@@ -96,7 +100,7 @@ def keep_computed(module: nn.Module) -> None:
 
     The stored tensors keep their names. In training mode, spectral_norm improves its estimate once a call, as before.
     """
-    computed = computed_tensors(module)
+    computed = {} if isinstance(module, BatchNormFolded) else computed_tensors(module)
     for key, name, _ in _from_hooks(module):
         hook = module._forward_pre_hooks.pop(key)
         module.__dict__.pop(name, None)
@@ -128,6 +132,9 @@ def store_computed(module: nn.Module) -> dict[str, Computed]:
     computed = computed_tensors(module)
     if not computed:
         return {}
+    if isinstance(module, BatchNormFolded):
+        module.store()
+        return computed
     keep_computed(module)
     sources = {name: list(_sources(module, name, computed)) for name in computed}
     with torch.no_grad():
@@ -152,6 +159,11 @@ def store_computed(module: nn.Module) -> dict[str, Computed]:
         else:
             module.register_buffer(name, value)
     return computed
+
+
+def _folded(module: nn.Module, name: str) -> Computed:
+    stored = (name,) if module._parameters[name] is not None else ()
+    return Computed("folding its batch norm", (*stored, "running statistics"), lambda module: getattr(module, name))
 
 
 def _from_parametrization(name: str, steps: Any) -> Computed:

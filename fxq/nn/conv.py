@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxq.nn.functional import CONVOLUTIONS, TRANSPOSED
+from fxq.nn.functional import layer_function, layer_padding
 from fxq.nn.quantized_layer import WeightQuantized
 from fxq.quant import descriptor
 
@@ -20,15 +20,11 @@ class _QuantConv(WeightQuantized):
 
     def padding_before(self) -> dict[str, Any] | None:
         """See the base; the function pads with zeros itself."""
-        if self.padding_mode == "zeros":
-            return None
-        return {"pad": tuple(self._reversed_padding_repeated_twice), "mode": self.padding_mode}  # type: ignore[arg-type]
+        return layer_padding(self)
 
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return torch's convolution and its options."""
-        options = {name: getattr(self, name) for name in ("stride", "dilation", "groups")}
-        options["padding"] = self.padding if self.padding_mode == "zeros" else 0
-        return CONVOLUTIONS[len(self.kernel_size)], options
+        return layer_function(self)
 
 
 class _QuantConvTranspose(WeightQuantized):
@@ -46,8 +42,7 @@ class _QuantConvTranspose(WeightQuantized):
 
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Return torch's transposed convolution and its options, for a call without ``output_size``."""
-        names = ("stride", "padding", "output_padding", "groups", "dilation")
-        return TRANSPOSED[len(self.kernel_size)], {name: getattr(self, name) for name in names}
+        return layer_function(self)
 
 
 class QuantConv1d(_QuantConv, nn.Conv1d):

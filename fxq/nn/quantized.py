@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor, nn
 
 from fxq.errors import DescriptorError, InputError
+from fxq.nn.batchnorm import BatchNormFolded
 from fxq.nn.computed import computed_tensors, computing_type
 from fxq.nn.range_state import weight_range_errors
 from fxq.nn.tensor_quantizer import TensorQuantizer
@@ -139,7 +140,11 @@ class Quantized(nn.Module):
         """
         for _, tensor, quantizer in self.weights():
             calibrator = quantizer.calibrator
-            if calibrator is None or not quantizer.is_enabled or (only_missing and quantizer.has_range):
+            if (
+                calibrator is None
+                or not quantizer.is_enabled
+                or (only_missing and quantizer.has_range and not quantizer.is_tracking)
+            ):
                 continue
             calibrator.reset()
             calibrator.observe(tensor.detach())
@@ -190,7 +195,9 @@ class Quantized(nn.Module):
             hint = f", which computes {', '.join(names)}" if names else ""
             raise InputError(f"{cls.__name__} replaces exactly {expected}, got {type(module).__name__}{hint}")
         computed = computed_tensors(module)
-        kind = computing_type(cls, computed) if computed else cls
+        kind: type[Self] = computing_type(cls, computed) if computed else cls
+        if isinstance(module, BatchNormFolded):
+            kind = BatchNormFolded.over(cls)
         quantized = kind.__new__(kind)
         # The registries (parameters, hooks, ...) are copied, so that a later change of one module spares the other.
         state = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}

@@ -42,6 +42,10 @@ def _switch_on(rw: Rewriter, quantizer: TensorQuantizer, is_weight: bool = False
     if quantizer.descriptor.calibrator == "max" and not is_weight:
         quantizer.use_calibrator(rw.settings.calibrator)
     quantizer.enable()
+    # In training a weight leaves the range that it had. An activation keeps what data was asked for, unless that is an
+    # average, which goes on.
+    if rw.qat and (is_weight or quantizer.descriptor.calibrator == "moving_average"):
+        quantizer.enable_tracking()
 
 
 def _observed(quantizer: TensorQuantizer) -> str:

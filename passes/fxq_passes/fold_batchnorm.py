@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
 from fxq.graph import is_weighted, kind, shape_of
+from fxq.nn import fold_in_training
 from fxq_passes.folding.batchnorm_algebra import affine_of, fold_after, fold_before
 from fxq_passes.folding.foldable import uses_by_id, uses_of, why_not_plain
 from fxq_passes.folding.unsharing import unshare
@@ -19,6 +20,8 @@ from fxq_passes.folding.unsharing import unshare
 @dataclass(frozen=True)
 class FoldBatchnorm(Pass):
     """Fold batch norm into the convolution or linear layer before it, else, where exact, into the one behind it.
+
+    In training the layer before it folds it anew in each step (``fxq.nn.BatchNormFolded``), until ``convert``.
 
     Args:
         before: also fold batch norms that stand before a layer.
@@ -53,10 +56,14 @@ class FoldBatchnorm(Pass):
 
 
 def _fold(rw: Rewriter, nodes: Sequence[Node], layers: Sequence[Node], algebra: Any) -> None:
-    bn, layer = rw.module(nodes[0]), rw.module(layers[0])
-    algebra(*((layer, bn) if algebra is fold_after else (bn, layer)))
+    bn, layer, why = rw.module(nodes[0]), rw.module(layers[0]), f"folded into {layers[0].target!r}"
+    if rw.qat and algebra is fold_after:
+        fold_in_training(layer, bn)
+        why += " in each step of training"
+    else:
+        algebra(*((layer, bn) if algebra is fold_after else (bn, layer)))
     for node in nodes:
-        rw.bypass(node, f"folded into {layers[0].target!r}")
+        rw.bypass(node, why)
 
 
 def _why_not_after(rw: Rewriter, nodes: Sequence[Node], uses: Counter[int]) -> str | None:

@@ -38,7 +38,10 @@ class NormFirst(nn.Module):
 
 
 def ready(model: nn.Module, recipe: fxq.Recipe = TRT) -> GraphModule:
-    prepared = fxq.prepare(model, images(2), recipe, qat=True)
+    model.train()
+    for seed in range(30):  # the running statistics of a trained model are those of its data
+        model(images(16, seed))
+    prepared = fxq.prepare(model.eval(), images(2), recipe, qat=True)
     fxq.calibrate(prepared, images(16).split(8))
     return prepared
 
@@ -54,7 +57,7 @@ def test_gradients_reach_all_parameters(recipe: fxq.Recipe) -> None:
     prepared = ready(residual(), recipe).train()
     prepared(images(8)).square().sum().backward()
     names = {name for name, parameter in prepared.named_parameters()}
-    assert names >= {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc.weight", "fc.bias"}
+    assert names >= {"conv1.weight", "bn.weight", "bn.bias", "conv2.weight", "conv2.bias", "fc.weight", "fc.bias"}
     for name, parameter in prepared.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
@@ -76,15 +79,6 @@ def test_gradients_are_those_of_the_float_model_where_nothing_is_clipped() -> No
     assert torch.cosine_similarity(exact.flatten(), through.flatten(), dim=0) > 0.98
 
 
-def test_a_folded_batch_norm_is_gone_and_training_touches_no_statistics() -> None:
-    prepared = ready(residual()).train()
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
-    before = {name: value.clone() for name, value in prepared.named_buffers()}
-    step(prepared)
-    for name, value in prepared.named_buffers():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-
-
 def test_a_batch_norm_that_stays_behaves_as_torch_says() -> None:
     torch.manual_seed(0)
     prepared = ready(NormFirst().eval())
@@ -95,7 +89,7 @@ def test_a_batch_norm_that_stays_behaves_as_torch_says() -> None:
     torch.testing.assert_close(prepared.bn.running_mean, before, rtol=0, atol=0)
     prepared.train()(images(8))
     assert not torch.equal(prepared.bn.running_mean, before)
-    assert int(prepared.bn.num_batches_tracked) == 1
+    assert int(prepared.bn.num_batches_tracked) == 31
 
 
 def test_dropout_acts_in_training_and_leaves_at_convert(tmp_path: Path) -> None:
@@ -124,8 +118,9 @@ def test_names_are_the_same_in_every_process_and_the_models_own() -> None:
         listed = [[name for name, _ in getattr(model, names)()] for model in (first, second)]
         assert listed[0] == listed[1]
     assert first.code == second.code
-    own = set(residual().state_dict())
-    assert {name for name, _ in first.named_parameters()} - own == {"conv1.bias"}  # the folded batch norm's
+    own, names = set(residual().state_dict()), set(first.state_dict())
+    assert own <= names
+    assert all(name.endswith("_amax") for name in names - own)
 
 
 def test_training_works_under_ddp(tmp_path: Path) -> None:
