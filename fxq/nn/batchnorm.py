@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fxq.nn.functional import layer_function, layer_padding
 from fxq.nn.overlay import Overlay
+from fxq.nn.recomputing import is_recomputing
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -28,56 +29,56 @@ _SMALLEST_SCALE = 2.0**-16
 
 
 class BatchNormFolded(Overlay):
-    """Over a convolution or linear layer: reads its weight and bias with the batch norm folded in.
+    """Over a convolution or linear layer: does what a batch norm behind it did as well.
 
-    The batch norm stays at its own path in the model, and so keeps its names in the state dict.
+    Its weight and bias are those of the model. The batch norm stays at its own path, and so keeps its names.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+    groups: int
+    _last_scale: Tensor
     _norms: tuple[Any]  # in a tuple, which does not register it once more
 
     @property
     def batch_norm(self) -> Any:
-        """The batch norm that follows the layer; in eval mode its statistics are frozen."""
+        """The batch norm that followed the layer; in eval mode its statistics are frozen."""
         return self._norms[0]
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight with the batch norm folded in by its running statistics, as it is deployed."""
-        weight: Tensor = self._own("weight")
-        return weight * self._like_weight(self._scale_c().to(weight.dtype))
-
-    @property
-    def bias(self) -> Tensor:
-        """The bias with the batch norm folded in, shape (channels,)."""
-        norm, bias, scale_c = self.batch_norm, self._own("bias"), self._scale_c()
-        shift_c: Tensor = -norm.running_mean if bias is None else bias - norm.running_mean
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias with the batch norm folded in by its running statistics, as they are deployed."""
+        norm, scale_c = self.batch_norm, self._scale_c()
+        shift_c: Tensor = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
         shift_c = shift_c.to(scale_c.dtype) * scale_c
         if norm.bias is not None:
             shift_c = shift_c + norm.bias
-        return shift_c.to(self._own("weight").dtype)
+        dtype = self.weight.dtype
+        return self.weight * self._like_weight(scale_c.to(dtype)), shift_c.to(dtype)
 
-    def forward(self, input: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the batch norm of the layer, in training by the statistics of the batch; shapes as of the layer."""
         norm = self.batch_norm
         if not (self.training and norm.training):
-            return super().forward(input, *args)  # type: ignore[no-any-return]
+            weight, bias = self.folded()
+            return self._outputs(input, self._quantized_own(weight), bias, output_size)
         scale = self._training_scale()
-        weight = self._quantized_own(self._own("weight") * scale) / scale
-        outputs: Tensor = norm(self._outputs(input, weight, self._own("bias")))
+        weight = self._quantized_own(self.weight * scale) / scale
+        outputs: Tensor = norm(self._outputs(input, weight, self.bias, output_size))
         return outputs
+
+    def quantized_weight(self) -> Tensor:
+        """Return the weight that is deployed: folded, then quantized and dequantized."""
+        return self._quantized_own(self.folded()[0])
 
     def store(self) -> None:
         """End training: the layer keeps the folded weight and bias as parameters of its own."""
         with torch.no_grad():
-            folded = {"weight": self.weight.clone(), "bias": self.bias.clone()}
-            is_trained = self._own("weight").requires_grad
+            folded = [value.clone() for value in self.folded()]
         del self._norms
+        self.__dict__.pop("_last_scale", None)
         self.__class__ = self.own_type
-        for name, value in folded.items():
-            self._parameters[name] = nn.Parameter(value, is_trained)
-
-    def _own(self, name: str) -> Any:
-        return self._parameters[name]
+        is_trained = self.weight.requires_grad
+        self.weight, self.bias = (nn.Parameter(value, is_trained) for value in folded)
 
     def _scale_c(self) -> Tensor:
         norm = self.batch_norm
@@ -87,13 +88,19 @@ class BatchNormFolded(Overlay):
 
     def _training_scale(self) -> Tensor:
         """Return what the weight is multiplied with before it is quantized, and divided by afterwards."""
-        scale_c = self._scale_c().detach()
+        if is_recomputing():  # the first run has moved the running statistics
+            return self._last_scale
+        with torch.no_grad():
+            scale_c = self._scale_c()
         scale_c = scale_c.abs().clamp(min=_SMALLEST_SCALE).copysign(scale_c)
-        return self._like_weight(scale_c.to(self._own("weight").dtype))
+        scale = self._like_weight(scale_c.to(self.weight.dtype))
+        if not torch.compiler.is_compiling():
+            self._last_scale = scale
+        return scale
 
     def _like_weight(self, value_c: Tensor) -> Tensor:
         """Return one value per output channel in a shape that broadcasts against the weight."""
-        weight: Tensor = self._own("weight")
+        weight = self.weight
         ones = [1] * (weight.dim() - 2)
         if not isinstance(self, _TRANSPOSED):
             return value_c.reshape(-1, 1, *ones)
@@ -105,12 +112,12 @@ class BatchNormFolded(Overlay):
         quantizer = self._modules.get("_weight_quantizer")
         return weight if quantizer is None else quantizer(weight)
 
-    def _outputs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _outputs(self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         """Return what the layer computes, with another weight and bias."""
         quantizer: Any = self._modules.get("_input_quantizer")
-        function, options = layer_function(self)
-        padding = layer_padding(self)
         inputs = input if quantizer is None else quantizer(input)
+        function, options = layer_function(self, inputs, output_size)
+        padding = layer_padding(self)
         if padding is not None:
             inputs = nn.functional.pad(inputs, **padding)
         return function(inputs, weight, bias, **options)

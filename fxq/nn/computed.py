@@ -112,6 +112,8 @@ def keep_computed(module: nn.Module) -> None:
 
 def at_rest(module: nn.Module, name: str) -> Tensor:
     """Return a tensor of ``module`` as it is in eval mode; in training mode, computing spectral_norm's changes it."""
+    if isinstance(module, BatchNormFolded):
+        return computed_tensors(module)[name].value(module)
     steps = module._modules.get("parametrizations")
     modes = [(step, step.training) for step in steps.modules()] if steps is not None else []
     try:
@@ -163,7 +165,9 @@ def store_computed(module: nn.Module) -> dict[str, Computed]:
 
 def _folded(module: nn.Module, name: str) -> Computed:
     stored = (name,) if module._parameters[name] is not None else ()
-    return Computed("folding its batch norm", (*stored, "running statistics"), lambda module: getattr(module, name))
+    return Computed(
+        "folding its batch norm", (*stored, "running statistics"), lambda module: module.folded()[name == "bias"]
+    )
 
 
 def _from_parametrization(name: str, steps: Any) -> Computed:

@@ -32,12 +32,8 @@ class _QuantConvTranspose(WeightQuantized):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of the quantized input and weight; arguments as in torch.nn."""
-        function, options = self.as_function()
         inputs = self._quantized("input", input)
-        if output_size is not None:
-            spatial = len(self.kernel_size)
-            sizes = (self.stride, self.padding, self.kernel_size, spatial, self.dilation)
-            options["output_padding"] = self._output_padding(inputs, output_size, *sizes)  # type: ignore[operator]
+        function, options = layer_function(self, inputs, output_size)
         return function(inputs, self.quantized_weight(), self.bias, **options)
 
     def as_function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:

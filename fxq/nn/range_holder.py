@@ -139,8 +139,11 @@ class RangeHolder(nn.Module):
 
     @property
     def bounds(self) -> tuple[Tensor, ...]:
-        """The stored tensors themselves: (amax,), (low, high) of an affine range, () without a range."""
-        return self._stored()
+        """The stored tensors themselves: (amax,), (low, high) of an affine range, () without a range.
+
+        A learned one has a dimension at least, for FSDP shards no scalars.
+        """
+        return tuple(getattr(self, name) for name in self._range_names) if self.has_range else ()
 
     @property
     def scale(self) -> Tensor:
@@ -205,7 +208,7 @@ class RangeHolder(nn.Module):
         )
 
     def _stored(self) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, name) for name in self._range_names) if self.has_range else ()
+        return self.bounds if self._descriptor.axes else tuple(bound.reshape(()) for bound in self.bounds)
 
     def _required(self) -> tuple[Tensor, ...]:
         if self.is_dynamic:
@@ -235,11 +238,15 @@ class RangeHolder(nn.Module):
             raise RangeError(f"Negative values in amax of {self.owner}")
         for name, bound in zip(self._range_names, bounds, strict=True):
             kept = getattr(self, name, None)
-            if isinstance(kept, nn.Parameter) and kept.shape == bound.shape:
+            if isinstance(kept, nn.Parameter) and kept.shape in (bound.shape, (1, *bound.shape)):
                 with torch.no_grad():
                     kept.copy_(bound)
             else:
-                setattr(self, name, nn.Parameter(bound) if self.learn_amax else bound)
+                setattr(self, name, self._as_stored(bound))
+
+    def _as_stored(self, bound: Tensor) -> Tensor:
+        """Return a parameter of a learned range."""
+        return nn.Parameter(bound if bound.dim() else bound.reshape(1)) if self.learn_amax else bound
 
     def _scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         bounds = [bound.detach() for bound in self._required()]
@@ -286,10 +293,10 @@ class RangeHolder(nn.Module):
             error_msgs.extend(errors)
             return
         for name, loaded in found.items():
-            state_dict[prefix + name] = loaded
             # A quantizer without a range takes the shape (and, having none, the device) of the loaded one.
             if kept[name] is None:
-                setattr(self, name, nn.Parameter(loaded.clone()) if self.learn_amax else loaded.clone())
+                setattr(self, name, self._as_stored(loaded.clone()))
+            state_dict[prefix + name] = loaded.reshape(getattr(self, name).shape)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

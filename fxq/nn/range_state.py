@@ -101,7 +101,7 @@ def _misfit(loaded: Tensor, kept: Tensor | None, descriptor: QuantDescriptor) ->
 
 def _shape(loaded: Tensor, kept: Tensor | None, descriptor: QuantDescriptor) -> tuple[int, ...]:
     if not descriptor.axes:
-        return ()
+        return () if kept is None else tuple(kept.shape)
     if kept is not None and loaded.numel() == kept.numel() and len(descriptor.axes) == 1 and not descriptor.block_size:
         return tuple(kept.shape)  # flat and (1, C, 1, 1) are the same range
     return tuple(loaded.shape)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxq.nn.range_holder import RangeHolder
 from fxq.nn.ranges import align, measure_range
+from fxq.nn.recomputing import is_recomputing
 from fxq.quant.blocks import block_amax
 
 _LAST_INPUT, _AVERAGE = ("max", "minmax"), "moving_average"
@@ -40,7 +41,7 @@ class TrackedRange(RangeHolder):
     def freeze(self, frozen: bool = True) -> None:
         """Keep the range as it is until ``freeze(False)``, whether it tracks or is learned."""
         self._is_frozen = frozen
-        for bound in self._stored():
+        for bound in self.bounds:
             if isinstance(bound, nn.Parameter):
                 bound.requires_grad_(not frozen)
 
@@ -63,7 +64,7 @@ class TrackedRange(RangeHolder):
     def _tracked(self, inputs: Tensor) -> tuple[Tensor, ...] | None:
         """Store the range that follows ``inputs``; return it as it broadcasts, None where it stays as it is."""
         is_average = self._descriptor.calibrator == _AVERAGE
-        if is_average and (not self.training or _is_recomputing()):
+        if is_average and (not self.training or is_recomputing()):
             return None
         found = self._measured(inputs)
         if is_average and self.has_range:
@@ -93,9 +94,3 @@ class TrackedRange(RangeHolder):
     def _assigned(self, *values: Any) -> None:
         super()._assigned(*values)
         self.disable_tracking()
-
-
-def _is_recomputing() -> bool:
-    """Does gradient checkpointing repeat a call, in the backward pass? The batch was counted before."""
-    # torch.utils.checkpoint asks the same; there is no public question.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
