@@ -91,6 +91,10 @@ class SavedModelError(FxqError, ValueError):
     """A model cannot be saved, or a saved one is truncated, foreign, of another model or of a newer fxq."""
 
 
+class OnnxFileError(FxqError, ValueError):
+    """An ONNX file cannot be read, is not whole, or holds nothing to verify or to time."""
+
+
 class AccuracyError(FxqError, RuntimeError):
     """A quantized model is further from the float model than was asked for (``strict=True``)."""
 
@@ -101,6 +105,10 @@ class RuntimeUnavailableError(FxqError, ImportError):
 
 class RuntimeRefusedError(FxqError, RuntimeError):
     """A runtime does not take or does not run a file; the message holds its own words."""
+
+
+class RuntimeCrashedError(FxqError, RuntimeError):
+    """A runtime ended its process, or did not come to an end; what it was doing is lost, and nothing else."""
 
 
 class CompatError(FxqError, ImportError):

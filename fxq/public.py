@@ -22,12 +22,14 @@ from fxq.errors import (
     MetricError,
     MissingExtraError,
     ModelError,
+    OnnxFileError,
     PassError,
     PluginError,
     RangeError,
     RangeShapeError,
     RecipeDescriptorError,
     RecipeError,
+    RuntimeCrashedError,
     RuntimeRefusedError,
     RuntimeUnavailableError,
     SavedModelError,
@@ -85,6 +87,7 @@ from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
 from fxq.targets import Derived, FileRules, Fixed, Formats, OpRule, Same, Target
 from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
+from fxq.verification import Finding, VerifyReport, verify
 
 __all__ = [
     "ANY",
@@ -113,6 +116,7 @@ __all__ = [
     "Difference",
     "ExportError",
     "FileRules",
+    "Finding",
     "Fixed",
     "Formats",
     "FxqError",
@@ -123,6 +127,7 @@ __all__ = [
     "MetricError",
     "MissingExtraError",
     "ModelError",
+    "OnnxFileError",
     "OpRule",
     "Pass",
     "PassError",
@@ -137,6 +142,7 @@ __all__ = [
     "RecipeError",
     "Rewriter",
     "Rule",
+    "RuntimeCrashedError",
     "RuntimeRefusedError",
     "RuntimeUnavailableError",
     "Same",
@@ -153,6 +159,7 @@ __all__ = [
     "UnlikeRange",
     "UnlikeWeight",
     "UnsignedInputError",
+    "VerifyReport",
     "affine_tensor_quant",
     "auto_quantize",
     "calib",
@@ -193,4 +200,5 @@ __all__ = [
     "sensitivity",
     "tensor_quant",
     "to_integer",
+    "verify",
 ]

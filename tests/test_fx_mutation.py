@@ -35,6 +35,7 @@ ALLOWED = {
     "fxq/export/hidden_clamps.py": "ONNX graphs",
     "fxq/quant/ops/integer_onnx.py": "notes with ONNX values how they are fused",
     "fxq/export/stored_weights.py": "ONNX graphs",
+    "fxq/verification/onnx_file.py": "ONNX graphs",
 }
 METHODS = {
     "replace_all_uses_with", "replace_input_with", "erase_node", "create_node", "call_function", "call_method",

@@ -102,7 +102,8 @@ def _op(node: Any, kind: str, activations: list[Any]) -> ExecutedOp:
 
 def _tensor(output: Any) -> OpTensor:
     node = output.get_node()
-    precision = _text(node, "outputPrecisions").split(",")[output.get_index()]
+    listed = _text(node, "outputPrecisions").split(",")  # once, where all outputs have the same
+    precision = listed[output.get_index() if len(listed) > 1 else 0]
     sizes = tuple(size.get_length() if size.is_static else OPEN for size in output.get_partial_shape())
     return OpTensor(node.get_friendly_name(), _DTYPES.get(precision, ""), sizes)
 

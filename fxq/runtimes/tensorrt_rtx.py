@@ -40,7 +40,7 @@ class TensorRtRtx(Runtime):
     """TensorRT for RTX's ahead-of-time compiler, for GPUs of the Ada generation (SM89).
 
     Args:
-        profile: of each input with an open dimension its smallest, usual and largest shape.
+        profile: of each input with an open dimension its smallest, usual and largest shape; equal ones fix it.
     """
 
     name: ClassVar[str] = "tensorrt_rtx"
@@ -73,15 +73,21 @@ class TensorRtRtx(Runtime):
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(path)):
-            raise self._refusal(path, "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)))
+            raise self._refusal(
+                path, _without_gpu(parser.get_error(index).desc() for index in range(parser.num_errors))
+            )
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.SM89, 0)
         self._check_profile({value.name: tuple(value.shape) for value in _inputs(network)})
-        if self.profile:
+        open_profile = {name: shapes for name, shapes in self.profile.items() if len(set(shapes)) > 1}
+        for value in _inputs(network):
+            if value.name in self.profile and value.name not in open_profile:
+                value.shape = self.profile[value.name][0]  # all sizes are known then, those of activations too
+        if open_profile:
             optimization = builder.create_optimization_profile()
-            for name, shapes in self.profile.items():
+            for name, shapes in open_profile.items():
                 optimization.set_shape(name, *shapes)
             config.add_optimization_profile(optimization)
         if builder.build_serialized_network(network, config) is None:
@@ -104,6 +110,12 @@ class TensorRtRtx(Runtime):
                 raise InputError(
                     f"profile: {shapes} are not a smallest, usual and largest shape of input {name!r}, {declared[name]}"
                 )
+
+
+def _without_gpu(words: Iterable[str]) -> str:
+    """Return the parser's words without those about the GPU, which compiling ahead of time needs none of."""
+    lines = [line for text in words for line in text.splitlines() if "catchCudaError" not in line]
+    return "; ".join(line.strip() for line in lines)
 
 
 def weighted_ops(ops: Iterable[ExecutedOp]) -> tuple[ExecutedOp, ...]:

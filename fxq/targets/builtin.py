@@ -28,6 +28,20 @@ _UINT8 = QuantDescriptor(unsigned=True, symmetric=False)
 _WITH_INTEGER_KERNELS = frozenset(
     {"add", "mul", "cat", "avg_pool", "global_avg_pool", "leaky_relu", "sigmoid", "resize"}
 )
+_WITHOUT_DATA = FileRules(
+    runtime="onnxruntime", affine_weights=False, quantized_outputs_allowed=False, fast_weight_only=True
+)
+# TensorRT's parser takes QuantizeLinear and DequantizeLinear alone, and has no sequences.
+_INTEGER_OPERATORS = (
+    "QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool",
+    "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QGemm", "QAttention",
+    "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM", "MatMulNBits",
+)  # fmt: skip
+_SEQUENCES = (
+    "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceAt", "SequenceErase", "SequenceLength",
+    "SequenceMap", "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
+)  # fmt: skip
 
 TENSORRT = Target(
     name="tensorrt",
@@ -40,11 +54,14 @@ TENSORRT = Target(
     ),
     constraints=(Same("cat"), _KEEPS_SCALE),
     file=FileRules(
+        runtime="tensorrt_rtx",
         affine_activations=False,
         affine_weights=False,
         quantized_outputs_allowed=False,
         activation_dtypes=("int8", "float8e4m3fn"),
         weight_dtypes=("int4", "int8", "float8e4m3fn"),
+        integer_bias=False,
+        refused_operators=_INTEGER_OPERATORS + _SEQUENCES,
     ),
     formats=Formats(weight_bits=frozenset({4, 8}), float8=True),
     fused_activations=frozenset({"relu", "relu6", "clip", "silu", "hardswish", "hardsigmoid", "sigmoid", "leaky_relu"}),
@@ -62,6 +79,8 @@ ONNXRUNTIME = Target(
         OpRule("softmax", output=True),
     ),
     constraints=(_KEEPS_SCALE, Derived(("conv", "conv_transpose", "linear"))),
+    # On x86 its selectors fuse next to nothing around other codes than uint8.
+    file=FileRules(runtime="onnxruntime", slow_activation_dtypes=("int8", "int16", "uint16")),
     activation=_UINT8,
     formats=Formats(weight_bits=frozenset({2, 3, 4, 5, 6, 7, 8})),
     fused_activations=frozenset({"relu", "relu6", "clip"}),
@@ -72,7 +91,7 @@ OPENVINO = Target(
     name="openvino",
     ops=(OpRule(_LAYERS, inputs=True, weight=True), OpRule(("add", "matmul"), inputs=True)),
     constraints=(_KEEPS_SCALE,),
-    file=FileRules(affine_weights=False, quantized_outputs_allowed=False),
+    file=FileRules(runtime="openvino", affine_weights=False, quantized_outputs_allowed=False),
     activation=_UINT8,
     formats=Formats(weight_bits=frozenset({4, 8})),
     fused_activations=frozenset({"relu", "relu6", "clip", "silu", "hardswish"}),
@@ -103,14 +122,14 @@ DYNAMIC = Target(
         OpRule("conv", why="ONNX Runtime's integer convolution is slower than its float one"),
         OpRule("conv_transpose", why="ONNX Runtime has no integer transposed convolution"),
     ),
-    file=FileRules(affine_weights=False, quantized_outputs_allowed=False, fast_weight_only=True),
+    file=_WITHOUT_DATA,
     activation=_UINT8.replace(calibrator="dynamic"),
 )
 
 WEIGHT_ONLY = Target(
     name="weight_only",
     ops=(OpRule(_LAYERS | _RECURRENT | {"matmul", "embedding"}, weight=True),),
-    file=FileRules(affine_weights=False, quantized_outputs_allowed=False, fast_weight_only=True),
+    file=_WITHOUT_DATA,
     activation=None,
     formats=Formats(
         activation_bits=frozenset(),

@@ -1,0 +1,114 @@
+"""``fxq.verify``: the rules of a target on the file itself, then the runtime's own word, in a process of its own."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fxq.errors import RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError
+from fxq.registry import get_target, target_from_file
+from fxq.runtimes import RUNTIMES, ExecutedOp, get_runtime
+from fxq.runtimes.child import in_child
+from fxq.targets import Target
+from fxq.verification.case import Case
+from fxq.verification.executed_rules import EXECUTED_RULES
+from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
+from fxq.verification.onnx_file import OnnxFile
+from fxq.verification.report import VerifyReport
+from fxq.verification.rules import FILE_RULES
+from fxq.verification.shapes import Profile, Shapes, check_all_known, read_profile
+
+# How TensorRT names the node that it does not take.
+_NODE = re.compile(r"Invalid Node - ([^;\n]+)")
+_ORDER = (ERROR, WARNING, NOTE)
+
+
+def verify(path: str | os.PathLike[str], target: str | Target, shapes: Shapes | None = None) -> VerifyReport:
+    """Hold an ONNX file, whoever wrote it, to the rules of a target, and ask the runtime what it makes of it.
+
+    The runtime compiles the file in a process of its own; where it is not installed, refuses the file or crashes, a
+    finding says so, and what the rules found is there all the same.
+
+    Args:
+        path: of the file.
+        target: a name, such as "tensorrt", "onnxruntime" or "openvino", the path of a .toml file, or a target.
+        shapes: for inputs with open sizes, by name: "1x3x224x224" or (1, 3, 224, 224), or a smallest, a usual and a
+            largest, "1x3x224x224/8x3x224x224/32x3x224x224". TensorRT needs them; with a single one its activation
+            traffic can be counted.
+
+    Returns:
+        The findings; ``.ok``, ``.table()``.
+
+    Raises:
+        OnnxFileError: the file is not ONNX, not whole, too old or not quantized, or has open sizes that the runtime
+            must know.
+        InputError: ``shapes`` does not fit the file.
+        TargetError: there is no such target.
+    """
+    file = OnnxFile.read(path)
+    case = Case(file, _target(target))
+    name = case.target.file.runtime
+    profile = read_profile(file.path, file.model, shapes)
+    if "profile" in _options(name):
+        check_all_known(file.path, file.model, profile, name)
+    findings = [finding for rule in FILE_RULES for finding in rule(case)]
+    executed, more = _execute(case, name, profile)
+    findings += more
+    ordered = sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
+    return VerifyReport(os.fspath(path), case.target.name, tuple(ordered), _with_version(name), executed)
+
+
+def _target(given: str | Target) -> Target:
+    if isinstance(given, Target):
+        return given
+    return target_from_file(given) if given.endswith(".toml") else get_target(given)
+
+
+def _options(runtime: str) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(RUNTIMES[runtime])) if runtime in RUNTIMES else ()
+
+
+def _execute(case: Case, name: str, profile: Profile) -> tuple[tuple[ExecutedOp, ...], list[Finding]]:
+    """Return what the runtime executes, and what it says about that."""
+    if not name:
+        return (), [_of_the_file("runtime", NOTE, f"target {case.target.name!r} names no runtime to ask", "", "")]
+    options: Mapping[str, Any] = {"profile": profile} if "profile" in _options(name) else {}
+    path = case.file.path
+    try:
+        if not get_runtime(name).is_installed():
+            raise RuntimeUnavailableError(f"{name} is not installed")
+        ops = in_child(get_runtime(name, **options).executed_ops, path, what=f"{name} on {path.name}")
+    except RuntimeUnavailableError as error:
+        fix = f"pip install {RUNTIMES[name].package}" if name in RUNTIMES else ""
+        return (), [_of_the_file("runtime", NOTE, str(error), "only the rules of the file were checked", fix)]
+    except RuntimeCrashedError as error:
+        fix = "report it to the makers of the runtime, with the file; the other findings may say what it stumbles over"
+        return (), [_of_the_file("crash", ERROR, str(error), "the runtime does not survive the file", fix)]
+    except RuntimeRefusedError as error:
+        return (), [_refusal(case, str(error))]
+    rule = EXECUTED_RULES.get(name)
+    return ops, [] if rule is None else list(rule(case, ops))
+
+
+def _refusal(case: Case, words: str) -> Finding:
+    named = _NODE.search(words)
+    node = None if named is None else case.file.node_of(named[1])
+    cost, fix = "the file does not load", "mend what the runtime names; other findings may say how"
+    if node is None:
+        return _of_the_file("refused", ERROR, words, cost, fix)
+    return Finding("refused", node.name or "", case.file.path_of(node), ERROR, fix, words, cost)
+
+
+def _of_the_file(rule: str, severity: str, what: str, cost: str, fix: str) -> Finding:
+    return Finding(rule, "", "", severity, fix, what, cost)
+
+
+def _with_version(runtime: str) -> str:
+    if runtime not in RUNTIMES or not RUNTIMES[runtime].is_installed():
+        return ""
+    try:
+        return f"{runtime} {version(RUNTIMES[runtime].package.split()[0])}"
+    except PackageNotFoundError:  # installed by other means than pip
+        return runtime

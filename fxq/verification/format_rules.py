@@ -1,0 +1,101 @@
+"""Rules about single nodes: what the runtime refuses, whatever is around them.
+
+The rules of quantizers are those that an export is checked by, ``fxq/export/qdq_rules.py``.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from fxq.export.qdq_rules import broken_rules, constant_of
+from fxq.verification.case import Case
+from fxq.verification.finding import ERROR, WARNING, Finding
+
+_CONTROL_FLOW = ("If", "Loop", "Scan")
+
+# For each rule of quantizers what breaking it costs, {target} being the runtime, and what to do.
+_TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "scale": ("{target} refuses the file", "calibrate again, and store the scale as a constant"),
+        "zero-point": (
+            "{target} refuses the file, or leaves the operation in float",
+            "quantize symmetrically: int8 codes with zero point 0 (activation_type=QInt8 with ActivationSymmetric in "
+            "onnxruntime, recipe='{target}' in fxq), or take a target that runs zero points",
+        ),
+        "activation-type": (
+            "{target} refuses the file, or computes something else",
+            "quantize activations to a type that the target takes",
+        ),
+        "weight-type": (
+            "{target} refuses the file, or leaves the layer in float",
+            "store the weight in a type that the target takes",
+        ),
+        "bias-type": (
+            "{target} refuses the file",
+            "store the bias in float (QuantizeBias=False in onnxruntime's extra_options)",
+        ),
+        "weight-axis": (
+            "the scales lie along another dimension than the layer's output channels: it runs in float, or wrongly",
+            "quantize the weight per output channel: set the axis, and compute the scales along it",
+        ),
+        "pair": (
+            "it does not undo what was done: values come back at another scale, and nothing fuses",
+            "give both the same stored scale and zero point",
+        ),
+        "codes-read": ("the operation computes on codes as if they were values", "put a DequantizeLinear in between"),
+        "codes-source": ("the operation takes values for codes", "put a QuantizeLinear in front of it"),
+        "quantized-output": (
+            "callers get values rounded to 8 bits, and {target} adds a kernel for it",
+            "remove the pair in front of the output",
+        ),
+        "integer-product": ("the product is scaled wrongly", "quantize the model again"),
+    }
+)  # fmt: skip
+
+
+def quantizers(case: Case) -> Iterator[Finding]:
+    """Each quantizer by the rules that an export is checked by."""
+    for broken in broken_rules(case.file.model, case.target.file):
+        cost, fix = (text.format(target=case.target.name) for text in _TEXTS[broken.rule])
+        severity = WARNING if broken.rule == "quantized-output" else ERROR
+        yield case.finding(broken.rule, broken.node, severity, fix, what=broken.what, cost=cost)
+
+
+def activation_scales(case: Case) -> Iterator[Finding]:
+    """An activation has one scale: ONNX allows several, and no runtime takes them."""
+    for node in case.nodes:
+        scale = constant_of(node, 1) if node.op_type == "QuantizeLinear" else None
+        if scale is not None and scale.size > 1 and node.inputs[0] not in case.ask.constants:
+            yield case.finding(
+                "activation-axis", node, ERROR, "give the activation one scale; only weights have several",
+                what=f"quantizes an activation with {scale.size} scales",
+                cost=f"{case.target.name} refuses the file, or leaves in float what reads it",
+            )  # fmt: skip
+
+
+def refused_operators(case: Case) -> Iterator[Finding]:
+    """Operators that the runtime has not: integer operators and sequences for TensorRT."""
+    for node in case.nodes:
+        if node.op_type in case.target.file.refused_operators:
+            is_integer = "Sequence" not in node.op_type and "Optional" not in node.op_type
+            fix = (
+                "write the file with QuantizeLinear and DequantizeLinear around float operators (QuantFormat.QDQ in "
+                "onnxruntime)"
+                if is_integer
+                else "write the model without lists of tensors: concatenate, split into a fixed number, or unroll"
+            )
+            yield case.finding(
+                "operator", node, ERROR, fix, what=f"is an operator that {case.target.name} does not have",
+                cost="the runtime refuses the file",
+            )  # fmt: skip
+
+
+def control_flow(case: Case) -> Iterator[Finding]:
+    """If, Loop and Scan: nothing is fused across their borders, and what is in them is not checked here."""
+    for node in case.nodes:
+        if node.op_type in _CONTROL_FLOW:
+            yield case.finding(
+                "control-flow", node, WARNING,
+                "export the model with fixed decisions and unrolled loops, for the sizes that it will see",
+                what="decides as it runs what is computed",
+                cost="nothing fuses across its border, and quantizers at it run by themselves",
+            )  # fmt: skip

@@ -1,0 +1,164 @@
+"""An ONNX file that somebody wrote, read for its rules; what cannot be verified is refused in one message."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
+
+from fxq.errors import OnnxFileError
+from fxq.runtimes.runtime import FilePath
+
+# From here on ONNX has QuantizeLinear; per channel and in blocks later.
+_FIRST_OPSET, _AXIS_OPSET, _BLOCK_OPSET = 10, 13, 21
+_QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
+    "QAttention", "MatMulNBits", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
+    "DynamicQuantizeLSTM",
+)  # fmt: skip
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file, and its model in memory: constants are initializers there, and functions are written out.
+
+    Args:
+        path: of the file.
+        model: what it holds; shapes are inferred.
+    """
+
+    path: Path
+    model: ir.Model
+
+    @classmethod
+    def read(cls, path: FilePath) -> Self:
+        """Read a file that holds a quantized model.
+
+        Raises:
+            OnnxFileError: it is not ONNX, not valid, not whole, too old, or not quantized.
+        """
+        path = Path(path)
+        model = _load(path)
+        _check_external_data(path, model)
+        _check_opset(path, model)
+        try:
+            onnx.checker.check_model(str(path))
+        except onnx.checker.ValidationError as error:
+            raise OnnxFileError(f"{path} is not valid ONNX: {str(error).strip()}") from error
+        if not any(_quantizes(node) for node in _all_nodes(model)):
+            raise OnnxFileError(
+                f"{path} is not quantized: it has no QuantizeLinear, DequantizeLinear or integer operator. Quantize it "
+                "first (fxq quantize), or time it with fxq bench"
+            )
+        common.InlinePass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _read_stored_tensors_directly(model.graph)
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        return cls(path, model)
+
+    def path_of(self, node: ir.Node) -> str:
+        """Return the path of the module that a node came from; its name where the file does not tell."""
+        scopes = node.metadata_props.get(_SCOPES)
+        if scopes:
+            found = [scope for scope in _scopes(scopes)[:-1] if scope]
+            return found[-1] if found else node.name or ""
+        name = node.name or ""
+        return name.rpartition("/")[0] if self.model.producer_name == "fxq" and "/" in name else name
+
+    def node_of(self, name: str) -> ir.Node | None:
+        """Return the node of that name, or that writes a tensor of that name; runtimes tell either."""
+        return self._nodes.get(name)
+
+    @cached_property
+    def _nodes(self) -> dict[str, ir.Node]:
+        written = {str(value.name): node for node in self.model.graph for value in node.outputs}
+        return written | {node.name: node for node in self.model.graph if node.name}
+
+
+def check_readable(path: FilePath) -> None:
+    """Refuse a file that no runtime could load: not ONNX, or without its weights.
+
+    Raises:
+        OnnxFileError: it is none.
+    """
+    path = Path(path)
+    _check_external_data(path, _load(path))
+
+
+def _load(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise OnnxFileError(f"{path}: there is no such file")
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise OnnxFileError(f"{path} is not an ONNX file: {error}") from error
+    if not proto.ir_version or not proto.graph.node:
+        raise OnnxFileError(f"{path} is not an ONNX file, or an empty one: it holds no graph")
+    try:
+        return ir.load(path)
+    except Exception as error:  # onnx_ir has no base for what a damaged file makes it raise
+        raise OnnxFileError(f"{path} is not valid ONNX: {type(error).__name__}: {error}") from error
+
+
+def _read_stored_tensors_directly(graph: ir.Graph) -> None:
+    """Remove the Identity nodes by which torch's older exporter lets several nodes read one stored tensor."""
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Identity" else None
+        if source is not None and source.is_initializer() and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node)
+
+
+def _check_external_data(path: Path, model: ir.Model) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        data = path.parent / tensor.location
+        if not data.is_file():
+            raise OnnxFileError(
+                f"{path} keeps its weights in {tensor.location!r}, which is not beside it: {value.name!r} is missing. "
+                "Copy both files together"
+            )
+        if data.stat().st_size < (tensor.offset or 0) + (tensor.length or 0):
+            raise OnnxFileError(f"{data} is too short: {value.name!r} of {path.name} ends behind its end")
+
+
+def _check_opset(path: Path, model: ir.Model) -> None:
+    opset = model.opset_imports.get("", 0)
+    least, why = _FIRST_OPSET, "QuantizeLinear"
+    for node in _all_nodes(model):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain == "":
+            if "block_size" in node.attributes:
+                least, why = max((least, why), (_BLOCK_OPSET, "quantization in blocks"))
+            elif "axis" in node.attributes:
+                least, why = max((least, why), (_AXIS_OPSET, "quantization per channel"))
+    if opset < least:
+        raise OnnxFileError(
+            f"{path} has opset {opset}, and ONNX has {why} from opset {least} on: export the model again in a newer one"
+        )
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from ir.traversal.RecursiveGraphIterator(model.graph)
+    for function in model.functions.values():
+        yield from function
+
+
+def _quantizes(node: ir.Node) -> bool:
+    return node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
+
+
+def _scopes(text: str) -> list[str]:
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return []
+    return [str(scope) for scope in found] if isinstance(found, list) else []

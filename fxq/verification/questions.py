@@ -1,0 +1,178 @@
+"""Questions about the quantizers of a file: what a node computes, and whether it reads integers."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+import onnx_ir as ir
+
+from fxq.export.qdq_rules import constant_of
+from fxq.kinds import ACTIVATIONS
+
+# ONNX's operators in the words of fxq/kinds.py; what depends on more than the operator is below.
+OP_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "Conv": "conv",
+        "ConvTranspose": "conv_transpose",
+        "Add": "add",
+        "Mul": "mul",
+        "Div": "div",
+        "Sub": "sub",
+        "Concat": "cat",
+        "MaxPool": "max_pool",
+        "AveragePool": "avg_pool",
+        "GlobalAveragePool": "global_avg_pool",
+        "ReduceMean": "mean",
+        "BatchNormalization": "batch_norm",
+        "Relu": "relu",
+        "Clip": "clip",
+        "Sigmoid": "sigmoid",
+        "HardSigmoid": "hardsigmoid",
+        "HardSwish": "hardswish",
+        "LeakyRelu": "leaky_relu",
+        "PRelu": "prelu",
+        "Elu": "elu",
+        "Mish": "mish",
+        "Gelu": "gelu",
+        "Tanh": "tanh",
+        "Softmax": "softmax",
+        "LayerNormalization": "layer_norm",
+        "GroupNormalization": "group_norm",
+        "InstanceNormalization": "instance_norm",
+        "Resize": "resize",
+        "LSTM": "lstm",
+        "GRU": "gru",
+        "RNN": "rnn",
+        **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "DepthToSpace"), "reshape"),
+        **dict.fromkeys(("SpaceToDepth", "Expand"), "reshape"),
+        "Transpose": "transpose",
+        **dict.fromkeys(("Slice", "Split", "Gather"), "slice"),
+    }
+)
+LAYERS = frozenset({"conv", "conv_transpose", "linear"})
+CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
+MOVES_DATA = frozenset({"reshape", "transpose", "slice"})
+_KEEPS_VALUES = MOVES_DATA | {"max_pool"}
+_PRODUCTS = ("MatMul", "Gemm")
+_WEIGHT_INPUTS = {"Conv": (1,), "ConvTranspose": (1,), "MatMul": (1, 0), "Gemm": (1, 0)}
+_IN_EPILOGUE = ACTIVATIONS | MOVES_DATA | {"batch_norm", "mul", "div"}
+
+
+class Questions:
+    """Answers about one model, which is not changed."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+
+    @cached_property
+    def constants(self) -> frozenset[ir.Value]:
+        """Stored tensors, and what is computed of them alone."""
+        found = {value for value in self.model.graph.initializers.values() if not value.is_graph_input()}
+        # Older files list their initializers among the inputs as well.
+        found |= {value for value in self.model.graph.inputs if value.is_initializer()}
+        for node in self.model.graph:
+            inputs = [value for value in node.inputs if value is not None]
+            if inputs and all(value in found for value in inputs):
+                found.update(node.outputs)
+        return frozenset(found)
+
+    def kind(self, node: ir.Node) -> str:
+        """Return what a node computes, in the words of fxq/kinds.py; "other" where there is none."""
+        if node.op_type in _PRODUCTS:
+            return "linear" if self.weight_index(node) is not None else "matmul"
+        if node.op_type == "Mul":
+            for value, other in (node.inputs, node.inputs[::-1]):
+                gate = None if value is None else value.producer()
+                if gate is not None and gate.inputs and gate.inputs[0] is other:
+                    return {"Sigmoid": "silu", "HardSigmoid": "hardswish"}.get(gate.op_type, "mul")
+        return OP_KINDS.get(node.op_type, "other")
+
+    def weight_index(self, node: ir.Node) -> int | None:
+        """Return which input of a convolution or product is its weight, None for a product of two activations."""
+        candidates = _WEIGHT_INPUTS.get(node.op_type, ())
+        return next((index for index in candidates if node.inputs[index] in self.constants), None)
+
+    def layers(self) -> Iterator[tuple[ir.Node, ir.Value, ir.Value]]:
+        """Yield each convolution and linear layer, what it reads and its weight."""
+        for node in self.model.graph:
+            index = self.weight_index(node)
+            if index is None:
+                continue
+            data, weight = node.inputs[1 - index], node.inputs[index]
+            if data is not None and weight is not None:
+                yield node, data, weight
+
+    def activations(self, node: ir.Node) -> list[ir.Value]:
+        """Return what a node reads, but for stored tensors."""
+        return [value for value in node.inputs if value is not None and value not in self.constants]
+
+    def dequantizer(self, value: ir.Value | None) -> ir.Node | None:
+        """Return the DequantizeLinear that makes a value, perhaps moved to other places; None where there is none."""
+        while value is not None:
+            node = value.producer()
+            if node is None or node.op_type == "DequantizeLinear":
+                return node
+            is_whole_concat = node.op_type == "Concat" and all(map(self.is_quantized, node.inputs[1:]))
+            if self.kind(node) not in _KEEPS_VALUES and not is_whole_concat:
+                return None
+            value = node.inputs[0]
+        return None
+
+    def is_quantized(self, value: ir.Value | None) -> bool:
+        """Does the value come from integers?"""
+        return self.dequantizer(value) is not None
+
+    def is_integer_layer(self, node: ir.Node) -> bool:
+        """Does a convolution or linear layer read integers, and has it integer weights?"""
+        index = self.weight_index(node)
+        return index is not None and all(self.is_quantized(node.inputs[at]) for at in (index, 1 - index))
+
+    def only_reader(self, value: ir.Value) -> ir.Node | None:
+        """Return the node that reads a value, None where several do or it is an output of the model."""
+        readers = self.readers(value)
+        return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+    def readers(self, value: ir.Value) -> list[ir.Node]:
+        """Return the nodes that read a value, each once."""
+        return list(dict.fromkeys(reader for reader, _ in value.uses()))
+
+    def convolution_of(self, value: ir.Value | None, through_quantizers: bool = False) -> ir.Node | None:
+        """Walk back from what an add reads to the integer convolution whose kernel can absorb it, None for none."""
+        while value is not None and (node := value.producer()) is not None and not value.is_graph_output():
+            kind = self.kind(node)
+            # What reads a value twice, as x * sigmoid(x) does, reads it as one.
+            is_alone = len({self._gate(reader) for reader in self.readers(value)}) == 1
+            if not is_alone:
+                return None
+            if kind in CONVOLUTIONS:
+                return node if self.is_integer_layer(node) else None
+            is_quantizer = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            if not (kind in _IN_EPILOGUE or (is_quantizer and through_quantizers)):
+                return None
+            inputs = [self._before_gate(node)] if kind in ("silu", "hardswish") else self.activations(node)
+            value = inputs[0] if len(inputs) == 1 or is_quantizer else None
+        return None
+
+    def _gate(self, node: ir.Node) -> ir.Node:
+        """Return the product that a sigmoid is the gate of, else the node."""
+        if node.op_type not in ("Sigmoid", "HardSigmoid"):
+            return node
+        behind = self.readers(node.outputs[0])
+        return behind[0] if len(behind) == 1 and self.kind(behind[0]) in ("silu", "hardswish") else node
+
+    def _before_gate(self, node: ir.Node) -> ir.Value | None:
+        gate = next((p for v in node.inputs if v is not None and (p := v.producer()) and "Sigmoid" in p.op_type), None)
+        return node.inputs[0] if gate is None else gate.inputs[0]
+
+    def same_range(self, one: ir.Node, other: ir.Node) -> bool:
+        """Have two quantizers the same scale and zero point?"""
+        return all(
+            np.array_equal(np.ravel(a), np.ravel(b))
+            for a, b in ((_parameter(one, index), _parameter(other, index)) for index in (1, 2))
+        )
+
+
+def _parameter(node: ir.Node, index: int) -> np.ndarray:
+    found = constant_of(node, index)
+    return np.zeros(1) if found is None else found

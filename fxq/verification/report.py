@@ -1,0 +1,127 @@
+"""VerifyReport: what ``fxq.verify`` found in a file, and what the runtime makes of it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from fxq.errors import InputError
+from fxq.layer_report import as_text
+from fxq.literal import literal
+from fxq.runtimes import ExecutedOp, count_kinds, traffic_mb
+from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
+
+_MOST_PLACES = 6
+_STYLES = {ERROR: "bold red", WARNING: "yellow", NOTE: "dim"}
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What is wrong with a file for one target: iterate over it, or ``print`` it.
+
+    Args:
+        path: of the file.
+        target: its name.
+        findings: errors first, then warnings, then notes.
+        runtime: which runtime was asked, with its version; "" where none was.
+        executed: what it executes of the file; () where it was not asked, or did not take it.
+    """
+
+    path: str
+    target: str
+    findings: tuple[Finding, ...]
+    runtime: str = ""
+    executed: tuple[ExecutedOp, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Is no rule broken? Notes break none."""
+        return not any(finding.is_broken for finding in self.findings)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many operations of each kind the runtime executes."""
+        return count_kinds(self.executed)
+
+    @property
+    def traffic_mb(self) -> float | None:
+        """Megabytes of activations that its operations read and write; None where sizes are open or not told."""
+        try:
+            return traffic_mb(self.executed) if self.executed else None
+        except InputError:
+            return None
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def table(self) -> str:
+        """Return a table of text, as wide as the terminal; 120 columns where stdout is none."""
+        return as_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "path": self.path,
+            "target": self.target,
+            "ok": self.ok,
+            "findings": [asdict(finding) for finding in self.findings],
+            "runtime": self.runtime,
+            "kinds": dict(self.kinds),
+            "traffic_mb": self.traffic_mb,
+            "executed": [asdict(op) for op in self.executed],
+        }
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        counts = Counter(finding.severity for finding in self.findings)
+        found = ", ".join(f"{counts[word]} {word}{'s' * (counts[word] != 1)}" for word in _STYLES if counts[word])
+        yield Text(literal(f"{self.path} for {self.target}: {found or 'no rule is broken'}"), style="italic")
+        if self.runtime:
+            yield Text(literal(self._executed_in_words()), style="dim")
+        if not self.findings:
+            return
+        table = Table("where", "what, what it costs, what to do", box=None, padding=(0, 2, 1, 0))
+        table.columns[0].overflow = table.columns[1].overflow = "fold"
+        table.columns[1].ratio = 1
+        for group in _alike(self.findings):
+            first = group[0]
+            where = Text(literal("\n".join(_places(group)), kept="\n"), style="bold")
+            where.append(f"\n{first.severity}", style=_STYLES[first.severity]).append(f" {first.rule}", style="dim")
+            text = Text(literal(first.what))
+            text.append(f" (and {len(group) - 1} more)" if len(group) > 1 else "", style="dim")
+            for label, part in (("cost: ", first.cost), ("fix: ", first.fix)):
+                if part:
+                    text.append(f"\n{label}", style="dim").append(literal(part))
+            table.add_row(where, text)
+        yield table
+
+    def _executed_in_words(self) -> str:
+        if not self.executed:
+            return f"{self.runtime}: no plan"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+        traffic = "" if self.traffic_mb is None else f"; activation traffic {self.traffic_mb:.2f} MB"
+        return f"{self.runtime} executes {len(self.executed)} operations: {kinds}{traffic}"
+
+
+def _alike(findings: tuple[Finding, ...]) -> Iterator[list[Finding]]:
+    """Yield the findings that differ in their places alone, together."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        key = (finding.severity, finding.rule, finding.cost)
+        groups.setdefault(key, []).append(finding)
+    yield from groups.values()
+
+
+def _places(group: list[Finding]) -> list[str]:
+    places = [finding.path or finding.node or "the file" for finding in group]
+    more = [f"... {len(places) - _MOST_PLACES} more"] if len(places) > _MOST_PLACES else []
+    return [*places[:_MOST_PLACES], *more]

@@ -1,0 +1,230 @@
+"""What the rules of a file say, and where they say nothing; no runtime is asked here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.qdq_files import CHANNELS, QdqFile, residual_block
+
+from fxq.registry import get_target
+from fxq.verification.case import Case
+from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
+from fxq.verification.onnx_file import OnnxFile
+from fxq.verification.rules import FILE_RULES
+
+Build = Callable[[QdqFile], str]
+
+
+def findings(path: Path, target: str) -> list[Finding]:
+    case = Case(OnnxFile.read(path), get_target(target))
+    return [finding for rule in FILE_RULES for finding in rule(case)]
+
+
+def told(path: Path, target: str) -> set[tuple[str, str, str]]:
+    return {(finding.severity, finding.rule, finding.node) for finding in findings(path, target)}
+
+
+def uint8_conv(file: QdqFile, bias: str | None = None) -> str:
+    """As ONNX Runtime wants it: unsigned codes, output quantized behind the activation."""
+    x = file.qdq("x", "input", np.uint8, 128)
+    return file.op("Relu", file.conv(x, "conv", bias=bias or file.bias("bias")), name="relu")
+
+
+def test_what_tensorrt_fuses_breaks_no_rule(tmp_path: Path) -> None:
+    assert told(residual_block(tmp_path / "model.onnx"), "tensorrt") == set()
+
+
+def test_what_onnxruntime_fuses_breaks_no_rule(tmp_path: Path) -> None:
+    file = QdqFile()
+    y = file.qdq(uint8_conv(file), "output", np.uint8)
+    assert told(file.save(tmp_path / "model.onnx", y), "onnxruntime") == set()
+
+
+def test_a_float_residual_is_named_with_the_convolution_that_absorbs_the_add(tmp_path: Path) -> None:
+    (finding,) = findings(residual_block(tmp_path / "model.onnx", on_skip=False), "tensorrt")
+    assert (finding.severity, finding.rule, finding.node) == (WARNING, "residual-quantizer", "add")
+    assert "absorbed by the convolution 'conv2'" in finding.what
+    assert "'x'" in finding.fix
+    assert "four times the memory traffic" in finding.cost
+
+
+def test_a_quantizer_between_convolution_and_add_is_named(tmp_path: Path) -> None:
+    path = residual_block(tmp_path / "model.onnx", on_branch=True)
+    assert told(path, "tensorrt") == {(WARNING, "quantizer-before-add", "add")}
+    # OpenVINO wants both inputs of an add quantized.
+    assert told(path, "openvino") == set()
+
+
+def test_an_add_without_a_convolution_before_it_is_no_residual_add(tmp_path: Path) -> None:
+    file = QdqFile()
+    y = file.op("Relu", file.conv(file.qdq("x", "input"), "conv"), name="relu")
+    read_twice = file.op("Add", y, file.op("Sin", "x", name="sin"), name="add")
+    file.op("Cos", y, name="cos")  # the convolution's output is stored anyway
+    assert told(file.save(tmp_path / "model.onnx", read_twice), "tensorrt") == set()
+
+
+def test_a_residual_behind_silu_is_found(tmp_path: Path) -> None:
+    file = QdqFile()
+    y = file.conv(file.qdq("x", "input"), "conv")
+    y = file.op("Mul", y, file.op("Sigmoid", y, name="sigmoid"), name="mul")
+    path = file.save(tmp_path / "model.onnx", file.op("Add", y, "x", name="add"))
+    assert told(path, "tensorrt") == {(WARNING, "residual-quantizer", "add")}
+
+
+def before_relu(file: QdqFile) -> str:
+    y = file.qdq(file.conv(file.qdq("x", "input"), "conv"), "early")
+    return file.conv(file.qdq(file.op("Relu", y, name="relu"), "late"), "conv2")
+
+
+def float_weight(file: QdqFile) -> str:
+    weight = file.store("weight", np.ones((CHANNELS, CHANNELS, 3, 3), np.float32))
+    return file.conv(file.qdq("x", "input"), "conv", weight)
+
+
+def float_input(file: QdqFile) -> str:
+    return file.conv("x", "conv")
+
+
+def float_layer(file: QdqFile) -> str:
+    weight = file.store("weight", np.ones((CHANNELS, CHANNELS, 3, 3), np.float32))
+    return file.conv(file.conv(file.qdq("x", "input"), "conv1"), "conv2", weight)
+
+
+def lone_pair(file: QdqFile) -> str:
+    y = file.conv(file.qdq("x", "input"), "conv")
+    return file.op("Softmax", file.qdq(file.op("Sin", y, name="sin"), "lone"), name="softmax")
+
+
+def affine(file: QdqFile) -> str:
+    return file.conv(file.qdq("x", "input", zero=3), "conv")
+
+
+def unsigned(file: QdqFile) -> str:
+    return file.conv(file.qdq("x", "input", np.uint8), "conv")
+
+
+def scales_of_an_activation(file: QdqFile) -> str:
+    scale = file.store("scale", np.full(CHANNELS, 0.1, np.float32))
+    zero = file.store("zero", np.zeros(CHANNELS, np.int8))
+    codes = file.op("QuantizeLinear", "x", scale, zero, name="several/q", axis=1)
+    return file.conv(file.op("DequantizeLinear", codes, scale, zero, name="several/dq", axis=1), "conv")
+
+
+def wrong_axis(file: QdqFile) -> str:
+    return file.conv(file.qdq("x", "input"), "conv", file.weight("weight", axis=1))
+
+
+def integer_bias(file: QdqFile) -> str:
+    return file.conv(file.qdq("x", "input"), "conv", bias=file.bias("bias"))
+
+
+def quantized_output(file: QdqFile) -> str:
+    return file.qdq(file.conv(file.qdq("x", "input"), "conv"), "last")
+
+
+def sequence(file: QdqFile) -> str:
+    y = file.conv(file.qdq("x", "input"), "conv")
+    parts = file.op("SequenceConstruct", y, y, name="sequence")
+    return file.op("ConcatFromSequence", parts, name="join", axis=0)
+
+
+def unequal_concat(file: QdqFile) -> str:
+    x, y = file.qdq("x", "a"), file.qdq("x", "b", scale=0.5)
+    return file.conv(file.op("Concat", x, y, name="cat", axis=2), "conv")
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (before_relu, (WARNING, "quantizer-before-activation", "early/q")),
+        (float_weight, (WARNING, "half-quantized", "conv")),
+        (float_input, (WARNING, "half-quantized", "conv")),
+        (float_layer, (NOTE, "float-layer", "conv2")),
+        (lone_pair, (WARNING, "lone-quantizer", "lone/q")),
+        (affine, (ERROR, "zero-point", "input/q")),
+        (unsigned, (ERROR, "activation-type", "input/q")),
+        (scales_of_an_activation, (ERROR, "activation-axis", "several/q")),
+        (wrong_axis, (ERROR, "weight-axis", "weight/dq")),
+        (integer_bias, (ERROR, "bias-type", "bias/dq")),
+        (quantized_output, (WARNING, "quantized-output", "last/dq")),
+        (unequal_concat, (WARNING, "equal-ranges", "cat")),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_each_rule_of_tensorrt_names_its_node(tmp_path: Path, build: Build, expected: tuple[str, str, str]) -> None:
+    file = QdqFile()
+    path = file.save(tmp_path / "model.onnx", build(file))
+    assert expected in told(path, "tensorrt")
+    rules = [finding for finding in findings(path, "tensorrt") if finding.is_broken]
+    assert {finding.rule for finding in rules} <= {expected[1], "repeated-quantizer"}
+
+
+def test_sequences_are_refused(tmp_path: Path) -> None:
+    file = QdqFile()
+    path = file.save(tmp_path / "model.onnx", sequence(file))
+    assert told(path, "tensorrt") == {(ERROR, "operator", "sequence"), (ERROR, "operator", "join")}
+    assert not [one for one in told(path, "openvino") if one[1] == "operator"]
+
+
+def test_decisions_are_named(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    file = QdqFile()
+    y = file.conv(file.qdq("x", "input"), "conv")
+    condition = file.store("condition", np.array(True))
+    ends = [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None)]
+    branch = helper.make_graph([helper.make_node("Identity", [y], ["chosen"])], "branch", [], ends)
+    path = file.save(
+        tmp_path / "model.onnx", file.op("If", condition, name="if", then_branch=branch, else_branch=branch)
+    )
+    assert (WARNING, "control-flow", "if") in told(path, "tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda file: file.conv(file.qdq("x", "input", np.uint8, 128), "conv"), (WARNING, "output-quantizer", "conv")),
+        (lambda file: file.qdq(uint8_conv(file), "output", np.uint8, 100), (WARNING, "activation-clamp", "relu")),
+        (
+            lambda file: file.qdq(uint8_conv(file, file.bias("bias", scale=0.2)), "output", np.uint8),
+            (ERROR, "bias-scale", "conv"),
+        ),
+        (
+            lambda file: file.op("Add", file.qdq("x", "input", np.uint8), "x", name="add"),
+            (WARNING, "mixed-operands", "add"),
+        ),
+        (affine, (WARNING, "activation-codes", "conv")),
+    ],
+    ids=["output", "clamp", "bias", "operands", "signed codes"],
+)
+def test_each_rule_of_onnxruntime_names_its_node(tmp_path: Path, build: Build, expected: tuple[str, str, str]) -> None:
+    file = QdqFile()
+    path = file.save(tmp_path / "model.onnx", build(file))
+    assert expected in told(path, "onnxruntime")
+
+
+def test_a_float_bias_is_noted_where_the_target_adds_integers(tmp_path: Path) -> None:
+    file = QdqFile()
+    bias = file.store("bias", np.ones(CHANNELS, np.float32))
+    path = file.save(tmp_path / "model.onnx", file.qdq(uint8_conv(file, bias), "output", np.uint8))
+    assert told(path, "onnxruntime") == {(NOTE, "bias-type", "conv")}
+
+
+def test_weights_quantized_in_the_file_as_pytorch_quantization_writes_them_are_integers(tmp_path: Path) -> None:
+    file = QdqFile()
+    weight = file.store("weight", np.ones((CHANNELS, CHANNELS, 3, 3), np.float32))
+    scale = file.store("w.scale", np.full(CHANNELS, 0.01, np.float32))
+    zero = file.store("w.zero", np.zeros(CHANNELS, np.int8))
+    codes = file.op("QuantizeLinear", weight, scale, zero, name="w/q", axis=0)
+    weight = file.op("DequantizeLinear", codes, scale, zero, name="w/dq", axis=0)
+    path = file.save(tmp_path / "model.onnx", file.conv(file.qdq("x", "input"), "conv", weight))
+    assert told(path, "tensorrt") == set()
+
+
+def test_one_tensor_with_two_ranges_is_noted(tmp_path: Path) -> None:
+    file = QdqFile()
+    y = file.conv(file.qdq("x", "a"), "conv1")
+    z = file.conv(file.qdq("x", "b", scale=0.5), "conv2")
+    path = file.save(tmp_path / "model.onnx", file.op("Sub", y, z, name="sub"))
+    assert told(path, "tensorrt") == {(NOTE, "repeated-quantizer", "b/q")}
