@@ -87,7 +87,7 @@ from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
 from fxq.targets import Derived, FileRules, Fixed, Formats, OpRule, Same, Target
 from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
-from fxq.verification import Finding, VerifyReport, verify
+from fxq.verification import BenchReport, BenchRow, Finding, VerifyReport, bench, verify
 
 __all__ = [
     "ANY",
@@ -105,6 +105,8 @@ __all__ = [
     "ROUNDING",
     "AccuracyError",
     "AutoQuantized",
+    "BenchReport",
+    "BenchRow",
     "CalibrationError",
     "CalibrationReport",
     "Comparison",
@@ -162,6 +164,7 @@ __all__ = [
     "VerifyReport",
     "affine_tensor_quant",
     "auto_quantize",
+    "bench",
     "calib",
     "calibrate",
     "calibrate_weights",

@@ -51,3 +51,45 @@ def verify(
     from fxq.cli.verify import run_verify
 
     run_verify(file, target, tuple(shape or ()), as_json)
+
+
+BENCH_EXAMPLES = """\
+[dim]Example:[/]
+fxq bench int8.onnx float.onnx --shape x:1x3x224x224 --threads 2"""
+
+OnnxPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILES", help="The ONNX file of interest, then those to compare it with.", show_default=False
+    ),
+]
+RuntimeNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime", metavar="NAME", help="onnxruntime or openvino. Repeat for more.", show_default="all installed"
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Threads of one run.", show_default="the runtime's choice")
+]
+Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Counted runs of each file.")]
+WarmUp = Annotated[int, typer.Option(metavar="N", min=0, help="Runs before them.")]
+
+
+def bench(  # noqa: PLR0913 - typer makes an option of each argument
+    files: OnnxPaths,
+    *,
+    runtime: RuntimeNames = None,
+    shape: Shape = None,
+    threads: Threads = None,
+    rounds: Rounds = 50,
+    warm_up: WarmUp = 5,
+    as_json: options.AsJson = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Time ONNX files against each other, in turn, in each runtime that is installed."""
+    from fxq.cli.verify import BenchJob, run_bench
+
+    job = BenchJob(tuple(files), tuple(runtime) if runtime else None, tuple(shape or ()), threads, rounds, warm_up)
+    run_bench(job, as_json)

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,13 @@ class Runtime(ABC):
         name: what ``get_runtime`` calls it.
         module: what is imported, at the first use.
         package: what is installed with pip.
+        runs_here: whether files can be run and timed, rather than compiled alone.
     """
 
     name: ClassVar[str]
     module: ClassVar[str]
     package: ClassVar[str]
+    runs_here: ClassVar[bool] = True
 
     @abstractmethod
     def bind(self, path: FilePath, inputs: Inputs) -> RunOnce:
@@ -71,6 +73,13 @@ class Runtime(ABC):
             InputError: the inputs are not those of the file, or there is no round to count.
         """
         return time_in_turn({self.name: self.bind(path, inputs)}, rounds, warm_up)[self.name]
+
+    def latencies(
+        self, files: Sequence[tuple[FilePath, Inputs]], rounds: int = 50, warm_up: int = 5
+    ) -> tuple[Latency, ...]:
+        """Return how long runs of several files take, each with its inputs, in turn; errors of :meth:`latency`."""
+        calls = {str(index): self.bind(path, inputs) for index, (path, inputs) in enumerate(files)}
+        return tuple(time_in_turn(calls, rounds, warm_up).values())
 
     @classmethod
     def is_installed(cls) -> bool:

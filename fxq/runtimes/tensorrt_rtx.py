@@ -46,6 +46,7 @@ class TensorRtRtx(Runtime):
     name: ClassVar[str] = "tensorrt_rtx"
     module: ClassVar[str] = "tensorrt_rtx_bindings"
     package: ClassVar[str] = "tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs"
+    runs_here: ClassVar[bool] = False
 
     profile: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
 

@@ -29,7 +29,15 @@ class Latency:
 
     def ratio(self, to: "Latency") -> float:
         """Return the median over the rounds of this time divided by the other's: what slows a round cancels out."""
-        return statistics.median(one / other for one, other in zip(self.rounds_ms, to.rounds_ms, strict=True))
+        return self.ratio_quartiles(to)[1]
+
+    def ratio_quartiles(self, to: "Latency") -> tuple[float, float, float]:
+        """Return the quartiles over the rounds of this time divided by the other's; the second is their median."""
+        ratios = [one / other for one, other in zip(self.rounds_ms, to.rounds_ms, strict=True)]
+        if len(ratios) == 1:
+            return ratios[0], ratios[0], ratios[0]
+        first, second, third = statistics.quantiles(ratios, n=4, method="inclusive")
+        return first, second, third
 
     def __str__(self) -> str:
         return f"{self.median_ms:.3f} ms, spread {self.spread_ms:.3f} ms, {len(self.rounds_ms)} rounds"

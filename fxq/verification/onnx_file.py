@@ -82,14 +82,16 @@ class OnnxFile:
         return written | {node.name: node for node in self.model.graph if node.name}
 
 
-def check_readable(path: FilePath) -> None:
-    """Refuse a file that no runtime could load: not ONNX, or without its weights.
+def read_any(path: FilePath) -> ir.Model:
+    """Return the model in a file, quantized or not.
 
     Raises:
-        OnnxFileError: it is none.
+        OnnxFileError: it is not ONNX, or its weights are not there.
     """
     path = Path(path)
-    _check_external_data(path, _load(path))
+    model = _load(path)
+    _check_external_data(path, model)
+    return model
 
 
 def _load(path: Path) -> ir.Model:

@@ -54,3 +54,15 @@ def test_names_in_a_file_are_shown_as_they_are(fxq: Fxq, tmp_path: Path) -> None
     assert result.exit_code == 1
     assert "[red]conv\\x1b[31m" in result.output
     assert "\x1b" not in result.output
+
+
+def test_bench_prints_a_row_for_each_file_and_refuses_what_is_none(fxq: Fxq, tmp_path: Path) -> None:
+    residual_block(tmp_path / "model.onnx")
+    arguments = ("--runtime", "onnxruntime", "--rounds", 2, "--threads", 1)
+    result = fxq("bench", "model.onnx", "model.onnx", *arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("onnxruntime") == 2
+    found = json.loads(fxq("bench", "model.onnx", *arguments, "--json").stdout)
+    assert found["rows"][0]["rounds"] == 2
+    assert fxq("bench", "none.onnx").exit_code == 2
+    assert fxq("bench", "model.onnx", "--runtime", "tensorrt_rtx").exit_code == 2

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from typing import NoReturn
 
 from fxq.runtimes.onnxruntime import OnnxRuntime
 
@@ -11,6 +12,10 @@ class Crashing(OnnxRuntime):
     def executed_ops(self, path: object) -> tuple:
         os.kill(os.getpid(), signal.SIGSEGV)
         return ()
+
+    def bind(self, path: object, inputs: object) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError("it was killed")
 
 
 def wait(seconds: float) -> None:

@@ -1,0 +1,143 @@
+"""``fxq.bench``: how long ONNX files take, in turn, in each runtime that is here."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fxq.errors import InputError, RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError
+from fxq.runtimes import RUNTIMES, get_runtime
+from fxq.runtimes.child import in_child
+from fxq.verification.bench_report import BenchReport, BenchRow
+from fxq.verification.onnx_file import read_any
+from fxq.verification.shapes import Shapes, check_all_known, read_profile
+
+_SEED = 0
+
+
+def bench(
+    *paths: str | os.PathLike[str],
+    runtimes: Sequence[str] | None = None,
+    shapes: Shapes | None = None,
+    threads: int | None = None,
+    rounds: int = 50,
+    warm_up: int = 5,
+) -> BenchReport:
+    """Time ONNX files against each other: all in each round, so that a busy machine slows all alike.
+
+    Each runtime has a process of its own. Inputs are random, integers 0.
+
+    Args:
+        paths: the file of interest, then those to compare it with, such as the float model.
+        runtimes: names; None for all that are installed and run files here.
+        shapes: of inputs with open sizes, by name: "1x3x224x224" or (1, 3, 224, 224). An open first size that is not
+            told is 1, and the report says so.
+        threads: for one run; None leaves it to the runtime.
+        rounds: counted runs of each file.
+        warm_up: runs before them.
+
+    Returns:
+        A row for each file in each runtime: ``.rows``, ``.table()``.
+
+    Raises:
+        OnnxFileError: a file is not ONNX, not whole, or has other open sizes than the first that are not told.
+        InputError: ``shapes``, ``threads`` or ``rounds`` cannot be.
+        RuntimeUnavailableError: no runtime is here, or one that was named is not.
+        RuntimeRefusedError: no runtime runs the files; the message holds their words.
+    """
+    if not paths:
+        raise InputError("bench needs the path of an ONNX file")
+    if rounds < 1 or warm_up < 0:
+        raise InputError(f"rounds must be at least 1 and warm_up at least 0; got {rounds} and {warm_up}")
+    files = [Path(path) for path in paths]
+    inputs = _inputs([read_any(file) for file in files], files, shapes)
+    rows: list[BenchRow] = []
+    notes: list[str] = []
+    for name in _chosen(runtimes):
+        options: dict[str, Any] = {}
+        if any(field.name == "threads" for field in fields(RUNTIMES[name])):
+            options["threads"] = threads
+        pairs = list(zip(files, inputs, strict=True))
+        what = f"{name} on {', '.join(file.name for file in files)}"
+        try:
+            times = in_child(get_runtime(name, **options).latencies, pairs, rounds, warm_up, what=what)
+        except (RuntimeRefusedError, RuntimeCrashedError) as error:
+            notes.append(str(error))
+            continue
+        for index, (path, latency) in enumerate(zip(paths, times, strict=True)):
+            ratios = latency.ratio_quartiles(times[0]) if index else None
+            rows.append(BenchRow(name, os.fspath(path), latency, ratios))
+    if not rows:
+        raise RuntimeRefusedError("; ".join(notes))
+    absent = [f"{name} is not installed: pip install {row.package}" for name, row in RUNTIMES.items() if _lacks(name)]
+    return BenchReport(tuple(rows), _in_words(files, inputs), (*notes, *(absent if runtimes is None else [])))
+
+
+def _chosen(names: Sequence[str] | None) -> list[str]:
+    if names is None:
+        found = [name for name, runtime in RUNTIMES.items() if runtime.runs_here and runtime.is_installed()]
+        if not found:
+            raise RuntimeUnavailableError("no runtime is installed that could run a file: pip install onnxruntime")
+        return found
+    for name in names:
+        get_runtime(name)
+        if not RUNTIMES[name].runs_here:
+            raise RuntimeUnavailableError(
+                f"{name} compiles files and does not run them here; fxq verify shows its plan"
+            )
+        if not RUNTIMES[name].is_installed():
+            raise RuntimeUnavailableError(f"{name} is not installed: pip install {RUNTIMES[name].package}")
+    return list(dict.fromkeys(names))
+
+
+def _lacks(name: str) -> bool:
+    return RUNTIMES[name].runs_here and not RUNTIMES[name].is_installed()
+
+
+def _inputs(models: list[ir.Model], files: list[Path], shapes: Shapes | None) -> list[dict[str, np.ndarray]]:
+    """Return arrays for each file by the names of its inputs; equal inputs of two files have equal values."""
+    names = {str(value.name) for model in models for value in model.graph.inputs}
+    for name in shapes or {}:
+        if name not in names:
+            raise InputError(f"shapes: no file has an input {name!r}; inputs: {', '.join(sorted(names))}")
+    found = []
+    for model, file in zip(models, files, strict=True):
+        own = {name: given for name, given in (shapes or {}).items() if name in {v.name for v in model.graph.inputs}}
+        profile = read_profile(file, model, own)
+        usual = {name: sizes[1] for name, sizes in profile.items()}
+        check_all_known(file, _with_batch_1(model), profile, "bench")
+        wanted = [value for value in model.graph.inputs if not value.is_initializer()]
+        found.append({str(value.name): _random(value, usual.get(str(value.name))) for value in wanted})
+    return found
+
+
+def _with_batch_1(model: ir.Model) -> ir.Model:
+    """Fix open first sizes, which nobody need tell: latency is that of one sample."""
+    for value in model.graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([1, *list(value.shape)[1:]])
+    return model
+
+
+def _random(value: ir.Value, shape: tuple[int, ...] | None) -> np.ndarray:
+    sizes = shape if shape is not None else tuple(int(size) for size in value.shape or ())  # type: ignore[arg-type]  # checked: none is open
+    dtype = np.dtype("float32") if value.dtype is None else value.dtype.numpy()
+    random = np.random.default_rng(_SEED)
+    if np.issubdtype(dtype, np.floating):
+        return random.standard_normal(sizes).astype(dtype)
+    # Indices and masks: 0 is a row of every table, and a mask that lets all through keeps the work.
+    return np.ones(sizes, dtype) if dtype == np.bool_ else np.zeros(sizes, dtype)
+
+
+def _in_words(files: list[Path], inputs: list[dict[str, np.ndarray]]) -> tuple[str, ...]:
+    texts = [
+        ", ".join(f"{name} {array.dtype} {'x'.join(map(str, array.shape))}" for name, array in arrays.items())
+        for arrays in inputs
+    ]
+    if len(set(texts)) == 1:
+        return (f"inputs: {texts[0]}",)
+    return tuple(f"inputs of {file.name}: {text}" for file, text in zip(files, texts, strict=True))
