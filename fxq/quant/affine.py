@@ -66,10 +66,13 @@ def symmetric_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> tu
     return _symmetric_codes(inputs, amax, bounds)
 
 
-def fake_symmetric_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
-    """:func:`fake_tensor_quant` without its checks; arguments of :func:`symmetric_quant`."""
+def fake_symmetric_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int], is_covered: bool = False) -> Tensor:
+    """:func:`fake_tensor_quant` without its checks; arguments of :func:`symmetric_quant`.
+
+    ``is_covered``: no |x| is larger than ``amax``, so that the gradient is the identity everywhere.
+    """
     if torch.is_grad_enabled() and inputs.requires_grad:
-        return _SymmetricFakeQuant.apply(inputs, amax, bounds)  # type: ignore[no-any-return]
+        return _SymmetricFakeQuant.apply(inputs, amax, bounds, is_covered)  # type: ignore[no-any-return]
     return _symmetric_values(inputs, amax, bounds)
 
 
@@ -160,6 +163,12 @@ def checked_amax(inputs: Tensor, amax: Tensor | float, unsigned: bool) -> Tensor
     return amax
 
 
+def straight_through(grad: Tensor, inside: Tensor) -> Tensor:
+    """Return ``grad`` where ``inside`` (bool, of its shape), else 0."""
+    # Times 0 and 1: a third of the time that torch.where takes. As bytes, which need no conversion.
+    return grad * inside.view(torch.uint8)
+
+
 def _symmetric_codes(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
     inverse_scale = symmetric_inverse_scale(amax, bounds[1])
     codes = torch.round(inputs.float() * inverse_scale).clamp_(*bounds)
@@ -169,7 +178,7 @@ def _symmetric_codes(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> t
 
 def _symmetric_values(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
     inverse_scale = symmetric_inverse_scale(amax, bounds[1])
-    codes = torch.round(inputs.float() * inverse_scale).clamp_(*bounds)
+    codes = (inputs.float() * inverse_scale).round_().clamp_(*bounds)
     # A code divided by infinity is 0, and NaN stays NaN, where the range is too small.
     return codes.div_(inverse_scale.masked_fill(amax <= SMALLEST_AMAX, torch.inf)).to(inputs.dtype)
 
@@ -185,29 +194,34 @@ class _SymmetricCodes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _grad_scale: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return grad.where(inside, 0), None, None
+        return straight_through(grad, inside), None, None
 
 
 class _SymmetricFakeQuant(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(inputs.float().abs() <= amax)
+    def forward(ctx: Any, inputs: Tensor, amax: Tensor, bounds: tuple[int, int], is_covered: bool) -> Tensor:
+        # Of the input only a bit for each element is kept, and nothing where none is clipped.
+        ctx.is_covered = is_covered
+        if not is_covered:
+            ctx.save_for_backward(inputs.float().abs() <= amax)
         return _symmetric_values(inputs, amax, bounds)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.is_covered:
+            return grad, None, None, None
         (inside,) = ctx.saved_tensors
-        return grad.where(inside, 0), None, None
+        return straight_through(grad, inside), None, None, None
 
 
 class _AffineFakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int]) -> Tensor:
-        codes = torch.round(inputs.float() / scale) + zero_point
-        ctx.save_for_backward((codes >= bounds[0]) & (codes <= bounds[1]))
+        codes = (inputs.float() / scale).round_().add_(zero_point)
+        ctx.save_for_backward((codes >= bounds[0]).logical_and_(codes <= bounds[1]))
         return codes.clamp_(*bounds).sub_(zero_point).mul_(scale).to(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors
-        return grad.where(inside, 0), None, None, None
+        return straight_through(grad, inside), None, None, None

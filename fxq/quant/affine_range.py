@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxq.errors import RangeError
-from fxq.quant.affine import affine_dequant, affine_params, affine_quant
+from fxq.quant.affine import affine_dequant, affine_params, affine_quant, straight_through
 from fxq.quant.descriptor import integer_bounds
 
 
@@ -81,4 +81,4 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return grad.where(inside, 0), None, None
+        return straight_through(grad, inside), None, None

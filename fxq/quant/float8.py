@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxq.quant.affine import SMALLEST_AMAX, checked_amax, symmetric_inverse_scale
+from fxq.quant.affine import SMALLEST_AMAX, checked_amax, straight_through, symmetric_inverse_scale
 from fxq.quant.descriptor import LARGEST_E4M3
 
 
@@ -71,4 +71,4 @@ class _FakeE4M3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (inside,) = ctx.saved_tensors
-        return grad.where(inside, 0), None
+        return straight_through(grad, inside), None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxq.quant.affine import SMALLEST_AMAX, fake_symmetric_quant, symmetric_inverse_scale
+from fxq.quant.affine import SMALLEST_AMAX, fake_symmetric_quant, straight_through, symmetric_inverse_scale
 
 
 def learned_fake_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
@@ -65,7 +65,7 @@ class _LearnedFakeQuant(torch.autograd.Function):
         slope = torch.where(inside, codes.round() - codes, clipped)
         elements = inputs.numel() / max(amax.numel(), 1)
         grad_step = (grad.float() * slope).sum_to_size(amax.shape) / math.sqrt(max(elements, 1) * hi)
-        return grad.where(inside, 0), grad_step / hi, None
+        return straight_through(grad, inside), grad_step / hi, None
 
 
 class _LearnedClip(torch.autograd.Function):
