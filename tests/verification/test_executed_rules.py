@@ -87,9 +87,18 @@ def test_openvinos_layers_are_known_by_what_was_fused_into_them(block: Path) -> 
         (WARNING, "float-kernel", "conv2"),
         (WARNING, "lone-quantizer", "middle/q"),
     }
+    # Part of a layer that it renamed otherwise, it costs nothing.
+    part = op("middle", "FullyConnected", "bfloat16", "bfloat16", "middle/q")
+    assert told(block, "openvino", [first, part, last]) == set()
     # At the border to integers a quantizer has to run somewhere.
     border = op("middle/q", "FakeQuantize", "float32", "uint8", "middle/q")
     assert told(block, "openvino", [first, border, last]) == set()
+
+
+def test_openvino_calls_the_last_layer_by_the_output_that_it_writes(tmp_path: Path) -> None:
+    file = QdqFile()
+    path = file.save(tmp_path / "model.onnx", file.conv(file.qdq("x", "input"), "conv"))
+    assert told(path, "openvino", [op("conv_out", "Convolution", "uint8", "float32", "conv_out")]) == set()
 
 
 def test_onnxruntimes_fused_operations_are_known_by_what_they_read(tmp_path: Path) -> None:

@@ -228,3 +228,20 @@ def test_one_tensor_with_two_ranges_is_noted(tmp_path: Path) -> None:
     z = file.conv(file.qdq("x", "b", scale=0.5), "conv2")
     path = file.save(tmp_path / "model.onnx", file.op("Sub", y, z, name="sub"))
     assert told(path, "tensorrt") == {(NOTE, "repeated-quantizer", "b/q")}
+
+
+def test_a_pair_with_a_zero_point_is_told_once(tmp_path: Path) -> None:
+    file = QdqFile()
+    path = file.save(tmp_path / "model.onnx", affine(file))
+    assert [finding.node for finding in findings(path, "tensorrt")] == ["input/q"]
+
+
+def test_a_concatenation_is_integers_where_all_its_operands_are(tmp_path: Path) -> None:
+    file = QdqFile()
+    x = file.qdq("x", "input")
+    path = file.save(tmp_path / "model.onnx", file.conv(file.op("Concat", x, x, name="cat", axis=2), "conv"))
+    assert told(path, "tensorrt") == set()
+    file = QdqFile()
+    half = file.op("Concat", file.qdq("x", "input"), "x", name="cat", axis=2)
+    path = file.save(tmp_path / "half.onnx", file.conv(half, "conv"))
+    assert (WARNING, "half-quantized", "conv") in told(path, "tensorrt")
