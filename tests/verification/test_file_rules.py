@@ -209,6 +209,10 @@ def test_a_float_bias_is_noted_where_the_target_adds_integers(tmp_path: Path) ->
     bias = file.store("bias", np.ones(CHANNELS, np.float32))
     path = file.save(tmp_path / "model.onnx", file.qdq(uint8_conv(file, bias), "output", np.uint8))
     assert told(path, "onnxruntime") == {(NOTE, "bias-type", "conv")}
+    file = QdqFile()
+    none = file.store("bias", np.zeros(CHANNELS, np.float32))
+    path = file.save(tmp_path / "without.onnx", file.qdq(uint8_conv(file, none), "output", np.uint8))
+    assert told(path, "onnxruntime") == set()
 
 
 def test_weights_quantized_in_the_file_as_pytorch_quantization_writes_them_are_integers(tmp_path: Path) -> None:
