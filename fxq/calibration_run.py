@@ -16,6 +16,7 @@ from fxq.data import Data
 from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
+from fxq.graph.largest_sample import largest_sample
 from fxq.graph.members import crowded_members
 from fxq.graph.observers import empty_ranges, measured_quantizers, widen_observed
 from fxq.graph.settings import Settings
@@ -46,7 +47,8 @@ def run_calibrated_passes(
     """
     judge = _Judge(gm, stage)
     if stage.data is not None and begins:
-        stage.data.begin(keep=any(not step.streams for step in passes), hold_out=any(step.improves for step in passes))
+        keep, hold_out = any(not step.streams for step in passes), any(step.improves for step in passes)
+        stage.data.begin(keep, hold_out, sample_bytes=largest_sample(gm))
     plain: _Saved | None = None
     steps = []
     for step in passes:
@@ -63,8 +65,17 @@ def run_calibrated_passes(
     batches = 0 if data is None else data.batch_count
     # A forward of the user's own may call the model with anything.
     samples = data.seen if data is not None and data.forward is None else None
-    notes = (*judged, *together, *odd, *about_ranges)
+    few = () if data is None or not data.is_cut_short else (describe_few(gm, data),)
+    notes = (*judged, *few, *together, *odd, *about_ranges)
     return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples)
+
+
+def describe_few(gm: GraphModule, data: Data) -> str:
+    """Return in words that memory is why fewer samples were kept than there are, and what to do."""
+    return (
+        f"{data.max_samples} samples were kept, since the largest tensor of the model takes "
+        f"{largest_sample(gm) / 2**20:.0f} MiB for each: fxq.Data(batches, max_samples=...) keeps more"
+    )
 
 
 def describe_empty(ranges: Mapping[str, str]) -> str:

@@ -19,6 +19,8 @@ from fxq.errors import CalibrationError, InputError
 from fxq.progress import track
 from fxq.samples import Samples
 
+MAX_SAMPLES = 64
+_FEWEST, _MOST_BYTES = 8, 2**29
 _NOT_CALLED = "forward= did not call the model that it is given: model(...)"
 
 
@@ -30,6 +32,7 @@ class Data:
             DataLoader. A generator is read once; a second reading gives the samples that were kept of it.
         forward: ``forward(model, batch)`` for batches of any other form; it calls the model it is given.
         max_samples: how many samples to keep, those held out included. ``rw.run_both`` works on all of them at once.
+            None for 64, or as many as take 512 MiB where the model's largest tensor is, at least 8.
         held_out: the share of the kept samples to hold out, in [0, 1); with 0 passes are kept unjudged.
         progress: show a bar, if stderr is a terminal.
 
@@ -45,7 +48,7 @@ class Data:
         self,
         batches: Iterable[Any],
         forward: Forward | None = None,
-        max_samples: int = 64,
+        max_samples: int | None = None,
         held_out: float = 0.125,
         progress: bool = True,
     ) -> None:
@@ -53,12 +56,15 @@ class Data:
             batches = [batches]  # iterating it would take the batch apart
         if not isinstance(batches, Iterable):
             raise InputError(f"batches must be an iterable of batches, got {type(batches).__name__}")
-        if isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1:
+        if max_samples is not None and (
+            isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1
+        ):
             raise InputError(f"max_samples is how many samples to keep, 1 or more, got {max_samples!r}")
         if not isinstance(held_out, int | float) or not 0 <= held_out < 1:
             raise InputError(f"held_out is a share of the samples, from 0 to below 1, got {held_out!r}")
         self.batches, self.forward, self.progress = batches, forward, progress
-        self.max_samples, self.held_out = max_samples, float(held_out)
+        self._most_given, self.held_out = max_samples, float(held_out)
+        self._most_that_fit = MAX_SAMPLES
         self._samples = Samples()
         self._was_read = False
         self._held_out_were_fed = False
@@ -66,17 +72,31 @@ class Data:
         self.loader_error: BaseException | None = None
         self.note: str | None = None
 
-    def begin(self, keep: bool, hold_out: bool, are_whole: bool = False) -> None:
+    @property
+    def max_samples(self) -> int:
+        """How many samples to keep, those held out included."""
+        return self._most_that_fit if self._most_given is None else self._most_given
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Did memory decide how many samples were kept, and were there more?"""
+        return self.max_samples < min(self.seen, MAX_SAMPLES) and self._most_given is None
+
+    def begin(self, keep: bool, hold_out: bool, are_whole: bool = False, sample_bytes: int = 0) -> None:
         """Start a run.
 
         Args:
             keep: keep samples for later readings.
             hold_out: hold some of them out.
             are_whole: a batch is one sample, whatever its tensors look like.
+            sample_bytes: what the largest tensor of the model takes for one sample; 0 where that is not known.
         """
         # What a generator gave is gone: what was kept of it stays, and what was held out stays held out.
         if self._was_read and self._samples.learned and iter(self.batches) is self.batches:
             return
+        self._most_that_fit = (
+            max(_FEWEST, min(MAX_SAMPLES, _MOST_BYTES // sample_bytes)) if sample_bytes else MAX_SAMPLES
+        )
         share = self.held_out if hold_out else 0.0
         self._samples = Samples(self.max_samples if keep else 0, share if keep else 0.0, are_whole=are_whole)
         self._was_read = False

@@ -177,6 +177,29 @@ def test_ranges_take_in_samples_held_out_when_nothing_is_judged_by_them_any_more
     assert float(ranges[2]["conv1_input_quantizer"]) == pytest.approx(float(largest) / 2)  # type: ignore[arg-type]
 
 
+def test_fewer_samples_are_kept_where_tensors_are_large() -> None:
+    """2 ** 23 values of a sample are 32 MiB: of sixteen samples 512."""
+
+    class Large(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x).mean(1).unsqueeze(1).expand(-1, 2**21, -1).amax(1)
+
+    with torch.no_grad():
+        gm = fxq.prepare(Large().eval(), torch.randn(1, 3, 4), TRT.with_pass("test_shift_biases"))
+    report = fxq.calibrate(gm, torch.randn(40, 3, 4).split(8))
+    assert report.notes[:2] == (
+        "measured on 2 samples that no pass saw, of 40; ranges took them in afterwards",
+        "16 samples were kept, since the largest tensor of the model takes 32 MiB for each: "
+        "fxq.Data(batches, max_samples=...) keeps more",
+    )
+    report = fxq.calibrate(gm, fxq.Data(torch.randn(40, 3, 4).split(8), max_samples=24))
+    assert report.notes[0].startswith("measured on 3 samples")
+
+
 def test_what_is_compared_at_the_end_was_learned_from() -> None:
     gm = prepared(CORRECTED)
     fxq.calibrate(gm, DATA.split(8))
