@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fxq.compare.outputs import named_leaves
 from fxq.graph.match import is_quantizer
 from fxq.quant import LOWERED_OPS, lowered_kind
+from fxq.quant.ops.requantize import REQUANTIZE
 
 _PRODUCTS = (functional.linear, torch.matmul, operator.matmul)
 _HALF_A_STEP = 0.5 / 127
@@ -75,6 +76,11 @@ class _Noisy(fx.Interpreter):
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         if self.noise.rounds_activations and _reads_only_weight_in_integers(n):
             return (self._shaken(args[0], _HALF_A_STEP), *args[1:]), kwargs
+        if n.target is REQUANTIZE:
+            # A runtime multiplies these sums in float32, which holds 24 of the 31 bits of a multiplier.
+            share = 2 * torch.finfo(torch.float32).eps
+            shaken = [self._shaken(one.double(), share).round().to(one.dtype) for one in args[2]]
+            return (*args[:2], shaken, *args[3:]), kwargs
         return args, kwargs
 
     def _moved(self, result: Tensor) -> Tensor:

@@ -124,7 +124,8 @@ def check_like_original(original: Original | None, reference: Reference, runs: R
 
 def adaptive_pools(gm: fx.GraphModule) -> str:
     """Return the adaptive pools of a graph in words, which torch.onnx writes for one size; "" without any."""
-    called = {node: module_of(node) if node.op == "call_module" else node.target for node in gm.graph.nodes}
+    calls = [node for node in gm.graph.nodes if node.op.startswith("call_")]
+    called = {node: module_of(node) if node.op == "call_module" else node.target for node in calls}
     return " or ".join([described(node) for node, what in called.items() if "adaptive" in str(what).lower()][:3])
 
 

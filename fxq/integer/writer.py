@@ -178,6 +178,13 @@ class Writer:
         device = next((one.device for one in self.rw.gm.buffers()), torch.device("cpu"))
         return self.rw.read_tensor(self.before, free_path(self.rw.gm, path), tensor.to(device))
 
+    def constant(self, node: Node, values: Tensor, bits: int) -> Term:
+        """Return float64 values, part of what ``node`` computes, as stored integers below 2^bits."""
+        bound = 2**bits - 1
+        step = float(values.abs().max()) / bound or 1.0
+        stored = self.store(node, f"{self.place(node)}.constant", torch.round(values / step).to(torch.int32))
+        return Term(stored, 0, double(step), double(bound))
+
     def place(self, node: Node) -> str:
         """Return where the tensors of what stands for ``node`` belong."""
         weight = node.args[1] if node.target in _LAYERS else None

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxq
+from fxq.compare.rounding_noise import run_with_rounding_noise
 from fxq.export.integer_rules import check_integer
 
 
@@ -52,6 +53,20 @@ def test_a_product_and_a_linear_layer_have_operators_of_onnx_runtime(tmp_path: P
     report = fxq.export_onnx(integer, tmp_path / "integer.onnx")
     assert {"QLinearMul", "QGemm"} <= operators(report.path).keys()
     assert max(one.max_lsb for one in report.optimized_parity) < 1
+
+
+def test_what_float32_makes_of_a_multiplier_counts_as_rounding() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16, 16)
+    integer = fxq.to_integer(converted(Between(nn.ReLU(), 4), x))
+    # Sums that lie halfway between two codes fall to either side.
+    integer.last.multiplier.fill_(2**30)
+    integer.last.shift.fill_(37)
+    ((_, noisy),) = run_with_rounding_noise(integer, (x,), 0)
+    dequantize = integer.graph.output_node().args[0]
+    apart = (noisy - integer(x)).abs() / integer.get_buffer(str(dequantize.args[1].target))
+    assert 0 < float((apart > 0.5).float().mean()) < 0.02
+    assert float(apart.max()) < 1.5
 
 
 def test_floats_between_are_refused() -> None:

@@ -26,6 +26,14 @@ def written_hard_swish(x: Tensor) -> Tensor:
     return x * F.relu6(x + 3) / 6
 
 
+def normalized() -> nn.Module:
+    """Return a batch norm that no layer before or behind it takes in."""
+    norm = nn.BatchNorm2d(4)
+    for tensor in (norm.running_var, norm.weight, norm.bias):
+        nn.init.uniform_(tensor, 0.2, 1.5)
+    return nn.Sequential(norm, nn.ReLU(), nn.MaxPool2d(2))
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv1d": lambda: Between(nn.Conv1d(4, 6, 3, padding=1), 6, 1),
     "conv3d": lambda: Between(nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1)), 6, 3),
@@ -70,6 +78,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "scaled by channel": lambda: Between(Call(lambda x, w: x * w, torch.rand(4, 1, 1)), 4),
     "shifted by channel": lambda: Between(Call(lambda x, w: x + w, torch.rand(4, 1, 1)), 4),
     "doubled": lambda: Between(Call(lambda x: x + x), 4),
+    "batch norm": lambda: Between(nn.Sequential(nn.MaxPool2d(2), normalized()), 4),
     "cat": lambda: Between(Call(lambda x: torch.cat([x, torch.tanh(x)], 1)), 8),
     "chunk": lambda: Between(Call(split_and_swapped), 4),
     "slice": lambda: Between(Call(lambda x: x[:, 1:, ::2]), 3),

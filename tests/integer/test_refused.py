@@ -20,7 +20,7 @@ def test_an_operation_without_an_integer_form_is_named() -> None:
     message = str(error.value)
     assert "node 'inside' (inside; " in message
     assert "'group_norm' has no integer form" in message
-    assert "Integer forms have adaptive_avg_pool, add, avg_pool, cat," in message
+    assert "Integer forms have adaptive_avg_pool, add, avg_pool, batch_norm, cat," in message
     assert "fxq.integer_form adds one" in message
 
 

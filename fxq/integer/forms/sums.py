@@ -91,7 +91,4 @@ def _constant(writer: Writer, node: Node, operand: Any, bits: int) -> Term:
     if not isinstance(operand, int | float | Node):
         raise GraphError(f"to_integer: {described(node)} reads {operand!r}, which is neither a tensor nor a number")
     values = stored_tensor(operand).double() if isinstance(operand, Node) else double(float(operand))
-    bound = 2**bits - 1
-    step = float(values.abs().max()) / bound or 1.0
-    stored = writer.store(node, f"{writer.place(node)}.constant", torch.round(values / step).to(torch.int32))
-    return Term(stored, 0, double(step), double(bound))
+    return writer.constant(node, values, bits)
