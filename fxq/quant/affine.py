@@ -165,7 +165,7 @@ def checked_amax(inputs: Tensor, amax: Tensor | float, unsigned: bool) -> Tensor
 
 def straight_through(grad: Tensor, inside: Tensor) -> Tensor:
     """Return ``grad`` where ``inside`` (bool, of its shape), else 0."""
-    # Times 0 and 1: a third of the time that torch.where takes. As bytes, which need no conversion.
+    # Times 0 and 1: two thirds of the time that torch.where takes on a CPU, and as bytes faster than as bool.
     return grad * inside.view(torch.uint8)
 
 

@@ -62,9 +62,9 @@ class _LearnedFakeQuant(torch.autograd.Function):
         codes = inputs.float() * symmetric_inverse_scale(amax.clamp(min=2 * SMALLEST_AMAX), hi)
         clipped = codes.clamp(lo, hi)
         inside = codes == clipped
-        slope = torch.where(inside, codes.round() - codes, clipped)
+        slope = torch.where(inside, codes.round().sub_(codes), clipped)
         elements = inputs.numel() / max(amax.numel(), 1)
-        grad_step = (grad.float() * slope).sum_to_size(amax.shape) / math.sqrt(max(elements, 1) * hi)
+        grad_step = slope.mul_(grad).sum_to_size(amax.shape) / math.sqrt(max(elements, 1) * hi)
         return straight_through(grad, inside), grad_step / hi, None
 
 
