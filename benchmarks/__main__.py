@@ -17,6 +17,7 @@ from benchmarks import (
     dynamic,
     graph_size,
     onnxruntime_latency,
+    qat_step,
     weight_only,
     zoo,
 )
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "kernels": calibration_kernels.run,
     "dynamic": dynamic.run,
     "weight_only": weight_only.run,
+    "qat_step": qat_step.run,
 }
 
 
