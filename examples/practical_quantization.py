@@ -1,9 +1,11 @@
 """The PyTorch blog's "Practical Quantization in PyTorch", section by section, as one writes it with fxq.
 
 There: observers, QConfig, fuse_modules, stubs, prepare, convert, numeric suite. Here: calibrators, descriptors, rules,
-and a graph in which fusing and placing are passes. Run it: uv run python examples/practical_quantization.py
+and a graph in which fusing and placing are passes. Where matplotlib is installed, its plots are written here as well:
+schemes.png and layers.png. Run it: uv run --extra plot python examples/practical_quantization.py
 """
 
+import importlib.util
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from fxq.calib import Calibrator, HistogramCalibrator, MinMaxCalibrator, MovingA
 from fxq.quant.affine import affine_params
 from fxq.quant.affine_range import fake_affine_tensor_quant
 
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 UINT8 = {"num_bits": 8, "unsigned": True}
 
 
@@ -44,16 +47,44 @@ def observed(calibrator: Calibrator, inputs: list[Tensor]) -> tuple[Tensor, Tens
     return affine_params(*calibrator.fit(), 0, 255)
 
 
-def affine_and_symmetric() -> None:
-    """torch.per_tensor_affine, torch.per_tensor_symmetric: the option ``symmetric``."""
+def affine_and_symmetric(inputs: list[Tensor]) -> None:
+    """torch.per_tensor_affine, torch.per_tensor_symmetric: the option ``symmetric``; get_affine_range: calibrators."""
+    for symmetric in (False, True):
+        quantizer = fxq.TensorQuantizer(
+            fxq.QuantDescriptor(calibrator="moving_average", symmetric=symmetric), if_quant=False, if_calib=True
+        )
+        for x in inputs:
+            quantizer(x)
+        quantizer.load_calib_range()
+        scheme = "symmetric" if symmetric else "affine"
+        print(f"  {scheme:9} scale {float(quantizer.scale):.5f}, zero point {int(quantizer.zero_point)}")
     tensors = {
         "activations": torch.distributions.Pareto(1, 10).sample((1, 1024)),
         "weights": torch.distributions.Normal(0, 0.12).sample((3, 64, 7, 7)),
     }
+    if HAS_MATPLOTLIB:
+        plot_schemes(tensors, "schemes.png")
     for name, x in tensors.items():
         affine = fake_affine_tensor_quant(x, x.min(), x.max(), 8, unsigned=True)
         symmetric = fxq.fake_tensor_quant(x, x.abs().max())
         print(f"  {name:12} affine {sqnr_db(x, affine):5.1f} dB, symmetric {sqnr_db(x, symmetric):5.1f} dB")
+
+
+def plot_schemes(tensors: dict[str, Tensor], path: str) -> None:
+    """The notebook's four histograms, each with the range that a scheme gives it."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - not installed everywhere
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for row, (name, x) in zip(figure.subplots(len(tensors), 2), tensors.items(), strict=True):
+        for axes, symmetric in zip(row, (False, True), strict=True):
+            calibrator = MinMaxCalibrator(num_bits=8)
+            calibrator.observe(x)
+            low, high, amax = (float(bound) for bound in (*calibrator.fit(), x.abs().max()))
+            axes.hist(x.flatten().numpy(), density=True, bins=100)
+            for bound in (-amax, amax) if symmetric else (low, high):
+                axes.axvline(bound, ls="--", color="purple")
+            axes.set_title(f"{name}, {'symmetric' if symmetric else 'affine'}")
+    figure.savefig(path)
 
 
 def per_tensor_and_per_channel(inputs: list[Tensor]) -> None:
@@ -89,10 +120,13 @@ class Tagger(nn.Module):
 
 
 def dynamic() -> None:
-    """quantize_dynamic(model, {nn.LSTM, nn.Linear}, dtype=torch.qint8): a recipe that needs no data."""
+    """quantize_dynamic(model, {nn.LSTM, nn.Linear}, dtype=torch.qint8): a recipe that needs no data, and rules."""
     model, x = Tagger().eval(), torch.randn(1, 32, 64)
     converted = fxq.quantize(model, recipe="dynamic", example_inputs=x)
     print(f"  LSTM and linear layer in int8: {sqnr_db(model(x), converted(x)):.1f} dB")
+    only = fxq.recipe("dynamic").with_rules(("*", None), (nn.LSTM, fxq.QConfig()))
+    converted = fxq.quantize(model, recipe=only, example_inputs=x)
+    print(f"  the LSTM alone: {sqnr_db(model(x), converted(x)):.1f} dB")
 
 
 def network() -> nn.Module:
@@ -116,11 +150,12 @@ def static(recipe: fxq.Recipe, batches: list[Tensor]) -> None:
 
 
 def training(recipe: fxq.Recipe, batches: list[Tensor]) -> None:
-    """prepare_qat: prepare(qat=True), after calibration trained as any module."""
+    """prepare_qat: prepare(qat=True), after calibration trained as any module; its moving averages go on meanwhile."""
     model = network().eval()
     prepared = fxq.prepare(model, batches[0], recipe, qat=True)
     fxq.calibrate(prepared, batches)
-    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=1.0)
+    schedule = fxq.qat_schedule(optimizer, total_steps=5 * len(batches))  # from 1 % of the rate, by a cosine
     losses = []
     prepared.train()
     for x in batches * 5:
@@ -128,19 +163,25 @@ def training(recipe: fxq.Recipe, batches: list[Tensor]) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         losses.append(float(loss.detach()))
     fxq.convert(prepared.eval())
     print(f"  loss {losses[0]:.4f} -> {losses[-1]:.4f}")
 
 
 def sensitivity(batches: list[Tensor]) -> None:
-    """One layer quantized at a time: rules. The numeric suite: loops over the weights and outputs of both models."""
+    """One layer quantized at a time: ``fxq.sensitivity``. The numeric suite: ``fxq.compare``. By hand: as below."""
     model = network().eval()
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     prepared = calibrated(model, fxq.recipe("onnxruntime"), batches)
     x, inside, inside_quantized = batches[0], {}, {}
     with outputs_of(model, paths, inside), outputs_of(prepared, paths, inside_quantized):
         expected, _ = model(x), prepared(x)
+    print(fxq.sensitivity(model, batches, recipe="onnxruntime", progress=False).table())
+    compared = fxq.compare(model, prepared, batches, progress=False)
+    print(compared.table())
+    if HAS_MATPLOTLIB:
+        compared.plot("layers.png")
     print("  layer   only this one   its weight   its output")
     for path in paths:
         only = fxq.recipe("onnxruntime").with_rules(("*", None), (path, fxq.QConfig()))
@@ -175,7 +216,7 @@ def main() -> None:
     print("observers")
     observers(inputs)
     print("affine and symmetric")
-    affine_and_symmetric()
+    affine_and_symmetric(inputs)
     print("per tensor and per channel")
     per_tensor_and_per_channel(inputs)
     recipe = qconfig()

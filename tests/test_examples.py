@@ -1,5 +1,6 @@
 """The examples run as they stand, and show what they say."""
 
+import importlib.util
 import re
 import runpy
 from pathlib import Path
@@ -31,11 +32,12 @@ def test_training_recovers_what_4_bit_weights_lost(
     run("qat_digits.py", monkeypatch, tmp_path)
     accuracies = [float(found) for found in re.findall(r"([\d.]+) %", capsys.readouterr().out)]
     in_float, calibrated, trained, in_runtime = accuracies
-    # Measured: 94.8, 72.2, 94.5. Over five seeds calibration loses 2.2 to 22.6 and training ends at most 0.4 below.
+    # Measured: 94.8, 72.2, 95.3. Over five seeds calibration loses 2.2 to 22.6 and training ends at most 0.4 below.
     assert in_float > 92
     assert calibrated < in_float - 1
     assert trained > calibrated + 1
-    assert trained > in_float - 1.5
+    assert trained > in_float - 1
+    assert in_runtime > in_float - 1
     # ONNX Runtime rounds biases to steps of input x weight, which are coarse where weights have 4 bits.
     assert in_runtime == pytest.approx(trained, abs=1.0)
 
@@ -116,6 +118,8 @@ def test_the_sections_of_practical_quantization_show_what_they_say(
     assert "stored weight torch.int8" in shown
     first, last = map(float, re.findall(r"loss ([\d.]+) -> ([\d.]+)", shown)[0])
     assert last < first
+    plots = ["layers.png", "schemes.png"] if importlib.util.find_spec("matplotlib") else []
+    assert sorted(file.name for file in tmp_path.iterdir()) == plots
     layers = re.findall(r"^  (\d) +([\d.]+) dB +([\d.]+) dB +([\d.]+) dB$", shown, re.MULTILINE)
     assert [path for path, *_ in layers] == ["0", "3", "5", "9"]
     assert all(float(number) > 40 for _, *numbers in layers for number in numbers)  # int8, every one
@@ -124,7 +128,7 @@ def test_the_sections_of_practical_quantization_show_what_they_say(
 def test_the_code_of_the_readme_runs_and_its_pass_plans_a_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     readme = (EXAMPLES.parent / "README.md").read_text()
-    use, without_data, compat, own_module, custom_pass = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    use, training, without_data, compat, own_module, custom_pass = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     names: dict[str, Any] = {"model": torchvision_model("resnet18"), "example_inputs": x, "batches": [x]}
     exec(use, names)
@@ -132,6 +136,8 @@ def test_the_code_of_the_readme_runs_and_its_pass_plans_a_pool(monkeypatch: pyte
     assert file.is_file()
     plain = fxq.explain(names["prepared"]).counts
     file.unlink()
+    exec(training, names)
+    assert names["schedule"].get_last_lr() == [pytest.approx(0.001)]
     exec(without_data, names)
     assert file.is_file()
     exec(compat, names)
