@@ -7,12 +7,13 @@ from types import MappingProxyType
 from fxq.errors import RecipeError
 from fxq.targets import Target
 
-# In order: what rewrites equivalently comes first, what makes up for the rounding of all others last.
+# In order: what rewrites equivalently comes first, what makes up for the rounding of all others last;
+# distill, which goes on from there, hardly moves a bias and cannot do without its correction.
 LEVELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "plain": (),
         "fast": ("equalize_channels", "shift_activations", "refine_ranges", "correct_bias"),
-        "best": ("equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias"),
+        "best": ("equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias", "distill"),
     }
 )
 _OF_ANY_LEVEL = frozenset(name for names in LEVELS.values() for name in names)

@@ -6,7 +6,7 @@ import fxq
 from fxq.accuracy_levels import LEVELS
 
 FAST = ["equalize_channels", "shift_activations", "refine_ranges", "correct_bias"]
-BEST = ["equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias"]
+BEST = ["equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias", "distill"]
 
 
 def names(recipe: fxq.Recipe) -> list[str]:

@@ -209,6 +209,7 @@ def test_only_passes_that_start_or_fit_quantization_promise_nothing() -> None:
     assert without == {
         "attach_observers", "observe_ranges", "fit_ranges",
         "equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias",
+        "distill",
     }  # fmt: skip
     assert tolerances["lower_to_qdq"] == fxq.LSB(1)
 

@@ -1,6 +1,7 @@
 """ValueRewriter: the part of the rewriter that shows data to passes, and changes weights and biases."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.fx import GraphModule, Node
 from fxq.data import Data
 from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
+from fxq.graph.float_model import in_float
 from fxq.graph.parameters import Parameters
 from fxq.graph.streams import Streams, Values
 from fxq.record import Entry, Record
@@ -77,12 +79,29 @@ class ValueRewriter:
         for node, values in self._streams(only_float=True).walk(nodes, self.pass_name):
             yield node, values.float_values
 
+    @contextmanager
+    def in_float(self) -> Iterator[None]:
+        """Let ``rw.gm`` compute what the float model does: quantizers off, the weights that ``run_both`` compares with.
+
+        For a pass that runs the model on inputs of its own making.
+
+        Raises:
+            PassError: the pass declares ``streams = True``, so there is no float model.
+        """
+        with in_float(self.gm, self._float_weights()):
+            yield
+
     def _streams(self, only_float: bool = False) -> Streams:
         data = self.data
+        weights, stage = self._float_weights(), self._data_stage
+        assert stage is not None
+        return Streams(self.gm, data.kept(self.gm), weights, stage.changed, only_float)
+
+    def _float_weights(self) -> dict[str, torch.Tensor]:
         stage = self._data_stage
         if stage is None or stage.weights is None:
             raise PassError(f"pass {self.pass_name!r} declares streams = True, so no samples were kept: take that out")
-        return Streams(self.gm, data.kept(self.gm), stage.weights, stage.changed, only_float)
+        return stage.weights
 
     def set_weight(
         self, path: str, value: torch.Tensor, why: str, is_equivalent: bool = False, keep_range: bool = False

@@ -2,6 +2,7 @@
 
 from fxq_passes.attach_observers import AttachObservers
 from fxq_passes.correct_bias import CorrectBias
+from fxq_passes.distill import Distill
 from fxq_passes.equalize_channels import EqualizeChannels
 from fxq_passes.fit_ranges import FitRanges
 from fxq_passes.fold_affine import FoldAffine
@@ -25,6 +26,7 @@ from fxq_passes.write_out import WriteOut
 __all__ = [
     "AttachObservers",
     "CorrectBias",
+    "Distill",
     "EqualizeChannels",
     "FitRanges",
     "FoldAffine",

@@ -134,6 +134,21 @@ def test_batches_may_differ_in_shape_and_come_as_keywords() -> None:
     assert [value.shape for value in values] == [(2, 4, 8, 8), (8, 4, 6, 6)]
 
 
+def test_the_model_computes_in_float_inside_and_as_before_behind() -> None:
+    gm = calibrated(residual())
+    rw, x = rewriter(gm, DATA), torch.randn(2, *DATA.shape[1:])
+    layer = next(module for module in gm.modules() if isinstance(module, fxq.nn.QuantLinear))
+    bias = layer.bias.detach() + 1
+    rw.set_bias(next(path for path, module in gm.named_modules() if module is layer), bias, "a test")
+    with torch.no_grad():
+        before = gm(x)
+        with rw.in_float():
+            in_float = gm(x)
+        torch.testing.assert_close(in_float, residual()(x), rtol=1e-4, atol=1e-5)  # batch norm is folded
+        assert torch.equal(gm(x), before)
+        assert not torch.equal(in_float, before)
+
+
 def test_tensors_are_freed_when_nothing_reads_them_any_more() -> None:
     gm = calibrated(nn.Sequential(*(nn.Linear(4, 4) for _ in range(6))).eval(), torch.randn(8, 4))
     alive: list[weakref.ref[Tensor]] = []
