@@ -16,6 +16,7 @@ from fxq.auto_report import AutoQuantized
 from fxq.auto_search import Asked, Search
 from fxq.batches import ExampleInputs, Forward, first_inputs
 from fxq.data import Data
+from fxq.distributed import team_of_now
 from fxq.errors import InputError
 from fxq.given_model import as_module
 from fxq.metric import Metric, check_metric
@@ -61,7 +62,7 @@ def auto_quantize(  # noqa: PLR0913 - a model, data, and what is asked of the re
         progress: show what is known so far, if stderr is a terminal.
 
     Raises:
-        InputError: a number is out of range, or a batch does not fit the model.
+        InputError: a number is out of range, a batch does not fit the model, or several processes call this.
         MetricError: the metric raised, gave no number, does not depend on the model, or is another in each call.
         StageError: the model needs islands, which are no one graph.
         FxqError: of ``prepare``, ``calibrate`` and ``convert``.
@@ -72,6 +73,11 @@ def auto_quantize(  # noqa: PLR0913 - a model, data, and what is asked of the re
     if accuracy is not None:
         chosen = chosen.with_accuracy(accuracy)
     data = as_kept_data(batches, forward, progress=False)
+    if data.share and team_of_now() is not None:
+        raise InputError(
+            "several processes would search each for itself, and end with different models: let one of them call "
+            "auto_quantize with fxq.Data(batches, share=False), and give found.recipe to the others"
+        )
     if example_inputs is None and data.forward is None:
         example_inputs = first_inputs(as_module(model), data.batches)[0]
     with saying(progress) as say:

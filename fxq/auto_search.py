@@ -132,7 +132,7 @@ class Search:
         Not those that are worth most alone in float: among much other noise that says little (MobileNetV2).
         """
         data = self._asked.data
-        few = Data(data.batches, data.forward, min(_RANKED_SAMPLES, data.max_samples), 0, progress=False)
+        few = Data(data.batches, data.forward, min(_RANKED_SAMPLES, data.max_samples), 0, progress=False, share=False)
         samples = read_samples(prepared, few)
 
         def before_each(index: int) -> None:
@@ -274,7 +274,7 @@ class Search:
 
     def _sample(self, gm: GraphModule) -> Inputs:
         data = self._asked.data
-        return read_samples(gm, Data(data.batches, data.forward, 1, 0, progress=False))[0]
+        return read_samples(gm, Data(data.batches, data.forward, 1, 0, progress=False, share=False))[0]
 
     @property
     def _seconds(self) -> float:

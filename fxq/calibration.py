@@ -1,7 +1,7 @@
 """Calibration: data flows through the model, ranges are fitted, and can be fitted again."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,15 +15,24 @@ from fxq.calib.weights import fit_weight_range
 from fxq.calibration_report import CalibrationReport
 from fxq.calibration_run import describe_crowded, describe_empty, run_calibrated_passes
 from fxq.data import Data
-from fxq.errors import CalibrationError, InputError
+from fxq.distributed import team_of_now
+from fxq.errors import CalibrationError, InputError, PassError, StageError
 from fxq.float_reference import ComparedInputs
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import copied_weights
-from fxq.graph.observers import empty_ranges, fit_observed, forget, measured_quantizers, observing_quantizers
+from fxq.graph.observers import (
+    check_shareable,
+    empty_ranges,
+    fit_observed,
+    forget,
+    measured_quantizers,
+    observing_quantizers,
+)
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.weight_changes import WeightChanges
 from fxq.islands.calibration import calibrate_islands
+from fxq.nn import TensorQuantizer
 from fxq.original import checksum
 from fxq.passbase import Pass
 from fxq.quant.registry import find_fit
@@ -57,6 +66,12 @@ def calibrate(
         forward: ``forward(model, batch)`` for batches of any other form.
         progress: show a bar, if stderr is a terminal.
 
+    Where torch.distributed runs several processes (torchrun), all of them call this, each with its share of the
+    batches: what they saw is merged by one collective, and each ends with the model that one process would have that
+    read all batches, the first of each rank, then the second, and so on. With passes that improve, two more collectives
+    exchange the samples that are kept, and every process runs the passes. ``fxq.Data(..., share=False)``: this process
+    alone.
+
     Returns:
         What each pass did, measured for those that improve.
 
@@ -86,14 +101,18 @@ def calibrate(
             "for data. Its weights were fitted; the batches were not used",
             stacklevel=3,
         )
+    if data is not None and data.share and team_of_now() is not None:
+        _check_shared(state, observers)
     snapshot = Snapshot(prepared, has_weights=_may_change_weights(passes) or not state.changes.are_none)
     try:
         with _eval_mode(prepared):
             _start_anew(prepared, state)
             report, calibrated = _run(prepared, state, passes, data)
-    except BaseException:
+    except BaseException as error:
         snapshot.restore()
         forget(observers)  # half the data must not pass for all of it in fit_ranges
+        if data is not None and data.team is not None and isinstance(error, Exception):
+            data.team.tell(error)
         raise
     set_state(prepared, calibrated)
     if report.empty_ranges:
@@ -101,6 +120,16 @@ def calibrate(
     if report.crowded_ranges:
         warnings.warn(describe_crowded(report.crowded_ranges), stacklevel=2)
     return report
+
+
+def _check_shared(state: State, observers: Mapping[str, TensorQuantizer]) -> None:
+    """Refuse what several processes cannot calibrate together."""
+    if state.islands is not None:
+        raise StageError(
+            "a model with islands is calibrated by one process: pass fxq.Data(batches, share=False), with all of the "
+            "data, in each of them"
+        )
+    check_shareable(observers)
 
 
 def needs_data(prepared: GraphModule) -> bool:
@@ -227,6 +256,11 @@ def _run(
     start = copied_weights(prepared) if _may_change_weights(passes) else None
     stage = DataStage(data, None if start is None else dict(start))
     report = run_calibrated_passes(prepared, passes, state.settings, record, stage)
+    if data is not None and data.is_unmerged:
+        raise PassError(
+            "a pass of the recipe read the batches, of which each process has a share, and none merged what they saw: "
+            "call fxq.graph.share_observations(rw.gm, observers, rw.data) behind rw.data.feed"
+        )
     changes = WeightChanges() if start is None else WeightChanges.since(start, prepared, stage)
     compared = state.compared
     if data is not None and data.compared:

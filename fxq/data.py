@@ -7,7 +7,7 @@ to judge passes by, and no pass sees those. Samples are what dimension 0 of a ba
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxq.batches import Forward, Inputs, as_inputs, call, naming_batch
+from fxq.distributed import Team, team_of_now, telling
 from fxq.errors import CalibrationError, InputError
 from fxq.progress import track
 from fxq.samples import Samples
+from fxq.shared_samples import FirstBatches, Share
 
 MAX_SAMPLES = 64
 _FEWEST, _MOST_BYTES = 8, 2**29
@@ -35,10 +37,14 @@ class Data:
             None for 64, or as many as take 512 MiB where the model's largest tensor is, at least 8.
         held_out: the share of the kept samples to hold out, in [0, 1); with 0 passes are kept unjudged.
         progress: show a bar, if stderr is a terminal.
+        share: where torch.distributed runs several processes, the batches are this process's share of the data, and all
+            of them read together (see ``fxq.distributed``); False: this process works alone.
 
     Attributes:
         loader_error: what iterating ``batches`` raised, if it did.
         note: what was odd about the batches, None where nothing was.
+        team: the processes that read together in this run; None for one.
+        is_unmerged: each of them has seen its own share, and not told the others yet.
 
     Raises:
         InputError: ``batches`` is not iterable, or a number is out of range.
@@ -51,6 +57,7 @@ class Data:
         max_samples: int | None = None,
         held_out: float = 0.125,
         progress: bool = True,
+        share: bool = True,
     ) -> None:
         if isinstance(batches, Tensor | Mapping):
             batches = [batches]  # iterating it would take the batch apart
@@ -71,6 +78,10 @@ class Data:
         self._batch_count = 0
         self.loader_error: BaseException | None = None
         self.note: str | None = None
+        self.share = share
+        self.team: Team | None = None
+        self.is_unmerged = False
+        self._own = Share()
 
     @property
     def max_samples(self) -> int:
@@ -92,11 +103,14 @@ class Data:
             sample_bytes: what the largest tensor of the model takes for one sample; 0 where that is not known.
         """
         # What a generator gave is gone: what was kept of it stays, and what was held out stays held out.
+        self.team, self.is_unmerged = None, False
         if self._was_read and self._samples.learned and iter(self.batches) is self.batches:
             return
         self._most_that_fit = (
             max(_FEWEST, min(MAX_SAMPLES, _MOST_BYTES // sample_bytes)) if sample_bytes else MAX_SAMPLES
         )
+        self.team = team_of_now() if self.share else None
+        self.progress = self.progress and (self.team is None or self.team.rank == 0)
         share = self.held_out if hold_out else 0.0
         self._samples = Samples(self.max_samples if keep else 0, share if keep else 0.0, are_whole=are_whole)
         self._was_read = False
@@ -189,6 +203,9 @@ class Data:
 
     def _read(self, gm: GraphModule, description: str, runs: bool) -> None:
         """Go over the batches; without ``runs`` only until enough samples are kept."""
+        if self.team is not None:
+            self._read_shared(gm, description, runs, self.team)
+            return
         kept = self._samples
         # An earlier reading may have failed half-way.
         self._samples = samples = Samples(kept.most, kept.share, are_whole=kept.are_whole)
@@ -197,7 +214,7 @@ class Data:
             for index, batch in enumerate(self._loaded(description)):
                 count += 1
                 with naming_batch(gm, batch, index):
-                    self._take(gm, batch, runs)
+                    self._take(gm, batch, runs, samples)
                 if not runs and samples.is_full:
                     ended = False
                     break
@@ -215,27 +232,87 @@ class Data:
             self.loader_error = error
             raise
 
-    def _take(self, gm: GraphModule, batch: Any, runs: bool) -> None:
-        if self.forward is not None:
-            self._take_forward(gm, batch, self.forward, runs)
+    def _take(self, gm: GraphModule, batch: Any, runs: bool, samples: Samples) -> None:
+        if self.forward is not None and not samples.most:
+            samples.seen += 1
+            samples.show(_seen_call(gm, batch, self.forward))
             return
-        inputs = as_inputs(gm, batch)
-        self._samples.show(inputs)
-        rest = None if inputs.samples == 0 else self._samples.take(inputs)
+        inputs = self._inputs(gm, batch)
+        if self.forward is None:
+            samples.show(inputs)
+        # The user's function alone can take a batch apart, so whole ones are held out.
+        is_empty = self.forward is None and inputs.samples == 0
+        rest = None if is_empty else samples.take(inputs, is_whole=self.forward is not None)
         if runs and rest is not None:
-            call(gm, *rest.args, **rest.kwargs)
+            self._run(gm, batch, rest)
 
-    def _take_forward(self, gm: GraphModule, batch: Any, forward: Forward, runs: bool) -> None:
-        """Let the user's function feed a batch; it alone can take one apart, so whole ones are held out."""
-        if not self._samples.most:
-            self._samples.seen += 1
-            self._samples.show(_seen_call(gm, batch, forward))
-            return
-        inputs = _first_call(gm, batch, forward)
+    def _inputs(self, gm: GraphModule, batch: Any) -> Inputs:
+        inputs = as_inputs(gm, batch) if self.forward is None else _first_call(gm, batch, self.forward)
         if inputs is None:
             raise CalibrationError(_NOT_CALLED)
-        if self._samples.take(inputs, is_whole=True) is not None and runs:
-            forward(gm, batch)
+        return inputs
+
+    def _run(self, gm: GraphModule, batch: Any, rest: Inputs) -> None:
+        if self.forward is not None:
+            self.forward(gm, batch)
+        else:
+            call(gm, *rest.args, **rest.kwargs)
+
+    def _read_shared(self, gm: GraphModule, description: str, runs: bool, team: Team) -> None:
+        """Go over this process's share; what is kept, and held out, is as if one process read all the batches."""
+        kept = self._samples
+        self._samples = Samples(kept.most, kept.share, are_whole=kept.are_whole)
+        self._own, self.note = Share(), None
+        with telling(team), torch.no_grad():
+            batches = enumerate(self._loaded(description))
+            if kept.most:
+                self._keep_shared(gm, batches, runs, team)
+            streamed = Samples(are_whole=kept.are_whole)
+            for index, batch in batches if runs else ():
+                with naming_batch(gm, batch, index), self._own.counting(index, streamed):
+                    self._take(gm, batch, runs, streamed)
+        self._was_read, self._batch_count, self.is_unmerged = True, self._own.batches, runs
+        self._samples.seen = self._own.seen
+        team.is_over = team.is_over or not runs
+
+    def _keep_shared(self, gm: GraphModule, batches: Iterator[tuple[int, Any]], runs: bool, team: Team) -> None:
+        """Read on until no process keeps more; exchange what is kept; run what is left of these batches."""
+        is_whole = self.forward is not None
+        first = FirstBatches(self._samples, is_whole)
+        for index, batch in batches:
+            with naming_batch(gm, batch, index):
+                inputs = self._inputs(gm, batch)
+            with self._own.counting(index, self._samples):
+                self._samples.show(inputs)
+            first.add(batch, inputs)
+            if first.are_enough:
+                break
+        rests = first.exchange(team, gm, self._samples)
+        self._own.seen += sum(first.sizes)
+        for batch, rest in rests if runs else ():
+            self._run(gm, batch, rest)
+
+    def summary(self) -> Share:
+        """Return what the others are to be told of this process's share."""
+        return self._own
+
+    def merge(self, shares: Sequence[Share]) -> None:
+        """Take over what all processes read, by rank.
+
+        Raises:
+            CalibrationError: none of them had a batch.
+        """
+        self.is_unmerged = False
+        self._batch_count, self._samples.seen = sum(one.batches for one in shares), sum(one.seen for one in shares)
+        if not self._samples.seen:
+            raise CalibrationError(
+                f"there was no batch to calibrate with: the loaders of all {len(shares)} processes are empty, or "
+                "iterators were used up"
+            )
+        self._samples.shown.clear()
+        found = [(index, rank, inputs) for rank, one in enumerate(shares) for index, inputs in one.shown]
+        for _, _, inputs in sorted(found, key=lambda one: one[:2]):
+            self._samples.show(inputs)
 
     def _warn_of_early_end(self, count: int) -> None:
         try:

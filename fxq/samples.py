@@ -34,11 +34,27 @@ class Samples:
     shown: list[Inputs] = field(default_factory=list)
     seen: int = 0
     are_whole: bool = False
+    _learned_count: int = 0
+    _held_count: int = 0
 
     @property
     def is_full(self) -> bool:
         """Is there no room for more?"""
         return self._room_to_learn() == 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Is nothing kept any more of what comes, late batches that cannot be taken apart aside?"""
+        return self.is_full and self.seen >= self.most
+
+    def decide(self, count: int, is_whole: bool) -> tuple[int, int]:
+        """Return how many of the next ``count`` samples, a batch, are held out, and how many kept to learn from."""
+        held = self._due(count, is_whole or self.are_whole or count == 1)
+        learned = min(self._room_to_learn(), count - held)
+        self.seen += count
+        self._held_count += held
+        self._learned_count += learned
+        return held, learned
 
     def take(self, inputs: Inputs, is_whole: bool = False) -> Inputs | None:
         """Hold some samples of a batch out, the last ones, and keep others; return those to learn from.
@@ -50,22 +66,25 @@ class Samples:
         Returns:
             ``inputs`` without the samples held out; None if all are.
         """
-        count = self._samples_of(inputs)
-        held = self._due(count, is_whole or self.are_whole or count == 1)
-        self.seen += count
+        count = self.count(inputs)
+        held, learned = self.decide(count, is_whole)
+        return self.keep(inputs, held, learned)
+
+    def keep(self, inputs: Inputs, held: int, learned: int) -> Inputs | None:
+        """Keep of a batch what was decided; return what ``take`` does."""
+        count = self.count(inputs)
         if held:
             self.held_out.append(self._part(inputs, count - held, count))
         if held == count:
             return None
         rest = inputs.part(0, count - held) if held else inputs
-        room = min(self._room_to_learn(), count - held)
-        if room:
-            self.learned.append(self._part(rest, 0, room))
+        if learned:
+            self.learned.append(self._part(rest, 0, learned))
         return rest
 
     def show(self, inputs: Inputs) -> None:
         """Keep a few samples of ``inputs``, a batch, to compare on, as long as they are few and small."""
-        count = self._samples_of(inputs)
+        count = self.count(inputs)
         most = _MOST_SHOWN_WHOLE if self.are_whole else _MOST_SHOWN
         room = min(most - self._count(self.shown), _MOST_SHOWN_OF_BATCH, count)
         one = _bytes(inputs) / count
@@ -78,22 +97,23 @@ class Samples:
         """Return a copy of the samples from ``start`` to ``stop``, of all where they are one."""
         return inputs.part(0, sys.maxsize) if self.are_whole else inputs.part(start, stop)
 
-    def _samples_of(self, inputs: Inputs) -> int:
+    def count(self, inputs: Inputs) -> int:
+        """Return how many samples a batch counts as."""
         return 1 if self.are_whole else inputs.samples or 1
 
     def _count(self, batches: list[Inputs]) -> int:
-        return sum(map(self._samples_of, batches))
+        return sum(map(self.count, batches))
 
     def _due(self, count: int, is_whole: bool) -> int:
         """Return how many of the next ``count`` samples are held out: the share of all, spread over the batches."""
         share = min(int((self.seen + count) * self.share), int(self.most * self.share))
-        due = max(share - self._count(self.held_out), 0)
+        due = max(share - self._held_count, 0)
         if is_whole:
             return count if 0 < count <= 2 * due else 0  # rounded to whole batches
         return min(due, count)
 
     def _room_to_learn(self) -> int:
-        return max(self.most - int(self.most * self.share) - self._count(self.learned), 0)
+        return max(self.most - int(self.most * self.share) - self._learned_count, 0)
 
 
 def _bytes(inputs: Inputs) -> int:

@@ -15,6 +15,7 @@ from fxq.calibration import calibrate, needs_data
 from fxq.compare.figures import Sums
 from fxq.compare.outputs import Named, named_leaves
 from fxq.data import Data
+from fxq.distributed import Team, team_of_now, telling
 from fxq.errors import InputError, MetricError, StageError
 from fxq.given_model import as_module
 from fxq.graph.groups import Group
@@ -49,7 +50,7 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
 
     A group is what fuses: a convolution with the residual add that it absorbs, all calls of one module. The model is
     calibrated once, and its quantizers are switched: it takes one run of the kept samples (or of the metric) for each
-    group.
+    group. Several processes (torchrun), which all call this, share the groups out; with a metric each measures all.
 
     Args:
         model: a float model, which is prepared by ``recipe`` and calibrated on ``batches``; or a calibrated one from
@@ -76,14 +77,16 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
         check_metric(metric)
     data = as_kept_data(batches, forward, progress)
     prepared = _calibrated(model, data, recipe)
-    board = make_switchboard(prepared)
-    with saying(progress) as say:
+    board, samples = make_switchboard(prepared), read_samples(prepared, data)
+    team = team_of_now() if data.share and metric is None else None
+    with saying(progress) as say, telling(team):
         return measure_groups(
             board,
-            read_samples(prepared, data),
+            samples,
             metric,
             mode,
             lambda index: say(f"sensitivity: group {index + 1} of {len(board.groups)}"),
+            team,
         )
 
 
@@ -118,10 +121,11 @@ def measure_groups(
     metric: Metric | None,
     mode: Mode,
     before_each: Callable[[int], None],
+    team: Team | None = None,
 ) -> Sensitivity:
     """Return the sensitivity of each group of a switchboard, which is all quantized afterwards; see ``sensitivity``.
 
-    ``before_each`` is told the index of the group whose turn it is.
+    ``before_each`` is told the index of the group whose turn it is. A ``team`` measures each group in one process.
     """
     judge = Judge(board, samples)
     counted = count_multiplications(board.gm, samples[0].part(0, 1))
@@ -134,10 +138,18 @@ def measure_groups(
 
     in_float = math.inf if metric is None else value(board.groups, "the model with all groups in float")
     for index, group in enumerate(board.groups):
+        if team is not None and index % team.size != team.rank:
+            continue
         before_each(index)
         others = [other for other in board.groups if other is not group]
         alone = f"the model with {group.path!r} alone " + ("quantized" if mode == "one_quantized" else "in float")
         values[group] = value(others if mode == "one_quantized" else [group], alone)
+    if team is not None:
+        shares = team.exchange(
+            "the sensitivities", {board.groups.index(one): found for one, found in values.items()}, True
+        )
+        measured_by = {index: found for one in shares for index, found in one.items()}
+        values = {group: measured_by[index] for index, group in enumerate(board.groups)}
     quantized = value([], "the quantized model")
     rows = tuple(
         GroupSensitivity(group.paths, group.kind, found, _share(group, counted, total))
@@ -195,7 +207,7 @@ def as_kept_data(batches: Iterable[Any] | Data, forward: Forward | None, progres
         if forward is not None:
             raise InputError("fxq.Data holds a forward of its own: give forward to it")
         kept = list(batches.batches) if iter(batches.batches) is batches.batches else batches.batches
-        return Data(kept, batches.forward, batches.max_samples, batches.held_out, batches.progress)
+        return Data(kept, batches.forward, batches.max_samples, batches.held_out, batches.progress, batches.share)
     if isinstance(batches, Iterable) and not isinstance(batches, Tensor | Mapping) and iter(batches) is batches:
         batches = list(batches)
     return Data(batches, forward, progress=progress)
@@ -203,7 +215,7 @@ def as_kept_data(batches: Iterable[Any] | Data, forward: Forward | None, progres
 
 def read_samples(prepared: GraphModule, data: Data) -> list[Inputs]:
     """Return the samples to measure on."""
-    own = Data(data.batches, data.forward, data.max_samples, 0, data.progress)
+    own = Data(data.batches, data.forward, data.max_samples, 0, data.progress, data.share)
     own.begin(keep=True, hold_out=False)
     return own.kept(prepared)
 

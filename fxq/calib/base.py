@@ -33,6 +33,9 @@ class Calibrator(ABC):
     # The constructor's arguments, each an attribute too.
     _option_names: ClassVar[tuple[str, ...]] = ("num_bits", "axis", "unsigned", "symmetric")
 
+    # Is merging exactly what one calibrator over all batches would hold, in any order?
+    merges_exactly: ClassVar[bool] = True
+
     def __init__(
         self,
         num_bits: int | tuple[int, int] = 8,

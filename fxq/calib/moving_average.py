@@ -26,6 +26,7 @@ class MovingAverageMinMaxCalibrator(MinMaxCalibrator):
     gives that saw the batches of a and then those of b. Merge in the order in which the data is read.
     """
 
+    merges_exactly = False
     _option_names = (*MinMaxCalibrator._option_names, "averaging_constant")
 
     def __init__(

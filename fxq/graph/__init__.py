@@ -20,7 +20,14 @@ from fxq.graph.match import (
 )
 from fxq.graph.memory import aliases, out_of_place_arguments, out_of_place_target, overwriting, writes_in_place
 from fxq.graph.modules import free_path
-from fxq.graph.observers import activation_quantizers, fit_observed, forget, observing, observing_quantizers
+from fxq.graph.observers import (
+    activation_quantizers,
+    fit_observed,
+    forget,
+    observing,
+    observing_quantizers,
+    share_observations,
+)
 from fxq.graph.plan import (
     Plan,
     inserted_for,
@@ -87,6 +94,7 @@ __all__ = [
     "produces_tensor",
     "range_group",
     "shape_of",
+    "share_observations",
     "stored_input",
     "tensor_edges",
     "weight_quantizers",

@@ -3,7 +3,7 @@
 A concatenation of boxes in pixels and scores from 0 to 1 has a step of 2.5 pixels in 8 bits, and every score is 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,6 +44,24 @@ def noting_members(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def noted_members(model: nn.Module) -> dict[str, list[Tensor]]:
+    """Return what :func:`noting_members` noted, by the path of the node; on the CPU."""
+    return {name: [one.cpu() for one in node.meta[_LARGEST]] for name, node in _noting(model) if _LARGEST in node.meta}
+
+
+def merge_members(model: nn.Module, noted: Sequence[Mapping[str, list[Tensor]]]) -> None:
+    """Note the largest of what was noted in several processes."""
+    for name, node in _noting(model):
+        found = [one[name] for one in noted if name in one]
+        if found:
+            node.meta[_LARGEST] = [torch.stack(members).amax(0) for members in zip(*found, strict=True)]
+
+
+def _noting(model: nn.Module) -> Iterator[tuple[str, Node]]:
+    for path, gm in graphs_in(model):
+        yield from ((f"{path}.{node.name}", node) for node in gm.graph.nodes if is_quantizer(node))
 
 
 def crowded_members(gm: GraphModule) -> dict[str, str]:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxq.data import Data
 from fxq.errors import CalibrationError
 from fxq.graph.match import is_constant, is_quantizer
-from fxq.graph.members import noting_members
+from fxq.graph.members import merge_members, noted_members, noting_members
 from fxq.graph.modules import graphs_in
 from fxq.graph.stored import weight_quantizers
 from fxq.nn import TensorQuantizer
+from fxq.original import checksum
 from fxq.progress import track
 
 
@@ -75,6 +77,56 @@ def observing(model: nn.Module, observers: Mapping[str, TensorQuantizer]) -> Ite
         for quantizer, quant, calib in switches:
             (quantizer.enable_quant if quant else quantizer.disable_quant)()
             (quantizer.enable_calib if calib else quantizer.disable_calib)()
+
+
+def check_shareable(observers: Mapping[str, TensorQuantizer]) -> None:
+    """Raise a CalibrationError for a calibrator that several processes cannot merge to what one would hold."""
+    ordered = {path: found.calibrator for path, found in observers.items() if found.calibrator is not None}
+    inexact = [path for path, found in ordered.items() if not found.merges_exactly]
+    if inexact:
+        raise CalibrationError(
+            f"{len(inexact)} quantizers, such as {inexact[0]!r}, observe by "
+            f"{type(ordered[inexact[0]]).__name__}, whose result depends on the order of the batches, and several "
+            "processes have none: take calibrator='minmax' or 'histogram', or calibrate in one process"
+        )
+
+
+def share_observations(model: nn.Module, observers: Mapping[str, TensorQuantizer], data: Data) -> None:
+    """Let every process hold what all of them observed, exactly as if one had read all batches; one collective.
+
+    Nothing happens where this process is the only one, or has read nothing since the last time.
+
+    Raises:
+        CalibrationError: another process failed or is gone, holds another model, or none had a batch.
+    """
+    team = data.team
+    if team is None or not data.is_unmerged:
+        return
+    own = {
+        path: {name: value.cpu() for name, value in found.calibrator.state().items()}
+        for path, found in observers.items()
+        if found.calibrator is not None
+    }
+    message = {"model": checksum(model), "seen": own, "members": noted_members(model), "read": data.summary()}
+    shares = team.exchange("what was observed", message, is_last=True)
+    unlike = [rank for rank, one in enumerate(shares) if one["model"] != shares[0]["model"]]
+    if unlike or any(one["seen"].keys() != own.keys() for one in shares):
+        named = f"rank {unlike[0]} has other weights than rank 0" if unlike else "their quantizers differ"
+        raise CalibrationError(
+            f"the processes do not calibrate the same model ({named}): load the same weights, or set the same seed, "
+            "and prepare by the same recipe in all of them"
+        )
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    for path, quantizer in observers.items():
+        calibrator = quantizer.calibrator
+        if calibrator is None:
+            continue
+        calibrator.reset()
+        for one in shares:
+            state = {name: value.to(device) for name, value in one["seen"][path].items()}
+            calibrator.merge(type(calibrator).from_state(state))
+    merge_members(model, [one["members"] for one in shares])
+    data.merge([one["read"] for one in shares])
 
 
 def fit_observed(observers: Mapping[str, TensorQuantizer], options: Mapping[str, Any], progress: bool = False) -> None:

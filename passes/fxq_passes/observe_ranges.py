@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fxq import ANY, Pass, Rewriter, Stage, register_pass
-from fxq.graph import forget, observing, observing_quantizers
+from fxq.graph import forget, observing, observing_quantizers, share_observations
 
 
 @register_pass("observe_ranges")
@@ -23,3 +23,4 @@ class ObserveRanges(Pass):
         forget(observers)
         with observing(rw.gm, observers):
             rw.data.feed(rw.gm, "Calibrating")
+        share_observations(rw.gm, observers, rw.data)

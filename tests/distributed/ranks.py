@@ -1,0 +1,214 @@
+"""What the processes of the tests do; each writes what it found, and one process that has all the data does the same.
+
+``python ranks.py FOLDER SIZE WHAT ...``: SIZE processes join a gloo group through a file in FOLDER, and do all of WHAT.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+import fxq
+from fxq.state import find_state
+
+SIZES = (6, 6, 5, 6, 6, 6, 1, 6)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.third, self.join, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        x = torch.cat([F.relu(x + self.third(self.second(x))), 500 * x], 1)
+        return self.fc(F.relu(self.join(x)).mean((2, 3)))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(size, 3, 6, 6, generator=generator) * (1 + index) for index, size in enumerate(SIZES)]
+
+
+def own(items: list[Any], rank: int, size: int, shares: str = "dealt") -> list[Any]:
+    """Return the share of a rank: dealt out in turn, or all but what the last rank would get."""
+    if shares == "dealt":
+        return items[rank::size]
+    return [] if rank == size - 1 else items[rank :: size - 1]
+
+
+def calibrated(level: str, rank: int, size: int, shares: str = "dealt", most: int = 24) -> dict[str, Any]:
+    """Return all that calibration leaves behind."""
+    prepared = fxq.prepare(net(), batches()[0][:2], fxq.recipe("tensorrt").with_accuracy(level))
+    data = fxq.Data(own(batches(), rank, size, shares), max_samples=most, held_out=0.25, progress=False)
+    report = fxq.calibrate(prepared, data)
+    quantizers = {path: one for path, one in prepared.named_modules() if isinstance(one, fxq.TensorQuantizer)}
+    found: dict[str, Any] = {f"tensor {name}": value.detach() for name, value in prepared.state_dict().items()}
+    for path, one in quantizers.items():
+        if one.calibrator is not None:
+            found |= {f"seen {path} {name}": value for name, value in one.calibrator.state().items()}
+    state = find_state(prepared)
+    assert state is not None
+    assert state.compared is not None
+    found |= {f"compared {index}": one.args[0] for index, one in enumerate(state.compared.inputs)}
+    found["steps"] = [(step.name, step.sqnr_before_db, step.sqnr_after_db, step.kept) for step in report.steps]
+    found["report"] = (report.notes, report.batches, report.samples, report.crowded_ranges, report.empty_ranges)
+    fxq.fit_ranges(prepared, "percentile", percentile=99.0)
+    found |= {f"refitted {path}": one.amax for path, one in quantizers.items()}
+    return found
+
+
+def sensitive(rank: int, size: int) -> dict[str, Any]:
+    found = fxq.sensitivity(net(), own(batches(), rank, size), progress=False)
+    return {"sensitivity": [(one.paths, one.value) for one in found], "samples": found.samples}
+
+
+def trained(rank: int, size: int) -> dict[str, Any]:
+    """Train under DDP with a learned range, each rank on its own images."""
+    learned = fxq.QConfig(activation=fxq.QuantDescriptor(learn_amax=True))
+    recipe = fxq.recipe("tensorrt").with_rules(("fc", learned))
+    prepared = fxq.prepare(net(), batches()[0][:2], recipe, qat=True)
+    fxq.calibrate(prepared, own(batches(), rank, size), progress=False)
+    model: Any = nn.parallel.DistributedDataParallel(prepared.train()) if size > 1 else prepared.train()
+    ranges = [value for name, value in prepared.named_parameters() if name.endswith("_amax")]
+    weights = [value for name, value in prepared.named_parameters() if not name.endswith("_amax")]
+    # The gradient of a range is small by LSQ's scaling, and would be rounded away.
+    optimizer = torch.optim.SGD([{"params": weights, "lr": 0.05}, {"params": ranges, "lr": 1e4}])
+    before = {name: value.detach().clone() for name, value in prepared.state_dict().items()}
+    for images in batches()[:6]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[rank::size]), torch.arange(len(images[rank::size])) % 4).backward()
+        optimizer.step()
+    after = {f"trained {name}": value.detach() for name, value in prepared.state_dict().items()}
+    moved = sorted(name for name, value in before.items() if not torch.equal(value, after[f"trained {name}"]))
+    return {**after, "moved": moved}
+
+
+def error_of(call: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        call()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": ""}
+
+
+def failing(rank: int, size: int) -> dict[str, Any]:
+    """One rank's loader fails in the middle."""
+    prepared = fxq.prepare(net(), batches()[0][:2])
+
+    def load() -> Any:
+        yield from own(batches(), rank, size)[:1]
+        if rank == size - 1:
+            raise OSError("the disk is gone")
+
+    found = error_of(lambda: fxq.calibrate(prepared, load(), progress=False))
+    return {
+        **found,
+        "has_range": any(one.has_range for one in prepared.modules() if isinstance(one, fxq.TensorQuantizer)),
+    }
+
+
+def without_data(rank: int, size: int) -> dict[str, Any]:
+    return error_of(lambda: fxq.calibrate(fxq.prepare(net(), batches()[0]), [], progress=False))
+
+
+def of_other_weights(rank: int, size: int) -> dict[str, Any]:
+    model = net()
+    with torch.no_grad():
+        model.get_parameter("fc.weight").add_(rank)
+    return error_of(lambda: fxq.calibrate(fxq.prepare(model, batches()[0]), batches(), progress=False))
+
+
+def in_order(rank: int, size: int) -> dict[str, Any]:
+    recipe = fxq.recipe("tensorrt").replace(calibrator="moving_average")
+    return error_of(lambda: fxq.calibrate(fxq.prepare(net(), batches()[0], recipe), batches(), progress=False))
+
+
+def alone(rank: int, size: int) -> dict[str, Any]:
+    """Only one rank calls fxq, and says so."""
+    if rank:
+        return {}
+    prepared = fxq.prepare(net(), batches()[0])
+    fxq.calibrate(prepared, fxq.Data(batches(), share=False, progress=False))
+    return {"amax": prepared.get_submodule("fc_input_quantizer").amax}
+
+
+def searching(rank: int, size: int) -> dict[str, Any]:
+    return error_of(lambda: fxq.auto_quantize(net(), batches(), lambda model: 1.0, progress=False))
+
+
+def elsewhere(rank: int, size: int) -> dict[str, Any]:
+    """The ranks are in different calls."""
+    prepared = fxq.prepare(net(), batches()[0])
+    if rank:
+        return error_of(lambda: fxq.calibrate(prepared, batches(), progress=False))
+    fxq.calibrate(prepared, fxq.Data(batches(), share=False, progress=False))
+    return error_of(lambda: fxq.sensitivity(prepared, batches(), progress=False))
+
+
+def dying(rank: int, size: int) -> dict[str, Any]:
+    """The last rank is gone before it has told what it saw."""
+    if rank == size - 1:
+        os._exit(1)
+    return error_of(lambda: fxq.calibrate(fxq.prepare(net(), batches()[0]), batches(), progress=False))
+
+
+WORK: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "plain": lambda rank, size: calibrated("plain", rank, size),
+    "empty": lambda rank, size: calibrated("plain", rank, size, "without"),
+    "best": lambda rank, size: calibrated("best", rank, size),
+    "best_empty": lambda rank, size: calibrated("best", rank, size, "without", most=64),
+    "sensitivity": sensitive,
+    "trained": trained,
+    "failing": failing,
+    "without_data": without_data,
+    "of_other_weights": of_other_weights,
+    "in_order": in_order,
+    "alone": alone,
+    "searching": searching,
+    "elsewhere": elsewhere,
+    "dying": dying,
+}
+
+
+def join(folder: Path, rank: int, size: int, what: str) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    found = {}
+    for name in what.split(","):
+        found[name] = WORK[name](rank, size)
+        torch.save(found, folder / f"{rank}.pt")  # each time: one of them may die
+
+
+def main(groups: list[tuple[Path, int, str]]) -> None:
+    """Run all groups at once, each rank in a fork of this process, which has imported and traced once for all."""
+    torch.set_num_threads(1)
+    calibrated("best", 0, 1)
+    children = []
+    for folder, size, what in groups:
+        for rank in range(size):
+            child = os.fork()
+            if not child:
+                join(folder, rank, size, what)
+                os._exit(0)
+            children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    main([(Path(arguments[at]), int(arguments[at + 1]), arguments[at + 2]) for at in range(0, len(arguments), 3)])
