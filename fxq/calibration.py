@@ -68,8 +68,8 @@ def calibrate(
 
     Where torch.distributed runs several processes (torchrun), all of them call this, each with its share of the
     batches: what they saw is merged by one collective, and each ends with the model that one process would have that
-    read all batches, the first of each rank, then the second, and so on. With passes that improve, two more collectives
-    exchange the samples that are kept, and every process runs the passes. ``fxq.Data(..., share=False)``: this process
+    read all batches, the first of each rank, then the second, and so on. With passes that improve, the samples that are
+    kept are exchanged too, and every process runs the passes. ``fxq.Data(..., share=False)``: this process
     alone.
 
     Returns:

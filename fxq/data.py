@@ -5,18 +5,18 @@ again, at most ``max_samples`` are kept, as copies on the model's device; a shar
 to judge passes by, and no pass sees those. Samples are what dimension 0 of a batch counts.
 """
 
-import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxq.batches import Forward, Inputs, as_inputs, call, naming_batch
 from fxq.distributed import Team, team_of_now, telling
 from fxq.errors import CalibrationError, InputError
+from fxq.forward_calls import first_call, seen_call
 from fxq.progress import track
 from fxq.samples import Samples
 from fxq.shared_samples import FirstBatches, Share
@@ -165,7 +165,7 @@ class Data:
         seen = False
         for index, batch in enumerate(self._loaded(description)):
             with naming_batch(gm, batch, index):
-                inputs = as_inputs(gm, batch) if self.forward is None else _first_call(gm, batch, self.forward)
+                inputs = as_inputs(gm, batch) if self.forward is None else first_call(gm, batch, self.forward)
             if inputs is None:
                 raise CalibrationError(_NOT_CALLED)
             if inputs.samples != 0:
@@ -235,7 +235,7 @@ class Data:
     def _take(self, gm: GraphModule, batch: Any, runs: bool, samples: Samples) -> None:
         if self.forward is not None and not samples.most:
             samples.seen += 1
-            samples.show(_seen_call(gm, batch, self.forward))
+            samples.show(seen_call(gm, batch, self.forward))
             return
         inputs = self._inputs(gm, batch)
         if self.forward is None:
@@ -247,7 +247,7 @@ class Data:
             self._run(gm, batch, rest)
 
     def _inputs(self, gm: GraphModule, batch: Any) -> Inputs:
-        inputs = as_inputs(gm, batch) if self.forward is None else _first_call(gm, batch, self.forward)
+        inputs = as_inputs(gm, batch) if self.forward is None else first_call(gm, batch, self.forward)
         if inputs is None:
             raise CalibrationError(_NOT_CALLED)
         return inputs
@@ -324,40 +324,3 @@ class Data:
                 f"the loader has a length of {promised} batches and ended after {count}; those {count} were used"
             )
             warnings.warn(self.note, stacklevel=2)
-
-
-def _seen_call(gm: GraphModule, batch: Any, forward: Forward) -> Inputs:
-    """Let the user's function feed a batch; return the arguments with which it called the model first, or none."""
-    found: list[Inputs] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not found:
-            found.append(Inputs(args, kwargs))
-
-    handle = gm.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        forward(gm, batch)
-    finally:
-        handle.remove()
-    return found[0] if found else Inputs((), {})
-
-
-class _StopForward(BaseException):
-    """Ends a user's forward where it calls the model; no Exception, which it might catch."""
-
-
-def _first_call(gm: GraphModule, batch: Any, forward: Forward) -> Inputs | None:
-    """Return the arguments of the first call of the model by ``forward``, which is stopped there."""
-    found: list[Inputs] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(Inputs(args, kwargs))
-        raise _StopForward
-
-    handle = gm.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        with contextlib.suppress(_StopForward):
-            forward(gm, batch)
-    finally:
-        handle.remove()
-    return found[0] if found else None

@@ -1,8 +1,9 @@
 """Several processes that calibrate one model together, each on its share of the data, over torch.distributed.
 
 All that they tell each other goes through :meth:`Team.exchange`, one collective of the default process group
-(``all_gather_object``). A process that fails tells the others, which stop as well; where one is gone, the collective
-ends with the group's own timeout or as soon as its connection is closed.
+(``all_gather_object``), or where few have anything to tell through :meth:`Team.hand_out`. A process that fails tells
+the others, which stop as well; where one is gone, the collective ends with the group's own timeout or as soon as its
+connection is closed.
 
 Batches of all processes have one order: the first of each by rank, then the second of each, and so on. It is that of
 one list dealt out in turn, as by ``batches[rank::world_size]``.
@@ -55,6 +56,20 @@ class Team:
         """
         found = self._gather(_Message(what, value))
         self.is_over = self.is_over or is_last
+        self._check(found)
+        return [one.value for one in found]
+
+    def hand_out(self, what: str, owner: int, value: Any) -> Any:
+        """Return what the process of rank ``owner`` gave; arguments and errors of :meth:`exchange`.
+
+        A gathering would reserve as much for each process as the largest has to tell.
+        """
+        message: list[Any] = [_Message(what, value) if self.rank == owner else None]
+        with self._explained(what):
+            distributed.broadcast_object_list(message, src=owner)
+        return message[0].value
+
+    def _check(self, found: list[_Message]) -> None:
         failed = {rank: one.error for rank, one in enumerate(found) if one.error is not None}
         if failed:
             self.is_over = True
@@ -66,7 +81,6 @@ class Team:
             raise CalibrationError(
                 f"the processes are not in the same call; they exchange: {text}. Call fxq in all of them alike"
             )
-        return [one.value for one in found]
 
     def tell(self, error: Exception) -> None:
         """Tell the others, who may be waiting, that this process stops with ``error``."""
@@ -77,16 +91,21 @@ class Team:
 
     def _gather(self, message: _Message) -> list[_Message]:
         found: list[Any] = [None] * self.size
-        try:
+        with self._explained(message.what):
             distributed.all_gather_object(found, message)
+        return found
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # of the backend: each has types of its own
             self.is_over = True
             raise CalibrationError(
-                f"rank {self.rank} waited for the {self.size - 1} others to exchange {message.what}, and not all came: "
+                f"rank {self.rank} waited for the {self.size - 1} others to exchange {what}, and not all came: "
                 "one of them died, or does not call fxq; its own output says why. How long to wait is the timeout of "
                 f"init_process_group. {type(error).__name__}: {str(error).splitlines()[0]}"
             ) from error
-        return found
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class FirstBatches:
     def exchange(self, team: Team, model: nn.Module, samples: Samples) -> list[tuple[Any, Inputs]]:
         """Let ``samples`` keep what is kept of all first batches; return this process's own, without what is held out.
 
-        Two collectives: sizes, then samples.
+        One collective for the sizes, and one from each process that has samples to keep.
         """
         decided = self._new()
         order: list[tuple[int, int]] = []
@@ -91,7 +91,8 @@ class FirstBatches:
             rest = part.keep(inputs, held, learned)
             kept[index] = [*map(_on_cpu, part.learned)], [*map(_on_cpu, part.held_out)]
             rests += [] if rest is None else [(batch, rest)]
-        found = team.exchange("the samples that are kept", kept)
+        owners = sorted({rank for rank, _ in order})
+        found = {rank: team.hand_out("the samples that are kept", rank, kept) for rank in owners}
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
         for rank, index in order:
             learned_of, held_of = found[rank][index]
