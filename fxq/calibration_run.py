@@ -56,9 +56,8 @@ def run_calibrated_passes(
             plain = judge.save(record)
         steps.append(_run(gm, step, settings, record, stage, judge))
     together = _undo_what_chance_kept(plain, steps, record, judge)
-    judged = _notes(passes, stage.data, judge)
-    if stage.data is not None and judge.samples:
-        _take_in_held_out(gm, stage.data)
+    took_in = stage.data is not None and judge.samples > 0 and _take_in_held_out(gm, stage.data, record, judge)
+    judged = _notes(passes, stage.data, judge, took_in)
     data, empty, crowded = stage.data, empty_ranges(measured_quantizers(gm)), crowded_members(gm)
     odd = () if data is None or data.note is None else (data.note,)
     about_ranges = [describe_empty(empty)] * bool(empty) + [describe_crowded(crowded)] * bool(crowded)
@@ -142,9 +141,23 @@ def _undo_what_chance_kept(
     return (f"all undone, since what they gain together may be chance on so few samples: {change}",)
 
 
-def _take_in_held_out(gm: GraphModule, data: Data) -> None:
-    """Let ranges cover the samples held out too, now that nothing is judged by them any more."""
+def _take_in_held_out(gm: GraphModule, data: Data, record: Record, judge: "_Judge") -> bool:
+    """Let ranges cover the samples held out too, now that nothing is judged by them any more; return whether they do.
+
+    What corrects the rounding of the ranges as they were may fare worse with others: then they stay as they were.
+    """
+    before = judge.save(record)
     widen_observed(gm, lambda: data.feed_held_out(gm))
+    if before is None:
+        return True
+    judge.forget()
+    after = judge.look()
+    assert after is not None
+    if after.is_no_worse_than(before.measured):
+        return True
+    before.restore(record)
+    data.held_out_were_fed = False
+    return False
 
 
 def _change(before_db: float | None, after_db: float | None) -> str:
@@ -169,7 +182,7 @@ def _check_finite(gm: GraphModule, step: Pass) -> None:
             raise PassError(f"after pass {step.name!r} the parameter {path!r} holds NaN or infinity")
 
 
-def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge") -> tuple[str, ...]:
+def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge", took_in: bool) -> tuple[str, ...]:
     names = [step.name for step in passes if step.improves]
     if not names or data is None:
         return ()
@@ -180,7 +193,8 @@ def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge") -> tuple[
         return (f"{data.seen} samples are too few to hold any out: {unmeasured}",)
     if judge.look() is None:
         return (f"the model returns no floating-point tensor: {unmeasured}",)
-    return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}; ranges took them in afterwards",)
+    then = "; ranges took them in afterwards" if took_in else ""
+    return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}{then}",)
 
 
 def describe_crowded(ranges: Mapping[str, str]) -> str:

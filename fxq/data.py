@@ -41,6 +41,7 @@ class Data:
             of them read together (see ``fxq.distributed``); False: this process works alone.
 
     Attributes:
+        held_out_were_fed: the samples held out were fed in the end, and ranges cover them too.
         loader_error: what iterating ``batches`` raised, if it did.
         note: what was odd about the batches, None where nothing was.
         team: the processes that read together in this run; None for one.
@@ -74,7 +75,7 @@ class Data:
         self._most_that_fit = MAX_SAMPLES
         self._samples = Samples()
         self._was_read = False
-        self._held_out_were_fed = False
+        self.held_out_were_fed = False
         self._batch_count = 0
         self.loader_error: BaseException | None = None
         self.note: str | None = None
@@ -176,7 +177,7 @@ class Data:
 
     def feed_held_out(self, gm: GraphModule) -> None:
         """Run ``gm`` on the samples held out, without gradients; from now on they are samples like any other."""
-        self._held_out_were_fed = True
+        self.held_out_were_fed = True
         with torch.no_grad():
             for inputs in self._samples.held_out:
                 call(gm, *inputs.args, **inputs.kwargs)
@@ -189,7 +190,7 @@ class Data:
     @property
     def learned_from_compared(self) -> bool:
         """Are the samples to compare on some that the model was calibrated on, since none were held out to the end?"""
-        return self._held_out_were_fed or not self._samples.held_out
+        return self.held_out_were_fed or not self._samples.held_out
 
     @property
     def seen(self) -> int:
