@@ -21,6 +21,7 @@ from fxq.float_reference import ComparedInputs, placed_like
 from fxq.given_model import as_module, own_example_inputs
 from fxq.graph.altered import check_copyable
 from fxq.model_checks import check_model
+from fxq.nn.batchnorm import set_frozen
 from fxq.original import Original, checksum, form_of
 from fxq.preparation import prepare_graph
 from fxq.recipe import Recipe
@@ -93,6 +94,8 @@ def _load(packed: Packed, given: Any, example_inputs: ExampleInputs) -> GraphMod
     check_same_graph(gm, header["graph"])
     put_back(gm, packed.weights, header["ties"], set(header["frozen"]))
     set_quantizers(gm, header["quantizers"], packed.section(CALIBRATOR))
+    for path in header["modes"]["frozen_norms"]:
+        set_frozen(gm.get_submodule(path), True, gm.training)
     gm.train(header["modes"]["training"])
     for path in header["modes"]["others"]:
         gm.get_submodule(path).training = not gm.training

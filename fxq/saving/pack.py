@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxq.errors import FxqError, RecipeError, SavedModelError, StageError
+from fxq.nn.batchnorm import FrozenBatchNorm
 from fxq.recipe import Recipe
 from fxq.record import Record
 from fxq.saving.edits import changes_to_tensors, edits_to_dict
@@ -95,9 +96,10 @@ def _pack(gm: GraphModule, state: State) -> Packed:
 
 
 def modes_of(gm: nn.Module) -> dict[str, Any]:
-    """Return whether the whole is in training mode, and the paths of the modules in the other mode."""
+    """Return whether the whole is in training mode, the paths of the modules in the other mode, and of frozen norms."""
     others = [path for path, module in gm.named_modules() if module.training is not gm.training]
-    return {"training": gm.training, "others": others}
+    norms = [path for path, module in gm.named_modules() if isinstance(module, FrozenBatchNorm)]
+    return {"training": gm.training, "others": others, "frozen_norms": norms}
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -1,6 +1,7 @@
 """What quantizers hold beside their ranges: switches, how they observe, and what they have seen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,10 +11,12 @@ from fxq.nn import TensorQuantizer
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.saving.packed import CALIBRATOR
 
-_SWITCHES = {
+_SWITCHES: Mapping[str, tuple[Callable[[TensorQuantizer], None], Callable[[TensorQuantizer], None]]] = {
     "quant": (TensorQuantizer.enable_quant, TensorQuantizer.disable_quant),
     "clip": (TensorQuantizer.enable_clip, TensorQuantizer.disable_clip),
     "calib": (TensorQuantizer.enable_calib, TensorQuantizer.disable_calib),
+    "track": (TensorQuantizer.enable_tracking, TensorQuantizer.disable_tracking),
+    "frozen": (TensorQuantizer.freeze, partial(TensorQuantizer.freeze, frozen=False)),
     "enabled": (TensorQuantizer.enable, TensorQuantizer.disable),
 }
 
@@ -30,6 +33,8 @@ def quantizers_to_dict(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tens
                 "quant": quantizer.is_quant_enabled,
                 "clip": quantizer.is_clip_enabled,
                 "calib": quantizer.is_calib_enabled,
+                "track": quantizer._if_track,  # frozen or not
+                "frozen": quantizer.is_frozen,
                 "enabled": quantizer.is_enabled,
             },
             "calibrator": None if calibrator is None else _full_name(calibrator),

@@ -117,8 +117,17 @@ def test_training_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
     prepared.train()
     prepared.first.weight.requires_grad_(False)
     prepared.down.eval()
-    trained(prepared, range(3))
+    fxq.freeze_batchnorm(prepared)
+    trained(prepared, range(2))
+    fxq.freeze_batchnorm(prepared, frozen=False)
+    prepared.train()
+    prepared.down.eval()
+    trained(prepared, range(2, 3))
+    fxq.freeze_batchnorm(prepared)
+    prepared.project.weight_quantizer.freeze()
     loaded = saved(prepared, tmp_path, Mobile())
+    assert not loaded.project.weight_quantizer.is_tracking
+    assert loaded.fc.weight_quantizer.is_tracking
     assert any("_amax" in name for name, _ in loaded.named_parameters())
     assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in prepared.named_parameters()]
     trained(prepared, range(3, 6))
