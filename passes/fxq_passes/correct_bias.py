@@ -27,7 +27,7 @@ from fxq.nn import WeightQuantized, computed_tensors
 Rectifier = Callable[[Tensor], Tensor]
 _NEWTON_STEPS = 4  # the mean is nearly linear in the shift: two give three digits
 _LEAST_SHARE = 0.05
-_ENOUGH = 2**16  # values of a channel: a mean of more is no better, since samples differ more than positions
+_ENOUGH = 2**14  # values of a channel: a mean of more is no better, since samples differ more than positions
 
 
 @register_pass("correct_bias")
