@@ -56,7 +56,7 @@ def run_calibrated_passes(
             plain = judge.save(record)
         steps.append(_run(gm, step, settings, record, stage, judge))
     together = _undo_what_chance_kept(plain, steps, record, judge)
-    took_in = stage.data is not None and judge.samples > 0 and _take_in_held_out(gm, stage.data, record, judge)
+    took_in = stage.data is not None and judge.samples > 0 and _take_in_held_out(gm, stage.data, plain, judge)
     judged = _notes(passes, stage.data, judge, took_in)
     data, empty, crowded = stage.data, empty_ranges(measured_quantizers(gm)), crowded_members(gm)
     odd = () if data is None or data.note is None else (data.note,)
@@ -72,7 +72,7 @@ def run_calibrated_passes(
 def describe_few(gm: GraphModule, data: Data) -> str:
     """Return in words that memory is why fewer samples were kept than there are, and what to do."""
     return (
-        f"{data.max_samples} samples were kept, since the largest tensor of the model takes "
+        f"{data.max_samples} samples at most were kept to learn from, since the largest tensor of the model takes "
         f"{largest_sample(gm) / 2**20:.0f} MiB for each: fxq.Data(batches, max_samples=...) keeps more"
     )
 
@@ -141,23 +141,17 @@ def _undo_what_chance_kept(
     return (f"all undone, since what they gain together may be chance on so few samples: {change}",)
 
 
-def _take_in_held_out(gm: GraphModule, data: Data, record: Record, judge: "_Judge") -> bool:
-    """Let ranges cover the samples held out too, now that nothing is judged by them any more; return whether they do.
+def _take_in_held_out(gm: GraphModule, data: Data, plain: "_Saved | None", judge: "_Judge") -> bool:
+    """Let ranges cover the samples held out too where no pass changed anything; return whether they do.
 
-    What corrects the rounding of the ranges as they were may fare worse with others: then they stay as they were.
+    Then there is nothing left to judge by them, and the ranges are those of the plain recipe. What a pass corrected
+    holds for the ranges as they are.
     """
-    before = judge.save(record)
+    now = judge.look()
+    if plain is not None and now is not None and not torch.equal(plain.measured.noise, now.noise):
+        return False
     widen_observed(gm, lambda: data.feed_held_out(gm))
-    if before is None:
-        return True
-    judge.forget()
-    after = judge.look()
-    assert after is not None
-    if after.is_no_worse_than(before.measured):
-        return True
-    before.restore(record)
-    data.held_out_were_fed = False
-    return False
+    return True
 
 
 def _change(before_db: float | None, after_db: float | None) -> str:

@@ -23,6 +23,7 @@ from fxq.shared_samples import FirstBatches, Share
 
 MAX_SAMPLES = 64
 _FEWEST, _MOST_BYTES = 8, 2**29
+_MOST_HELD_OUT = 32
 _NOT_CALLED = "forward= did not call the model that it is given: model(...)"
 
 
@@ -34,7 +35,8 @@ class Data:
             DataLoader. A generator is read once; a second reading gives the samples that were kept of it.
         forward: ``forward(model, batch)`` for batches of any other form; it calls the model it is given.
         max_samples: how many samples to keep, those held out included. ``rw.run_both`` works on all of them at once.
-            None for 64, or as many as take 512 MiB where the model's largest tensor is, at least 8.
+            None for 64, or as many as take 512 MiB where the model's largest tensor is, at least 8; and up to 32 are
+            held out of all that are read, since those are not needed at once.
         held_out: the share of the kept samples to hold out, in [0, 1); with 0 passes are kept unjudged.
         progress: show a bar, if stderr is a terminal.
         share: where torch.distributed runs several processes, the batches are this process's share of the data, and all
@@ -113,7 +115,10 @@ class Data:
         self.team = team_of_now() if self.share else None
         self.progress = self.progress and (self.team is None or self.team.rank == 0)
         share = self.held_out if hold_out else 0.0
-        self._samples = Samples(self.max_samples if keep else 0, share if keep else 0.0, are_whole=are_whole)
+        most_held_out = _MOST_HELD_OUT if self._most_given is None else 0
+        self._samples = Samples(
+            self.max_samples if keep else 0, share if keep else 0.0, most_held_out, are_whole=are_whole
+        )
         self._was_read = False
 
     def feed(self, gm: GraphModule, description: str = "Running the model") -> None:
@@ -209,7 +214,7 @@ class Data:
             return
         kept = self._samples
         # An earlier reading may have failed half-way.
-        self._samples = samples = Samples(kept.most, kept.share, are_whole=kept.are_whole)
+        self._samples = samples = kept.empty()
         count, ended, self.note = 0, True, None
         with torch.no_grad():
             for index, batch in enumerate(self._loaded(description)):
@@ -262,7 +267,7 @@ class Data:
     def _read_shared(self, gm: GraphModule, description: str, runs: bool, team: Team) -> None:
         """Go over this process's share; what is kept, and held out, is as if one process read all the batches."""
         kept = self._samples
-        self._samples = Samples(kept.most, kept.share, are_whole=kept.are_whole)
+        self._samples = kept.empty()
         self._own, self.note = Share(), None
         with telling(team), torch.no_grad():
             batches = enumerate(self._loaded(description))

@@ -20,6 +20,7 @@ class Samples:
     Args:
         most: how many to keep, those held out included; 0 keeps none.
         share: how many of them to hold out.
+        most_held_out: how many at most to hold out, of all that come by; no fewer than the share of ``most``.
         learned: kept to learn from.
         held_out: kept to judge by.
         shown: a few of the first batches, kept in any case, for the quantized model to be compared on.
@@ -29,6 +30,7 @@ class Samples:
 
     most: int = 0
     share: float = 0.0
+    most_held_out: int = 0
     learned: list[Inputs] = field(default_factory=list)
     held_out: list[Inputs] = field(default_factory=list)
     shown: list[Inputs] = field(default_factory=list)
@@ -45,7 +47,15 @@ class Samples:
     @property
     def is_settled(self) -> bool:
         """Is nothing kept any more of what comes, late batches that cannot be taken apart aside?"""
-        return self.is_full and self.seen >= self.most
+        return self.is_full and self.seen >= self.most and self._held_count >= self._most_held
+
+    @property
+    def _most_held(self) -> int:
+        return max(int(self.most * self.share), self.most_held_out if self.share else 0)
+
+    def empty(self) -> "Samples":
+        """Return what keeps samples as these do, and has none yet."""
+        return Samples(self.most, self.share, self.most_held_out, are_whole=self.are_whole)
 
     def decide(self, count: int, is_whole: bool) -> tuple[int, int]:
         """Return how many of the next ``count`` samples, a batch, are held out, and how many kept to learn from."""
@@ -106,7 +116,7 @@ class Samples:
 
     def _due(self, count: int, is_whole: bool) -> int:
         """Return how many of the next ``count`` samples are held out: the share of all, spread over the batches."""
-        share = min(int((self.seen + count) * self.share), int(self.most * self.share))
+        share = min(int((self.seen + count) * self.share), self._most_held)
         due = max(share - self._held_count, 0)
         if is_whole:
             return count if 0 < count <= 2 * due else 0  # rounded to whole batches

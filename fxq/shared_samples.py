@@ -49,9 +49,9 @@ class FirstBatches:
     """
 
     def __init__(self, samples: Samples, are_whole: bool) -> None:
-        self._form = samples.most, samples.share, samples.are_whole
+        self._samples = samples.empty()
         self._are_whole = are_whole
-        self._alone = self._new()  # what would be kept if there were no other process: never less
+        self._alone = self._samples.empty()  # what would be kept if there were no other process: never less
         self._batches: list[tuple[Any, Inputs]] = []
         self.sizes: list[int] = []
 
@@ -73,7 +73,7 @@ class FirstBatches:
 
         One collective for the sizes, and one from each process that has samples to keep.
         """
-        decided = self._new()
+        decided = self._samples.empty()
         order: list[tuple[int, int]] = []
         own: dict[int, tuple[int, int]] = {}
         for rank, index, size in in_turn(team.exchange("the sizes of the first batches", self.sizes)):
@@ -87,7 +87,7 @@ class FirstBatches:
         rests: list[tuple[Any, Inputs]] = []
         for index, (held, learned) in own.items():
             batch, inputs = self._batches[index]
-            part = self._new()
+            part = self._samples.empty()
             rest = part.keep(inputs, held, learned)
             kept[index] = [*map(_on_cpu, part.learned)], [*map(_on_cpu, part.held_out)]
             rests += [] if rest is None else [(batch, rest)]
@@ -99,10 +99,6 @@ class FirstBatches:
             samples.learned += [_moved(one, device) for one in learned_of]
             samples.held_out += [_moved(one, device) for one in held_of]
         return rests
-
-    def _new(self) -> Samples:
-        most, share, are_whole = self._form
-        return Samples(most, share, are_whole=are_whole)
 
 
 def _on_cpu(inputs: Inputs) -> Inputs:

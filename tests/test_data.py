@@ -71,6 +71,17 @@ def test_no_more_than_max_samples_are_kept(prepared: GraphModule) -> None:
     assert data.seen == 24  # all of them were fed
 
 
+def test_more_are_held_out_where_more_are_read(prepared: GraphModule) -> None:
+    """To learn from, 56 are kept as ever."""
+    data = begun(DATA.repeat(8, 1, 1, 1).split(32))
+    data.feed(prepared)
+    assert len(samples(data.kept(prepared))) == 56
+    assert len(samples(data.judging(prepared))) == 24  # an eighth of 192
+    data = begun(DATA.repeat(20, 1, 1, 1).split(32))
+    data.feed(prepared)
+    assert len(samples(data.judging(prepared))) == 32
+
+
 def test_reading_stops_when_enough_are_kept(prepared: GraphModule) -> None:
     taken: list[int] = []
 

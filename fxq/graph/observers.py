@@ -181,7 +181,9 @@ def widen_observed(model: nn.Module, run: Callable[[], None]) -> None:
         # A symmetric range is (-amax, amax).
         now = quantizer.range[-len(old) :]
         bounds = [
-            torch.where(one == 0, other, value * (other / torch.where(one == 0, torch.ones_like(one), one)))
+            torch.where(
+                (one == 0) | (value == one), other, value * (other / torch.where(one == 0, torch.ones_like(one), one))
+            )
             for one, other, value in zip(old, new, now, strict=True)
         ]
         if len(bounds) == 1:

@@ -198,7 +198,9 @@ def join(folder: Path, rank: int, size: int, what: str) -> None:
 def main(groups: list[tuple[Path, int, str]]) -> None:
     """Run all groups at once, each rank in a fork of this process, which has imported and traced once for all."""
     torch.set_num_threads(1)
-    calibrated("plain", 0, 1)  # not "best", which trains: autograd has threads of its own, and those stay behind in a fork
+    calibrated(
+        "plain", 0, 1
+    )  # not "best", which trains: autograd has threads of its own, and those stay behind in a fork
     children = []
     for folder, size, what in groups:
         for rank in range(size):
