@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
@@ -229,6 +230,8 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
+    float_dtype: torch.dtype | None = None,
+    keep_io_types: bool = False,
 ) -> "ExportReport":
     """Write a converted model as a checked QDQ ONNX file; under a temporary name first, so never half a file.
 
@@ -248,6 +251,11 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
             file; sizes of one name are equal. The file is run at other sizes of each.
         input_names, output_names: names in the file, in order, for all inputs or outputs.
         opset: of the file; None for the lowest that holds it.
+        float_dtype: torch.float16 or torch.bfloat16: stored tensors, scales and all that is computed in float, for
+            runtimes that are strongly typed, such as TensorRT. What needs float32 stays (sums of many terms, values
+            beyond the dtype on the samples, small constants), each with its reason in ``report.in_float32``. The file
+            is compared with the float32 one, bfloat16 by emulation. None: the model's.
+        keep_io_types: with ``float_dtype``, inputs and outputs stay float32.
 
     Raises:
         AccuracyError: ``strict``, and the file is too far from the float model.
@@ -255,7 +263,10 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
             dimension that was to stay open.
         InputError: shapes or names do not fit the model or contradict each other.
     """
-    request = FileRequest(dynamic_batch, check, min_sqnr_db, strict, dynamic_shapes, input_names, output_names, opset)
+    request = FileRequest(
+        dynamic_batch, check, min_sqnr_db, strict, dynamic_shapes, input_names, output_names, opset, float_dtype,
+        keep_io_types,
+    )  # fmt: skip
     return write_file(converted, path, example_inputs, request)
 
 

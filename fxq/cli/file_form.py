@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import Dim
 
@@ -22,6 +23,8 @@ class FileForm:
         dynamic: the dimensions that stay open, by input, and no others; none for the batch.
         inputs, outputs: names in the file; None for those of the model.
         opset: None for the lowest that holds it.
+        float_dtype: of all that is not quantized: float32, float16 or bfloat16.
+        keep_io_types: inputs and outputs stay float32.
     """
 
     static_batch: bool = False
@@ -29,6 +32,8 @@ class FileForm:
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
     opset: int | None = None
+    float_dtype: str = "float32"
+    keep_io_types: bool = False
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of ``fxq.export_onnx``."""
@@ -38,6 +43,8 @@ class FileForm:
             "input_names": self.inputs,
             "output_names": self.outputs,
             "opset": self.opset,
+            "float_dtype": getattr(torch, self.float_dtype),
+            "keep_io_types": self.keep_io_types,
         }
 
     def dynamic_shapes(self) -> Mapping[str, Any] | None:

@@ -98,6 +98,8 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     input_names: options.InputNames = None,
     output_names: options.OutputNames = None,
     opset: options.Opset = None,
+    float_dtype: options.FloatDtype = "float32",
+    keep_io_types: options.KeepIoTypes = False,
     explain: options.Explain = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -120,13 +122,14 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     data = None if calib_data is None else DataSource(calib_data, batch_size, num_samples, images, skip_bad_images)
     if data is not None and data.is_arrays:
         refuse_image_options(context, data.path)
+    form = FileForm(static_batch, tuple(dynamic or ()), input_names, output_names, opset, float_dtype, keep_io_types)  # type: ignore[arg-type]  # parsed
     job = QuantizeJob(
         model=ModelSource(model, weights, num_classes, random_weights),
         data=data,
         example=ExampleSource(tuple(input_shape or ()), images),  # type: ignore[arg-type]  # parsed by options.InputShape
         recipe=choice,
         out=out,
-        form=FileForm(static_batch, tuple(dynamic or ()), input_names, output_names, opset),  # type: ignore[arg-type]  # parsed
+        form=form,
         verify=verify,
         explain=explain,
         min_sqnr_db=min_sqnr_db,

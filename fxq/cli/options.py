@@ -27,6 +27,12 @@ def _untraceable(text: str) -> str:
     return text
 
 
+def _float_dtype(text: str) -> str:
+    if text not in ("float32", "float16", "bfloat16"):
+        raise typer.BadParameter(f"it is float32, float16 or bfloat16, got {text!r}")
+    return text
+
+
 def _input_spec(text: str) -> InputSpec:
     try:
         return parse_input_spec(text)
@@ -226,6 +232,24 @@ Dynamic = Annotated[
         "3=width (equal where the name is) and bounds ids:0,1=words:1-512. Repeat for each input. The file is run at "
         "other sizes. Dimension 0 counts samples.",
         show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+FloatDtype = Annotated[
+    str,
+    typer.Option(
+        parser=_float_dtype,
+        metavar="DTYPE",
+        help="[bold]float32[/], [bold]float16[/] or [bold]bfloat16[/]: the dtype of all that is not quantized, which "
+        "TensorRT runs as the file says. What needs float32 stays, with its reason.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+KeepIoTypes = Annotated[
+    bool,
+    typer.Option(
+        "--keep-io-types",
+        help="With --float-dtype, leave inputs and outputs in float32.",
         rich_help_panel=_OUTPUT,
     ),
 ]

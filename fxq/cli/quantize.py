@@ -197,6 +197,10 @@ def _summary(report: "ExportReport", recipe: str, explanation: Explanation, inpu
             table.add_row("", Text(literal(note), "dim"))
     table.add_row("recipe", Text(literal(recipe)))
     table.add_row("file", f"{report.size_bytes / 1e6:.2f} MB, opset {report.opset}, {batch} batch")
+    if report.float_dtype:
+        table.add_row("float side", f"{report.float_dtype}, {len(report.in_float32)} nodes in float32")
+        for name, reason in report.in_float32.items():
+            table.add_row("", Text(literal(f"{name}: {reason}"), "dim"))
     for name, shape in report.shapes.items():
         if any(isinstance(size, str) and size != "batch" for size in shape):
             table.add_row("open", Text(literal(f"{name}: {', '.join(map(str, shape))}")))

@@ -1,5 +1,6 @@
 """Lowered graph -> QDQ ONNX file: capture, clean, name, write, check, and only then put in place."""
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,8 +27,9 @@ from fxq.export.options import ExportOptions, ExportReport, OtherSizes
 from fxq.export.other_sizes import adaptive_pools, check_like_original, run_others, without_decisive, without_fixed
 from fxq.export.parity import Reference, check_parity, dtype_hint, is_optimized_right
 from fxq.export.qdq_rules import check_qdq, count_ops
+from fxq.export.sixteen_bits import change_float_side, check_float_dtype
 from fxq.export.stored_weights import make_weight_only_fast
-from fxq.export.translate import required_opset
+from fxq.export.translate import needed_by_dtype, required_opset
 from fxq.float_reference import ORIGINAL
 from fxq.graph.arguments import size_conditions
 from fxq.graph.kinds import produces_values
@@ -63,6 +65,7 @@ def export_onnx(
     output = OutputFile(path)
     inputs = _as_tuple(example_inputs)
     _check_is_graph(converted)
+    is_changed = check_float_dtype(converted, options.float_dtype)
     _check_outputs(converted)
     _check_recurrent(converted)
     reference = Reference.run(converted, inputs)
@@ -79,7 +82,10 @@ def export_onnx(
         # Under the name that the file will have: it stores the name of its weights.
         staged = folder / output.real.name
         _save(model, staged, options.external_data_threshold)
-        parity = _check(staged, reference, options, captured) if options.check else {}
+        found = _check(staged, reference, options, captured) if options.check else {}
+        if is_changed:
+            save = functools.partial(_save, external_data_threshold=options.external_data_threshold)
+            found.update(change_float_side(model, save, staged, reference, options, captured.shapes))
         quality = _quality(staged, model, reference, options, captured.shapes) if options.check else None
         files = output.place(staged)
     quantize_nodes, dequantize_nodes, dynamic_nodes = count_ops(model)
@@ -95,7 +101,7 @@ def export_onnx(
         shapes={str(value.name): _shape(value) for value in model.graph.inputs},
         external_data=files[1] if len(files) > 1 else None,
         quality=quality,
-        **parity,
+        **found,
     )
 
 
@@ -169,8 +175,9 @@ def _build(reference: Reference, options: ExportOptions, shapes: OpenShapes) -> 
 
 def _opset(gm: fx.GraphModule, options: ExportOptions) -> int:
     """Return the opset to write, the lowest that holds the graph where none is asked for."""
+    of_dtype = needed_by_dtype(options.float_dtype)
     least, needed_by = max(
-        required_opset(gm), (options.rules.minimum_opset, "the target's files"), key=lambda need: need[0]
+        required_opset(gm), (options.rules.minimum_opset, "the target's files"), of_dtype, key=lambda need: need[0]
     )
     if options.opset is None:
         return least

@@ -1,6 +1,7 @@
 """How good the file is: what ONNX Runtime makes of it, as its users run it, against the float model."""
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fxq.compare.outputs import Named
 from fxq.compare.quality import Quality, measure
 from fxq.export.open_shapes import OpenShapes
-from fxq.export.parity import is_optimized_right, run_onnxruntime, threads_for
+from fxq.export.parity import is_optimized_right, run_onnxruntime
 from fxq.float_reference import FloatReference
 
 # With a static batch each run loads the file.
@@ -40,28 +41,14 @@ def measure_file(
     Returns:
         None where the samples do not fit the sizes that the file declares.
     """
-    wanted = _leaves(examples)
     expected: list[Named] = []
     found: list[Named] = []
     samples = 0
-    batch = 0 if shapes.is_batch_open(examples) else next((len(leaf) for leaf in wanted if leaf.dim()), 0)
-    forms = _forms(wanted, shapes)
-    for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
-        count = inputs.samples or 0
-        leaves = _leaves(tuple(inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs).arguments.values()))
-        is_alike = len(leaves) == len(wanted) and _forms(leaves, shapes) == forms
-        if not is_alike or (batch and count != batch and not _is_batched([*leaves, *_values(outputs)], count)):
-            continue
-        size = batch or count or 1
-        for start in range(0, (count or 1) - size + 1, size):
-            if len(found) == _MOST_RUNS:
-                break
-            whole = size == (count or 1)
-            part = [leaf if whole else leaf[start : start + size] for leaf in leaves]
-            arrays = run_onnxruntime(path, part, is_optimized_right(model), threads_for(model))
-            expected.append([(name, value if whole else value[start : start + size]) for name, value in outputs])
-            found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
-            samples += size
+    for part, outputs, size in fitting_parts(gm, examples, reference, shapes):
+        arrays = run_onnxruntime(path, model, part, is_optimized_right(model))
+        expected.append(outputs)
+        found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
+        samples += size
     is_comparable = all(
         want.shape == have.shape
         for wants, haves in zip(expected, found, strict=True)
@@ -72,6 +59,30 @@ def measure_file(
         if found and is_comparable
         else None
     )
+
+
+def fitting_parts(
+    gm: fx.GraphModule, examples: tuple[Any, ...], reference: FloatReference, shapes: OpenShapes
+) -> Iterator[tuple[list[Tensor], Named, int]]:
+    """Yield inputs that fit a file, what the float model makes of them, and how many samples they are; a few runs."""
+    wanted = _leaves(examples)
+    runs = 0
+    batch = 0 if shapes.is_batch_open(examples) else next((len(leaf) for leaf in wanted if leaf.dim()), 0)
+    forms = _forms(wanted, shapes)
+    for inputs, outputs in zip(reference.inputs, reference.outputs, strict=True):
+        count = inputs.samples or 0
+        leaves = _leaves(tuple(inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs).arguments.values()))
+        is_alike = len(leaves) == len(wanted) and _forms(leaves, shapes) == forms
+        if not is_alike or (batch and count != batch and not _is_batched([*leaves, *_values(outputs)], count)):
+            continue
+        size = batch or count or 1
+        for start in range(0, (count or 1) - size + 1, size):
+            if runs == _MOST_RUNS:
+                return
+            whole = size == (count or 1)
+            part = [leaf if whole else leaf[start : start + size] for leaf in leaves]
+            yield part, [(name, value if whole else value[start : start + size]) for name, value in outputs], size
+            runs += 1
 
 
 def _forms(leaves: list[Tensor], shapes: OpenShapes) -> list[tuple[Any, ...]]:

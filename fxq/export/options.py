@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB, OutputParity
 from fxq.compare.quality import Quality
 from fxq.coverage import Coverage
@@ -36,6 +38,8 @@ class ExportOptions:
             of it.
         decisions: what the model's Python decided by sizes while it was traced.
         judge: called with the file's quality before the file takes its place; it may raise.
+        float_dtype: of all that is not quantized; None for the model's.
+        keep_io_types: with ``float_dtype``, inputs and outputs stay float32.
         external_data_threshold: weights of more bytes than this go to ``<file>.data``; protobuf ends at 2 GB.
     """
 
@@ -52,6 +56,8 @@ class ExportOptions:
     original: Original | None = None
     decisions: SizeDecisions | None = None
     judge: Callable[[Quality], None] | None = None
+    float_dtype: torch.dtype | None = None
+    keep_io_types: bool = False
 
     def open_shapes(self, parameters: Sequence[str], inputs: tuple[Any, ...]) -> OpenShapes:
         """Return which dimensions of ``inputs`` stay open; raises as ``fxq.export.dynamic_shapes.open_shapes``."""
@@ -85,6 +91,10 @@ class ExportReport:
         quality: of the file in ONNX Runtime, optimized, against the float model; None where nothing was kept to compare
             on, or it does not fit the file's sizes.
         coverage: which layers compute with integers.
+        float_dtype: of the file's float side, where it was to be another than the model's; ``optimized_parity`` is then
+            empty, and ``other_sizes`` are of the file before.
+        in_float32: why a node stays in float32 then, by its name.
+        float32_quality: ``quality`` of the file before.
         islands: what was written for each island, by its path in the model; ``path`` is then their folder.
         whole: with islands, the file of the whole, where there is one.
         notes: with islands, why there is none.
@@ -108,6 +118,9 @@ class ExportReport:
     islands: "Mapping[str, ExportReport]" = field(default_factory=dict)
     whole: "ExportReport | None" = None
     notes: tuple[str, ...] = ()
+    float_dtype: str = ""
+    in_float32: Mapping[str, str] = field(default_factory=dict)
+    float32_quality: Quality | None = None
 
     @property
     def other_batch_parity(self) -> tuple[OutputParity, ...]:
@@ -124,6 +137,9 @@ class ExportReport:
             f"{self.quantize_nodes} QuantizeLinear, {self.dequantize_nodes} DequantizeLinear"
             + (f", {self.dynamic_nodes} quantized on the fly" if self.dynamic_nodes else "")
         ]
+        if self.float_dtype:
+            lines.append(f"  float side in {self.float_dtype}, but for {len(self.in_float32)} nodes in float32")
+            lines += [f"    {name}: {reason}" for name, reason in self.in_float32.items()]
         opened = [name for name, shape in self.shapes.items() if any(isinstance(size, str) for size in shape)]
         lines += [f"  {name}: {', '.join(map(str, self.shapes[name]))}" for name in opened]
         if self.conditions:

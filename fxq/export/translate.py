@@ -22,7 +22,7 @@ SIXTEEN_BIT_OPSET = 21
 # Conv and the pools take bfloat16 from here on.
 BFLOAT_OPSET = 22
 
-_OPSETS = {
+_OPSETS: dict[torch.dtype | None, int] = {
     torch.float16: HALF_SCALE_OPSET,
     torch.float8_e4m3fn: HALF_SCALE_OPSET,
     torch.int16: SIXTEEN_BIT_OPSET,
@@ -37,6 +37,11 @@ def required_opset(gm: fx.GraphModule) -> tuple[int, str]:
     Islands in the graph count too.
     """
     return max((_required_opset(part) for _, part in graphs_in(gm)), key=lambda need: need[0])
+
+
+def needed_by_dtype(dtype: torch.dtype | None) -> tuple[int, str]:
+    """Return the lowest opset for a float side of ``dtype``, and what needs it."""
+    return _OPSETS.get(dtype, BASE_OPSET), f"a float side of {str(dtype).removeprefix('torch.')}"
 
 
 def _required_opset(gm: fx.GraphModule) -> tuple[int, str]:

@@ -58,6 +58,7 @@ TENSORRT = Target(
         affine_activations=False,
         affine_weights=False,
         quantized_outputs_allowed=False,
+        scales_behind_convolutions=True,
         activation_dtypes=("int8", "float8e4m3fn"),
         weight_dtypes=("int4", "int8", "float8e4m3fn"),
         integer_bias=False,
