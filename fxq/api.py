@@ -69,7 +69,8 @@ def prepare(  # noqa: PLR0913 - what a model is made of, and how
         example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs, or (args, kwargs). Needed only
             where the model's Python tests shapes, for ``verify``, and for passes that ask for shapes; remembered for
             ``export_onnx``.
-        recipe: "tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only", a .toml file, or a Recipe.
+        recipe: "tensorrt", "onnxruntime", "openvino", "dynamic", "weight_only", "weight_only_int4", "tensorrt-fp8",
+            "tensorrt-int4", a .toml file, or a Recipe.
         qat: the result will be trained: dropout and all else that the model does in training stays and follows train()
             and eval(), or is named in a warning.
         verify: run the graph on the example inputs before and after each pass, here and in ``convert``, and name the

@@ -271,6 +271,9 @@ def _runs_before(found: Pass, new: Pass) -> bool:
 
 
 _INT4_IN_BLOCKS = QConfig(weight=QuantDescriptor(num_bits=4, axis=0, block_size=32))
+# TensorRT's int4 has blocks of 64 or 128, and only matrix products read it.
+_INT4_FOR_TENSORRT = QConfig(weight=QuantDescriptor(num_bits=4, axis=0, block_size=64))
+_E4M3 = QuantDescriptor(num_bits=(4, 3))
 
 # Built where all that a recipe checks itself with is defined.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -281,6 +284,16 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "weight_only_int4",
             "weight_only",
             rules=(Rule(nn.Linear, _INT4_IN_BLOCKS), Rule(nn.MultiheadAttention, _INT4_IN_BLOCKS)),
+        ),
+        "tensorrt-fp8": Recipe("tensorrt-fp8", "tensorrt", QConfig(_E4M3, _E4M3.replace(axis=0))),
+        "tensorrt-int4": Recipe(
+            "tensorrt-int4",
+            "weight_only",
+            rules=(
+                Rule("*", None),
+                Rule(nn.Linear, _INT4_FOR_TENSORRT),
+                Rule(nn.MultiheadAttention, _INT4_FOR_TENSORRT),
+            ),
         ),
     }
 )

@@ -130,7 +130,8 @@ Recipe = Annotated[
     str,
     typer.Option(
         help="[bold]tensorrt[/], [bold]onnxruntime[/], [bold]openvino[/]; without data [bold]dynamic[/], "
-        "[bold]weight_only[/], [bold]weight_only_int4[/]; the name of another target (see fxq targets); or a .toml "
+        "[bold]weight_only[/], [bold]weight_only_int4[/]; [bold]tensorrt-fp8[/], [bold]tensorrt-int4[/]; "
+        "the name of another target (see fxq targets); or a .toml "
         "file (see fxq recipe).",
         metavar="NAME",
         rich_help_panel=_RECIPE,

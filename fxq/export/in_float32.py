@@ -19,7 +19,7 @@ _TORCH_DTYPES = MappingProxyType({number: dtype for dtype, number in DTYPES.item
 # With half the mantissa a sum of n terms is off by up to n units in the last place; LayerNormalization is not here,
 # for ONNX has its statistics in float32 by itself (stash_type).
 _SUMS = frozenset({
-    "CumSum", "GroupNormalization", "InstanceNormalization", "LogSoftmax", "LpNormalization",
+    "CumSum", "GlobalAveragePool", "GroupNormalization", "InstanceNormalization", "LogSoftmax", "LpNormalization",
     "MeanVarianceNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
     "ReduceSum", "ReduceSumSquare", "Softmax",
 })  # fmt: skip
@@ -158,8 +158,8 @@ def is_scale(value: ir.Value) -> bool:
     )
 
 
-def array_of(value: ir.Value) -> np.ndarray:
+def array_of(value: ir.Value | None) -> np.ndarray:
     """Return the content of a stored tensor."""
-    if value.const_value is None:
+    if value is None or value.const_value is None:
         raise ExportError(f"a stored tensor has no value: {value}")
     return np.asarray(value.const_value.numpy())

@@ -77,7 +77,7 @@ def change_float_side(
     before = None
     if options.check and options.float_reference is not None:
         before = measure_file(path, model, reference.gm, reference.inputs, options.float_reference, shapes)
-    if options.rules.scales_behind_convolutions:
+    if options.rules.channel_scales_behind:
         move_channel_scales(model)
     largest = {}
     if options.check:

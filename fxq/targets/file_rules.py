@@ -14,8 +14,8 @@ class FileRules:
         quantized_outputs_allowed: a graph output may come from a quantizer.
         fast_weight_only: write the weight of an operator that computes in float as ONNX Runtime runs it fastest, not
             as DequantizeLinear of the tensor as PyTorch stores it; see stored_weights.py.
-        scales_behind_convolutions: with a float side of 16 bits, write the scales of a convolution's channels as a
-            BatchNormalization behind it; see channel_scales.py.
+        channel_scales_behind: with a float side of 16 bits, write the scales of output channels behind convolutions and
+            matrix products; see channel_scales.py.
         activation_dtypes: code dtypes of QuantizeLinear, as ONNX writes them in lower case.
         slow_activation_dtypes: those among them around which operations stay in float.
         weight_dtypes: code dtypes of stored tensors.
@@ -33,7 +33,7 @@ class FileRules:
     affine_weights: bool = True
     quantized_outputs_allowed: bool = True
     fast_weight_only: bool = False
-    scales_behind_convolutions: bool = False
+    channel_scales_behind: bool = False
     activation_dtypes: tuple[str, ...] = ("int8", "uint8", "int16", "uint16", "float8e4m3fn")
     slow_activation_dtypes: tuple[str, ...] = ()
     weight_dtypes: tuple[str, ...] = ("int4", "int8", "uint8", "int16", "uint16", "float8e4m3fn")

@@ -34,6 +34,16 @@ def test_dimensions_stay_open_under_names_and_the_summary_says_with_what_it_ran(
     assert "run with batch 2; height 13; width 13; batch 2, height 24, width 24" in said
 
 
+def test_the_float_side_is_in_the_dtype_asked_for(fxq: Fxq, tmp_path: Path) -> None:
+    result = fxq(*SMALL, "--float-dtype", "float16", "--keep-io-types")
+    assert result.exit_code == 0, result.output
+    assert "float16" in result.output
+    graph = onnx.load(tmp_path / "small.onnx").graph
+    assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in graph.initializer}
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert "float32, float16 or bfloat16" in fxq(*SMALL, "--float-dtype", "half").output
+
+
 def test_names_and_opset_are_those_asked_for(fxq: Fxq, tmp_path: Path) -> None:
     result = fxq(*SMALL, "--input-names", "image", "--output-names", "scores", "--opset", 20)
     assert result.exit_code == 0, result.output

@@ -152,6 +152,20 @@ def test_scales_behind_a_convolution_are_those_in_front(small: torch.fx.GraphMod
     np.testing.assert_allclose(runtime.run(moved, x)[0], runtime.run(path, x)[0], atol=2e-3)  # of probabilities: a code
 
 
+def test_scales_behind_a_matrix_product_are_those_in_front(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    converted = quantized(nn.Linear(8, 4), x)
+    path = fxq.export_onnx(converted, tmp_path / "m.onnx").path
+    model = ir.load(path)
+    move_channel_scales(model)
+    moved = tmp_path / "moved.onnx"
+    ir.save(model, moved)
+    assert [node.op_type for node in model.graph][-3:] == ["MatMul", "Mul", "Add"]
+    runtime = get_runtime("onnxruntime", optimize=False)
+    np.testing.assert_allclose(runtime.run(moved, x)[0], runtime.run(path, x)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, "float16", torch.int8], ids=str)
 def test_another_dtype_is_refused(small: torch.fx.GraphModule, tmp_path: Path, dtype: object) -> None:
     with pytest.raises(InputError, match="float_dtype must be"):
