@@ -20,13 +20,13 @@ from fxq.graph import (
 )
 from fxq.nn import InputQuantized, ManyQuantized, Quantized
 from fxq_passes.folding.computed_weights import weight_expressions
+from fxq_passes.planning.infinities import infinite_values, masking_adds
 from fxq_passes.planning.layers import LayerOptions, LayerPlanner
 from fxq_passes.planning.plan_questions import (
     ELEMENTWISE,
     activation_descriptor,
     check_placed_by_hand,
     comes_from_conv,
-    feeds_softmax,
     is_quantized_by_hand,
     is_read_in_integers,
     is_read_quantized,
@@ -64,7 +64,9 @@ class PlanOps(Pass):
         layers = LayerPlanner(rw, LayerOptions(self.min_channels, self.depthwise))
         for node in rw.nodes(lambda node: node.op == "call_module"):
             check_placed_by_hand(rw, node)
-        in_float = kept_in_float(rw)
+        in_float = kept_in_float(rw) | masking_adds(rw)
+        for value, why in infinite_values(rw).items():
+            in_float |= dict.fromkeys(value.users, why)
         for expression in weight_expressions(rw):
             in_float |= dict.fromkeys(expression.nodes, "computes a weight")
         for node in rw.nodes(lambda node: kind(node) not in _SILENT):
@@ -124,8 +126,6 @@ def _why_not(rw: Rewriter, node: Node) -> str | None:
         return "matrix times vector gains nothing in integers"
     if kind(node) == "matmul" and rw.target.is_dynamic and any(_has_fixed_range(rw, edge) for edge in edges):
         return "one operand is quantized by hand, with a range that is not dynamic"
-    if kind(node) == "add" and feeds_softmax(node):
-        return "adds a mask before a softmax, which may hold minus infinity"
     return None
 
 

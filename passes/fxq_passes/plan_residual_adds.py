@@ -6,6 +6,7 @@ Source: TensorRT developer guide, "Q/DQ Placement Recommendations"; NVIDIA's han
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -28,6 +29,7 @@ from fxq.graph import (
     tensor_edges,
 )
 from fxq.nn import Quantized
+from fxq_passes.planning.infinities import infinite_values
 from fxq_passes.planning.plan_questions import activation_descriptor
 
 _CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
@@ -47,8 +49,9 @@ class PlanResidualAdds(Pass):
         """Find the convolution's side of each add; plan the other side."""
         if not rw.target.quantizes_inputs("add", "absorbed_by_conv"):
             return
+        infinite = infinite_values(rw)
         for add in rw.nodes(is_add):
-            reason = _why_not(rw, add)
+            reason = _why_not(rw, add, infinite)
             fused = _fused_side(rw, add) if reason is None else None
             if reason is not None or fused is None:
                 rw.skip(add, reason or "no input comes from a convolution that only this add reads")
@@ -59,14 +62,16 @@ class PlanResidualAdds(Pass):
                 continue
             why = f"residual input of an add that {_convolution_of(fused.producer)} absorbs"
             rw.plan_input(add, residual.position, activation_descriptor(rw, add), why, role="residual")
-            _plan_pool(rw, residual)
+            _plan_pool(rw, residual, infinite)
 
 
-def _why_not(rw: Rewriter, add: Node) -> str | None:
+def _why_not(rw: Rewriter, add: Node, infinite: Mapping[Node, str]) -> str | None:
     """Return why this add is no residual add, None if it may be one."""
     first, second = tensor_edges(add)
     if rw.config(add) is None:
         return f"rule {rw.settings.rule_for(add)} leaves it in float"
+    if first.producer in infinite or second.producer in infinite:
+        return infinite.get(first.producer) or infinite[second.producer]
     if first.producer is second.producer:
         return "both inputs are the same tensor"
     shapes = [shape_of(edge.producer) for edge in (first, second)]
@@ -127,11 +132,13 @@ def _path_length(edge: Edge, other: Edge) -> int:
     return nearest[1] if nearest else len(distances[0])
 
 
-def _plan_pool(rw: Rewriter, residual: Edge) -> None:
+def _plan_pool(rw: Rewriter, residual: Edge, infinite: Mapping[Node, str]) -> None:
     """Plan a max pool that only the residual branch reads: it runs in int8 only with its own quantizer (ResNet v2)."""
     pool = residual.producer
     if kind(pool) != "max_pool" or not has_one_reader(pool) or rw.config(pool) is None:
         return
     source = next(edge for edge in input_edges(pool) if produces_tensor(edge.producer))
-    if not is_quantizer(source.producer):
+    if source.producer in infinite:
+        rw.skip(pool, infinite[source.producer])
+    elif not is_quantizer(source.producer):
         rw.plan_input(pool, source.position, activation_descriptor(rw, pool), "max pool on a residual branch")

@@ -170,12 +170,6 @@ def comes_from_conv(node: Node) -> bool:
     return kind(producer) in ("conv", "conv_transpose")
 
 
-def feeds_softmax(node: Node) -> bool:
-    """Return whether softmax alone reads ``node``."""
-    readers = list(node.users)
-    return bool(readers) and all(kind(reader) == "softmax" for reader in readers)
-
-
 def _where(rw: Rewriter, node: Node) -> str:
     rule = rw.settings.rule_for(node)
     name = str(node.target) if node.op == "call_module" else node.name
