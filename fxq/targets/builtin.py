@@ -48,6 +48,8 @@ TENSORRT = Target(
     ops=(
         OpRule(_LAYERS, inputs=True, weight=True),
         OpRule("matmul", inputs=True),
+        # With quantizers behind the slices (queries, keys, values) the projection itself would run in float.
+        OpRule("linear", output=True, when="sliced_for_integers"),
         OpRule("add", inputs=True, when="absorbed_by_conv"),
         OpRule("cat", inputs=True, when="all_readers_quantized"),
         OpRule("layer_norm", inputs=True, when="after_conv"),

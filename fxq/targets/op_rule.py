@@ -14,9 +14,10 @@ WHEN: Mapping[str, str] = MappingProxyType(
         "all_readers_quantized": "where all that read the output take quantized input",
         "absorbed_by_conv": "the residual input of an add that a convolution takes into its epilogue",
         "read_in_integers": "the output, where something that reads it takes quantized input",
+        "sliced_for_integers": "the output, where all that read it take slices of it, as quantized input",
     }
 )
-OUTPUT_WHEN = frozenset({"read_in_integers"})
+OUTPUT_WHEN = frozenset({"read_in_integers", "sliced_for_integers"})
 SLOTS = ("inputs", "weight", "output")
 
 

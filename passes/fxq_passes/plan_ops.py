@@ -30,6 +30,7 @@ from fxq_passes.planning.plan_questions import (
     is_quantized_by_hand,
     is_read_in_integers,
     is_read_quantized,
+    is_sliced_for_integers,
     is_stored_product,
     kept_in_float,
     output_descriptor,
@@ -81,6 +82,9 @@ class PlanOps(Pass):
             _plan_node(rw, node, in_float.get(node))
         for node in rw.nodes(lambda node: rw.target.quantizes_output(kind(node), "read_in_integers")):
             _plan_read_output(rw, node)
+        for node in rw.nodes(lambda node: rw.target.quantizes_output(kind(node), "sliced_for_integers")):
+            if planned_inputs(node) and is_sliced_for_integers(rw, node):
+                _plan_output(rw, node)
         for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kind(node), "all_readers_quantized"))):
             _plan_surrounded(rw, node)
 

@@ -153,6 +153,23 @@ def is_read_in_integers(rw: Rewriter, node: Node) -> bool:
     )
 
 
+def is_sliced_for_integers(rw: Rewriter, node: Node, is_slice: bool = False) -> bool:
+    """Return whether all that read ``node`` take slices of it, scaled by a number or not, as quantized input."""
+    edges = [edge for edge in output_edges(node) if kind(edge.consumer) not in ("shape", "getattr")]
+    return bool(edges) and all(
+        (is_slice and is_quantized(edge))
+        or (
+            (kind(edge.consumer) in MOVES_DATA or _scales_by_a_number(edge.consumer))
+            and is_sliced_for_integers(rw, edge.consumer, is_slice or kind(edge.consumer) == "slice")
+        )
+        for edge in edges
+    )
+
+
+def _scales_by_a_number(node: Node) -> bool:
+    return kind(node) in ("mul", "div") and len(tensor_edges(node)) == 1
+
+
 def is_read_quantized(node: Node) -> bool:
     """Return whether all that read ``node`` take quantized input, or pass it on to such."""
     edges = [edge for edge in output_edges(node) if edge.consumer.op == "output" or produces_tensor(edge.consumer)]
