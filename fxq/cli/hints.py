@@ -6,6 +6,8 @@ PHRASES = (
     ('",)); it is then left in float', "'; it is then left in float"),
     ('untraceable="float"', "--untraceable float"),
     ('untraceable="islands"', "--untraceable islands"),
+    ('frontend="export"', "--frontend export"),
+    ('leave frontend at "auto"', "leave --frontend at auto"),
     ("recipe.replace(leaf_modules=(...,))", "--leaf NAME"),
     ("recipe.replace(leaf_modules=...)", "--leaf NAME"),
     ("pass example_inputs, so that shapes are known", "give --input-shape, so that shapes are known"),

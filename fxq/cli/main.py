@@ -80,6 +80,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
     untraceable: options.Untraceable = "error",
+    frontend: options.Frontend = "auto",
     verify: options.Verify = False,
     min_sqnr_db: options.MinSqnrDb = None,
     calib_data: options.CalibData = None,
@@ -114,7 +115,8 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     from fxq.cli.recipes import RecipeChoice
 
     images = ImageOptions(image_size, resize, mean, std)  # type: ignore[arg-type]  # parsed by options.Mean
-    choice = RecipeChoice(recipe, calibrator, accuracy, tuple(leave_in_float or ()), tuple(leaf or ()), untraceable)  # type: ignore[arg-type]  # parsed
+    in_float, leaves = tuple(leave_in_float or ()), tuple(leaf or ())
+    choice = RecipeChoice(recipe, calibrator, accuracy, in_float, leaves, untraceable, frontend)  # type: ignore[arg-type]  # parsed
     if calib_data is None and choice.resolve().resolved_target.needs_data:
         raise typer.BadParameter(
             f"the recipe {recipe} needs typical inputs; dynamic and weight_only do not", param_hint="--calib-data"
@@ -146,6 +148,7 @@ def explain(  # noqa: PLR0913 - typer makes an option of each argument
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
     untraceable: options.Untraceable = "error",
+    frontend: options.Frontend = "auto",
     num_classes: options.NumClasses = None,
     input_shape: options.InputShape = None,
     as_json: options.AsJson = False,
@@ -157,7 +160,8 @@ def explain(  # noqa: PLR0913 - typer makes an option of each argument
     from fxq.cli.models import ModelSource
     from fxq.cli.recipes import RecipeChoice
 
-    choice = RecipeChoice(recipe, None, None, tuple(leave_in_float or ()), tuple(leaf or ()), untraceable)  # type: ignore[arg-type]  # parsed
+    in_float, leaves = tuple(leave_in_float or ()), tuple(leaf or ())
+    choice = RecipeChoice(recipe, None, None, in_float, leaves, untraceable, frontend)  # type: ignore[arg-type]  # parsed
     inputs = tuple(input_shape or ())
     run_explain(ModelSource(model, None, num_classes), choice, inputs, as_json)  # type: ignore[arg-type]  # parsed
 

@@ -1,5 +1,6 @@
 """The options of the commands, and examples of their use."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,13 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as {IMAGENET_MEAN}") from error
 
 
-def _untraceable(text: str) -> str:
-    if text not in ("error", "float", "islands"):
-        raise typer.BadParameter(f"it is error, float or islands, got {text!r}")
-    return text
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise typer.BadParameter(f"it is {', '.join(words[:-1])} or {words[-1]}, got {text!r}")
+        return text
+
+    return parse
 
 
 def _float_dtype(text: str) -> str:
@@ -179,11 +183,21 @@ Leaf = Annotated[
 Untraceable = Annotated[
     str,
     typer.Option(
-        parser=_untraceable,
+        parser=_one_of("error", "float", "islands"),
         metavar="WORD",
         help="What becomes of code that cannot be traced: [bold]error[/]; [bold]float[/] keeps the smallest module "
         "around it whole, in float; [bold]islands[/] quantizes the parts that can be traced of a model that "
         "cannot, such as a detector: --out then names a folder, for a file each.",
+        rich_help_panel=_RECIPE,
+    ),
+]
+Frontend = Annotated[
+    str,
+    typer.Option(
+        parser=_one_of("auto", "symbolic", "export"),
+        metavar="WORD",
+        help="What traces the model: [bold]symbolic[/] (torch.fx follows its Python), [bold]export[/] (torch.export "
+        "runs it on the data or an --input-shape), or [bold]auto[/]: export where the other cannot.",
         rich_help_panel=_RECIPE,
     ),
 ]

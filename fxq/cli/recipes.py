@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 from fxq import api
 from fxq.cli.console import print_plain
 from fxq.errors import RecipeError
+from fxq.frontend.choice import Frontend
 from fxq.quant.qconfig import Rule
 from fxq.recipe import RECIPES, Recipe
 from fxq.recipe import recipe as find_recipe
@@ -49,7 +50,7 @@ class RecipeChoice:
         accuracy: a level instead of the passes that the recipe has; None keeps them.
         leave_in_float: globs on module paths.
         leaf: globs on module paths or class names that tracing does not enter.
-        untraceable: as of ``fxq.prepare``.
+        untraceable, frontend: as of ``fxq.prepare``.
     """
 
     name: str
@@ -58,6 +59,7 @@ class RecipeChoice:
     leave_in_float: tuple[str, ...] = ()
     leaf: tuple[str, ...] = ()
     untraceable: Untraceable = "error"
+    frontend: Frontend = "auto"
 
     def resolve(self) -> Recipe:
         """Return the recipe; a RecipeError if there is none, or it makes no sense."""
@@ -70,7 +72,9 @@ class RecipeChoice:
     def prepare(self, model: nn.Module, inputs: tuple[Any, ...] | None, verify: bool = False) -> GraphModule:
         """Return ``fxq.prepare`` of the model; what is wrong about the recipe is said in words of the shell."""
         try:
-            return api.prepare(model, inputs, self.resolve(), verify=verify, untraceable=self.untraceable)
+            return api.prepare(
+                model, inputs, self.resolve(), verify=verify, frontend=self.frontend, untraceable=self.untraceable
+            )
         except RecipeError as error:
             text = str(error)
             for glob in self.leave_in_float:

@@ -283,6 +283,15 @@ def test_islands_are_files_in_a_folder(fxq: Fxq, tmp_path: Path) -> None:
     assert "give --input-shape" in listed.stderr
 
 
+def test_a_front_end_can_be_asked_for(fxq: Fxq) -> None:
+    call = ("explain", "nets_of_a_user:small", "--frontend")
+    traced = fxq(*call, "export", "--input-shape", "1,3,8,8")
+    assert traced.exit_code == 0, traced.output
+    assert "traced by torch.export, as asked for" in traced.stdout
+    assert "--frontend export runs the model: give --input-shape" in fxq(*call, "export").stderr
+    assert "it is auto, symbolic or export, got 'fx'" in fxq(*call, "fx").stderr
+
+
 @pytest.mark.filterwarnings("always:kept whole in float")
 def test_code_that_cannot_be_traced_is_left_whole(fxq: Fxq, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
