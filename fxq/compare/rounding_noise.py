@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import named_leaves
 from fxq.graph.match import is_quantizer
-from fxq.quant import LOWERED_OPS, lowered_kind
+from fxq.quant import DEQUANTIZE, LOWERED_OPS, lowered_kind
 from fxq.quant.ops.requantize import REQUANTIZE
 
 _PRODUCTS = (functional.linear, torch.matmul, operator.matmul)
@@ -29,11 +29,12 @@ class Noise:
 
     Args:
         units: each float result, in units in the last place of its largest value.
-        rounds_activations: to 8 bits, in front of a layer that has a stored integer weight and computes in float.
+        fuses: layers become integer kernels. The bias of one that reads codes and has a stored integer weight becomes
+            int32, in steps of input x weight; what one with such a weight reads in float is rounded to 8 bits.
     """
 
     units: float
-    rounds_activations: bool = False
+    fuses: bool = False
 
 
 # Another order of summation: a float32 convolution is off by about two units.
@@ -41,7 +42,8 @@ REORDERED = Noise(2.0)
 # A bias that becomes int32 moves by up to half of input step x weight step: some thousandths of the output's own step.
 LOWERED = Noise(256.0)
 # ONNX Runtime's fusions make such biases too, and its MatMulNBits rounds what it reads (export/stored_weights.py).
-FUSED = Noise(256.0, rounds_activations=True)
+# Where weights have few codes their steps are large, and so are those of biases: no constant is right for all.
+FUSED = Noise(256.0, fuses=True)
 
 
 def run_with_rounding_noise(
@@ -74,14 +76,22 @@ class _Noisy(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        if self.noise.rounds_activations and _reads_only_weight_in_integers(n):
+        if self.noise.fuses and _reads_only_weight_in_integers(n):
             return (self._shaken(args[0], _HALF_A_STEP), *args[1:]), kwargs
+        if self.noise.fuses and _has_float_bias(n):
+            step = self._step(n.args[0]) * self._step(n.args[1])
+            return (*args[:2], (args[2] / step).round() * step, *args[3:]), kwargs
         if n.target is REQUANTIZE:
             # A runtime multiplies these sums in float32, which holds 24 of the 31 bits of a multiplier.
             share = 2 * torch.finfo(torch.float32).eps
             shaken = [self._shaken(one.double(), share).round().to(one.dtype) for one in args[2]]
             return (*args[:2], shaken, *args[3:]), kwargs
         return args, kwargs
+
+    def _step(self, dequantize: Any) -> Tensor:
+        """Return the scale of a dequantize, shape () or (channels,)."""
+        step: Tensor = self.fetch_attr(str(dequantize.args[1].target))
+        return step
 
     def _moved(self, result: Tensor) -> Tensor:
         if not result.is_floating_point() or not result.numel():
@@ -94,10 +104,23 @@ class _Noisy(fx.Interpreter):
         return value + noise * (value.abs().max() * share)
 
 
+def _has_float_bias(node: fx.Node) -> bool:
+    """Return whether a layer reads codes, stored and not, and adds a stored bias that is no integer yet."""
+    if len(node.args) < 3 or not _is_stored(node.args[2]):
+        return False
+    data, weight = node.args[:2]
+    is_pair = all(isinstance(one, fx.Node) and one.target is DEQUANTIZE for one in (data, weight))
+    return is_pair and _is_stored(weight.args[0])  # type: ignore[union-attr]
+
+
+def _is_stored(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
 def _reads_only_weight_in_integers(node: fx.Node) -> bool:
     if node.target not in _PRODUCTS or len(node.args) < 2:
         return False
     value, weight = node.args[:2]
     assert isinstance(value, fx.Node)
-    is_stored = isinstance(weight, fx.Node) and lowered_kind(weight.target) == "dequantize"
-    return is_stored and lowered_kind(value.target) != "dequantize" and weight.args[0].op == "get_attr"  # type: ignore[union-attr]
+    has_codes = isinstance(weight, fx.Node) and lowered_kind(weight.target) == "dequantize"
+    return has_codes and lowered_kind(value.target) != "dequantize" and _is_stored(weight.args[0])  # type: ignore[union-attr]
