@@ -6,11 +6,29 @@ Scales of QLinear operators are stored numbers: what a kernel computes with them
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from fxq.errors import ExportError
 from fxq.export.dynamic_rules import broken
 
 _INTEGERS = frozenset({
     ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL,
 })  # fmt: skip
+
+_PRODUCTS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger")
+
+
+def is_integer_file(model: ir.Model) -> bool:
+    """Return whether the file multiplies integers, has no pairs of quantizers and passes :func:`check_integer`."""
+    nodes = list(model.graph)
+    behind = [
+        reader.op_type for node in nodes if node.op_type == "QuantizeLinear" for reader, _ in node.outputs[0].uses()
+    ]
+    if not behind or "DequantizeLinear" in behind or not any(node.op_type in _PRODUCTS for node in nodes):
+        return False
+    try:
+        check_integer(model)
+    except ExportError:
+        return False
+    return True
 
 
 def check_integer(model: ir.Model) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fxq.errors import RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError
+from fxq.export.integer_rules import is_integer_file
 from fxq.registry import get_target, target_from_file
 from fxq.runtimes import RUNTIMES, ExecutedOp, get_runtime
 from fxq.runtimes.child import in_child
@@ -17,7 +18,7 @@ from fxq.verification.executed_rules import EXECUTED_RULES
 from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
 from fxq.verification.onnx_file import OnnxFile
 from fxq.verification.report import VerifyReport
-from fxq.verification.rules import FILE_RULES
+from fxq.verification.rules import FILE_RULES, INTEGER_FILE_RULES
 from fxq.verification.shapes import Profile, Shapes, check_all_known, read_profile
 
 # How TensorRT names the node that it does not take.
@@ -53,7 +54,8 @@ def verify(path: str | os.PathLike[str], target: str | Target, shapes: Shapes | 
     profile = read_profile(file.path, file.model, shapes)
     if "profile" in _options(name):
         check_all_known(file.path, file.model, profile, name)
-    findings = [finding for rule in FILE_RULES for finding in rule(case)]
+    rules = INTEGER_FILE_RULES if is_integer_file(file.model) else FILE_RULES
+    findings = [finding for rule in rules for finding in rule(case)]
     executed, more = _execute(case, name, profile)
     findings += more
     ordered = sorted(findings, key=lambda finding: _ORDER.index(finding.severity))

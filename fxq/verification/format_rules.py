@@ -3,7 +3,7 @@
 The rules of quantizers are those that an export is checked by, ``fxq/export/qdq_rules.py``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from fxq.export.qdq_rules import broken_rules, constant_of
@@ -11,6 +11,7 @@ from fxq.verification.case import Case
 from fxq.verification.finding import ERROR, WARNING, Finding
 
 _CONTROL_FLOW = ("If", "Loop", "Scan")
+_OF_PAIRS = frozenset({"pair", "codes-read", "codes-source", "integer-product"})
 
 # For each rule of quantizers what breaking it costs, {target} being the runtime, and what to do.
 _TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -54,7 +55,18 @@ _TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 def quantizers(case: Case) -> Iterator[Finding]:
     """Each quantizer by the rules that an export is checked by."""
+    yield from _broken(case, _TEXTS)
+
+
+def integer_quantizers(case: Case) -> Iterator[Finding]:
+    """Each quantizer of a file that computes with integers: they stand at its ends, and not in pairs."""
+    yield from _broken(case, _TEXTS.keys() - _OF_PAIRS)
+
+
+def _broken(case: Case, rules: Collection[str]) -> Iterator[Finding]:
     for broken in broken_rules(case.file.model, case.target.file):
+        if broken.rule not in rules:
+            continue
         cost, fix = (text.format(target=case.target.name) for text in _TEXTS[broken.rule])
         severity = WARNING if broken.rule == "quantized-output" else ERROR
         yield case.finding(broken.rule, broken.node, severity, fix, what=broken.what, cost=cost)

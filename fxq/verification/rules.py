@@ -1,10 +1,19 @@
-"""The rules that a file is held to, in the order in which they are told. A rule is a function; adding one is a line."""
+"""The rules that a file is held to, in the order in which they are told. A rule is a function; adding one is a line.
+
+Most are about pairs of quantizers, around which runtimes fuse; a file that computes with integers has none.
+"""
 
 from collections.abc import Callable, Iterator
 
 from fxq.verification.case import Case
 from fxq.verification.finding import Finding
-from fxq.verification.format_rules import activation_scales, control_flow, quantizers, refused_operators
+from fxq.verification.format_rules import (
+    activation_scales,
+    control_flow,
+    integer_quantizers,
+    quantizers,
+    refused_operators,
+)
 from fxq.verification.layer_rules import biases, float_layers, half_quantized_layers, layer_outputs, slow_codes
 from fxq.verification.placement_rules import (
     equal_ranges,
@@ -34,3 +43,4 @@ FILE_RULES: tuple[FileRule, ...] = (
     repeated_quantizers,
     float_layers,
 )
+INTEGER_FILE_RULES: tuple[FileRule, ...] = (integer_quantizers, activation_scales, refused_operators, control_flow)
