@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxq.compare.outputs import evaluated
 from fxq.errors import MetricError
+from fxq.graph.snapshot import evaluated
 
 Metric = Callable[[Any], float]
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxq.batches import Inputs
 from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
-from fxq.graph.snapshot import restored_state
+from fxq.graph.snapshot import evaluated, restored_state
 from fxq.graph.stored import stored_input
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.process_lock import PROCESS_LOCK
@@ -97,21 +97,6 @@ def output_steps(gm: GraphModule, outputs: Named) -> list[float]:
 def largest_finite(tensor: Tensor) -> float:
     """Return the largest finite magnitude, 0 where there is none."""
     return float(torch.nan_to_num(tensor.double(), 0.0, 0.0, 0.0).abs().max()) if tensor.numel() else 0.0
-
-
-@contextlib.contextmanager
-def evaluated(gm: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode and give each submodule its own mode back afterwards."""
-    modes = [(module, module.training) for module in gm.modules()]
-    for module, training in modes:  # not by eval(): one of the model's own may do more, that of a program does nothing
-        if training:
-            module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            if module.training != training:
-                module.training = training
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import config as fx_config
 from torch.utils import _pytree as pytree
 
-from fxq.compare.outputs import evaluated
 from fxq.errors import ExportError
 from fxq.export.decompositions import decompose_where_needed
 from fxq.export.open_shapes import OpenShapes, OpenSize, tensors_of
 from fxq.export.translate import translation_table
 from fxq.graph.quiet import quiet_torch
+from fxq.graph.snapshot import evaluated
 from fxq.process_lock import PROCESS_LOCK
 from fxq.quant import lowered_kind
 

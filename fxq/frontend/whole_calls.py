@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxq.errors import TraceError
 from fxq.graph.recurrent_results import recurrent_result
+from fxq.graph.snapshot import evaluated
 
 _NAMESPACE = "fxq_tracing"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
@@ -148,7 +149,10 @@ class WholeCalls:
         self._restore(path)
         try:
             known = recurrent_result(module, args, kwargs)
-            return module(*args, **kwargs) if known is None else known
+            if known is not None:
+                return known
+            with evaluated(module):  # batch norm refuses to train on one sample
+                return module(*args, **kwargs)
         finally:
             self._replace(path)
             self._running = not outermost

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from fxq.graph.known_results import KnownResults
 from fxq.graph.recurrent_results import recurrent_result
+from fxq.graph.snapshot import evaluated
 
 # What a fake tensor cannot tell: the shape of nonzero(x), the number in x.item(), an operator without a shape rule.
 _NOT_KNOWABLE = (
@@ -40,16 +41,17 @@ class Evaluation:
         """Return ``value`` with fake tensors in place of tensors."""
         return tree_map_only(Tensor, self._fake.from_tensor, value)
 
-    def evaluate(self, node: Node, root: nn.Module, may_fail: bool = False) -> None:
+    def evaluate(self, node: Node, root: nn.Module, is_kept: bool = False) -> None:
         """Give ``node`` its value, where those of its inputs are known and fake tensors can tell.
 
-        ``may_fail``: whatever running it on them raises, says only that they cannot.
+        ``is_kept``: it is a module that is kept whole by its name, since it does not trace: whatever running it on them
+        raises, says only that they cannot. Other modules run in eval mode.
         """
         if all("val" in producer.meta for producer in node.all_input_nodes):
-            with contextlib.suppress(*(Exception,) if may_fail else _NOT_KNOWABLE), self._fake, torch.no_grad():
-                node.meta["val"] = self._value(node, root)
+            with contextlib.suppress(*(Exception,) if is_kept else _NOT_KNOWABLE), self._fake, torch.no_grad():
+                node.meta["val"] = self._value(node, root, is_kept)
 
-    def _value(self, node: Node, root: nn.Module) -> Any:
+    def _value(self, node: Node, root: nn.Module, is_kept: bool) -> Any:
         args, kwargs = map_arg((node.args, node.kwargs), lambda producer: producer.meta["val"])
         match node.op:
             case "get_attr":
@@ -58,7 +60,11 @@ class Evaluation:
             case "call_module":
                 module = _attribute(root, str(node.target))
                 known = recurrent_result(module, args, kwargs)
-                return self._known.call(module, args, kwargs) if known is None else known
+                if known is not None:
+                    return known
+                # Batch norm refuses to train on one sample. What is kept by name may return something else in training.
+                with contextlib.nullcontext() if is_kept else evaluated(module):
+                    return self._known.call(module, args, kwargs)
             case "call_method" if isinstance(args[0], Tensor):
                 return self._known.call(getattr(type(args[0]), str(node.target)), args, kwargs)
             case "call_method":

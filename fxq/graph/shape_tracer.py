@@ -189,7 +189,7 @@ class ShapeTracer(Tracer):
         try:
             # Of what is kept whole, because it does not trace, fake tensors may find out nothing.
             is_kept = node.op == "call_module" and node.target in self.leaves
-            self._evaluation.evaluate(node, self.root, may_fail=is_kept)
+            self._evaluation.evaluate(node, self.root, is_kept)
         finally:
             self._evaluating = False
         return node

@@ -74,6 +74,21 @@ def restored_state(model: nn.Module) -> Iterator[None]:
             container.clear()
 
 
+@contextlib.contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode and give each submodule its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, training in modes:  # not by eval(): one of the model's own may do more, that of a program does nothing
+        if training:
+            module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            if module.training != training:
+                module.training = training
+
+
 def _put_back(attributes: list[tuple[nn.Module, dict[str, Any]]], items: list[tuple[Any, Any]]) -> None:
     """Give modules the attributes, and dicts and lists the items, that each is paired with."""
     for module, values in attributes:

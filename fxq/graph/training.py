@@ -17,7 +17,6 @@ from torch.fx.node import map_aggregate
 from fxq.errors import FxqError
 from fxq.graph.match import owner_path
 from fxq.graph.modules import add_module, drop_unused, free_path
-from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.source_lines import line_of
 from fxq.graph.trace_failure import has_layers
 from fxq.nn.by_mode import ByMode
@@ -93,12 +92,11 @@ def _trace_in_training(
 ) -> GraphModule:
     """Return the graph of ``model`` in training mode.
 
-    What becomes one node is evaluated in its own mode: batch norm refuses to train on one sample.
+    Torch's own layers are evaluated as in eval mode all the same; others may ask for their flag.
     """
     modes = [(module, module.training) for module in model.modules()]
-    tracer = ShapeTracer()
-    for path, module in model.named_modules():
-        module.training = module.training or not tracer.is_leaf_module(module, path)
+    for module, _ in modes:
+        module.training = True
     try:
         return trace(model, example_inputs, leaves)
     finally:

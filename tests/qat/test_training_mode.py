@@ -138,9 +138,33 @@ class OwnTrain(nn.Module):
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(self.fc(x), self.share, True)
+        return nn.F.dropout(self.fc(x), self.share, True)
 
 
 def test_what_an_overridden_train_does_is_not_followed_and_said() -> None:
     with pytest.warns(UserWarning, match=r"train\(\) is overridden in '0'.*do what else it does yourself"):
         fxq.prepare(nn.Sequential(OwnTrain()).eval(), torch.randn(2, 4), qat=True)
+
+
+class AsksALayer(nn.Module):
+    """Reads the mode off a layer of torch, which becomes one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(self.conv(x).mean((2, 3)), 0.5, training=self.dropout.training))
+
+
+@pytest.mark.parametrize("frontend", ["symbolic", "export"])
+def test_the_flag_of_a_layer_follows_the_mode(frontend: Any) -> None:
+    x = torch.rand(4, 3, 6, 6)
+    prepared = fxq.prepare(AsksALayer().eval(), x, qat=True, frontend=frontend)
+    fxq.calibrate(prepared, [x])
+    prepared.train()
+    assert not torch.equal(prepared(x), prepared(x))
+    prepared.eval()
+    assert torch.equal(prepared(x), prepared(x))
