@@ -14,6 +14,7 @@ from fxq.frontend.choice import Traced, trace_model
 from fxq.graph.batch_statistics import drop_unread_statistics
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import erase_dead_nodes
+from fxq.graph.foreign_state import warn_of_foreign_states
 from fxq.graph.range_watch import watch_ranges
 from fxq.graph.settings import Settings
 from fxq.model_checks import (
@@ -88,6 +89,7 @@ def prepare_graph(
         warn_of_lost_hooks(copied, gm)
         warn_of_own_train(copied)
         watch_ranges(gm)
+    warn_of_foreign_states(gm)
     original = Original.of(model, gm)
     compared = None
     if traced.checked.has_numbers:
