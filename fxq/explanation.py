@@ -140,8 +140,7 @@ class Explanation:
             table.add_row(_text(node.path or node.node, "bold"), _text(node.kind) + _text(reason, "dim"))
             for tensor in node.quantized:
                 table.add_row(_text(f"  {_role(tensor)}"), _text(f"{tensor.descriptor}, {tensor.range}"))
-                if tensor.role != "weight":
-                    table.add_row("", _text(f"{tensor.why} ({tensor.pass_name})", "dim"))
+                table.add_row("", _text(f"{tensor.why} ({tensor.pass_name})", "dim"))
         return table
 
     @property

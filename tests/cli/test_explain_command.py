@@ -20,6 +20,13 @@ def test_explain_says_of_each_node_how_or_why_not(fxq: Fxq) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def test_a_pipe_gets_every_reason(fxq: Fxq) -> None:
+    told = "".join(fxq("explain", "nets_of_a_user:small").stdout.split())
+    nodes = json.loads(fxq("explain", "nets_of_a_user:small", "--json").stdout)["nodes"]
+    reasons = [tensor["why"] for node in nodes for tensor in node["quantized"]]
+    assert all("".join(why.split()) in told for why in reasons)
+
+
 def test_a_wide_terminal_gets_a_table_with_columns(fxq: Fxq, monkeypatch: object) -> None:
     monkeypatch.setenv("COLUMNS", "160")  # type: ignore[attr-defined]
     result = fxq("explain", "nets_of_a_user:small")
