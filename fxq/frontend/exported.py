@@ -170,6 +170,8 @@ def _explained(model: nn.Module, example_inputs: tuple[Any, ...], error: BaseExc
             f"the model fails on the example inputs, in {where}; it got ({describe(example_inputs)}): pass "
             "example_inputs for which model(*example_inputs) runs"
         )
+    if "fake tensor in the exported program" in reason:
+        where = "x.data, whose memory it loses sight of: write y = x * 2 or x.mul_(2) in the model, or read x.detach()"
     reason = f"torch.export cannot follow the model ({type(model).__name__}), in {where}"
     return TraceError(f"{reason}; {leaf_cure(model, '')}", reason=reason)
 

@@ -304,3 +304,19 @@ def test_a_file_with_open_sizes_says_for_which_the_model_was_traced(tmp_path: An
     assert "x.shape[1] > 5" in report.conditions
     assert "traced for sizes with x.shape[1] > 5" in str(report)
     assert fxq.export_onnx(converted, tmp_path / "model.onnx").conditions == ()
+
+
+class WritesThroughData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.data.mul_(3.0)
+        return y
+
+
+def test_a_write_through_data_is_refused_with_what_to_write() -> None:
+    with pytest.raises(TraceError, match=r"in x\.data, .*x\.mul_\(2\)"):
+        fxq.prepare(WritesThroughData().eval(), torch.rand(1, 3, 6, 6), frontend="export")
