@@ -114,7 +114,7 @@ def calibrate(
         if data is not None and data.team is not None and isinstance(error, Exception):
             data.team.tell(error)
         raise
-    set_state(prepared, calibrated)
+    set_state(prepared, replace(calibrated, calibration=report))
     if report.empty_ranges:
         warnings.warn(describe_empty(report.empty_ranges), stacklevel=2)
     if report.crowded_ranges:

@@ -78,6 +78,7 @@ from fxq.registry import (
     registered_passes,
     registered_targets,
 )
+from fxq.reporting import Report, report
 from fxq.saving.difference import diff
 from fxq.saving.difference_report import Difference, Unlike, UnlikeRange, UnlikeWeight
 from fxq.saving.load import load
@@ -142,6 +143,7 @@ __all__ = [
     "Recipe",
     "RecipeDescriptorError",
     "RecipeError",
+    "Report",
     "Rewriter",
     "Rule",
     "RuntimeCrashedError",
@@ -198,6 +200,7 @@ __all__ = [
     "register_target",
     "registered_passes",
     "registered_targets",
+    "report",
     "runtimes",
     "save",
     "sensitivity",

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from fxq.calibration_report import CalibrationReport
 from fxq.errors import FxqError, StageError
 from fxq.explanation import Explanation
 from fxq.float_reference import ComparedInputs, FloatReference
@@ -33,6 +34,7 @@ class State:
     ``decisions``: what was decided by sizes while tracing.
     ``frontend`` and ``untraceable``: as ``prepare`` was asked.
     ``source``: of a converted model, what ``fxq.save`` stores of the prepared one, or why it cannot; None with islands.
+    ``calibration``: what ``fxq.calibrate`` returned, None before.
     """
 
     stage: Stage
@@ -51,6 +53,7 @@ class State:
     frontend: str = "auto"
     untraceable: str = "error"
     source: Packed | FxqError | None = None
+    calibration: CalibrationReport | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle holds neither the user's model nor samples of the data."""

@@ -102,6 +102,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     float_dtype: options.FloatDtype = "float32",
     keep_io_types: options.KeepIoTypes = False,
     explain: options.Explain = False,
+    report: options.Report = None,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -136,6 +137,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
         explain=explain,
         min_sqnr_db=min_sqnr_db,
         save=save,
+        reports=tuple(report or ()),
     )
     run_quantize(job)
 

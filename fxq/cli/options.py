@@ -301,6 +301,16 @@ Opset = Annotated[
 Explain = Annotated[
     bool, typer.Option("--explain", help="Print what became of each operation, and why.", rich_help_panel=_OUTPUT)
 ]
+Report = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write a report too, with each layer's error and each group's sensitivity on up to 64 samples: a page "
+        "that needs no network (.html), or its data (.json). Repeat for both.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
 InputShape = Annotated[
     list[str] | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ import torch
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-from fxq import api
+from fxq import api, reporting
 from fxq.batches import Inputs, describe
 from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 # Enough to tell a good result from a bad one, and quick on any model.
 JUDGED_SAMPLES = 8
+REPORTED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class QuantizeJob:
     explain: bool = False
     min_sqnr_db: float | None = None
     save: Path | None = None
+    reports: tuple[Path, ...] = ()
 
 
 def run_quantize(job: QuantizeJob) -> None:
@@ -67,6 +71,9 @@ def run_quantize(job: QuantizeJob) -> None:
         check_writable(job.out)
     if job.save is not None:
         check_savable(job.save)
+    for path in job.reports:
+        with reporting.check_place(path).staging():
+            pass
     check_trained(job.model)
     recipe = job.recipe.resolve()
     model = load_model(job.model)
@@ -102,6 +109,8 @@ def run_quantize(job: QuantizeJob) -> None:
     logger.info("writing and checking %s", job.out)
     options = {**job.form.options(), "min_sqnr_db": job.min_sqnr_db, "strict": strict}
     exported = api.export_onnx(converted, job.out, **options)
+    if job.reports:
+        _write_reports(job, model, prepared, batches, exported)
     explanation = explain(converted)
     if job.explain:
         print_result(explanation)
@@ -109,6 +118,19 @@ def run_quantize(job: QuantizeJob) -> None:
     if job.model.weights is None and job.model.is_callable:
         logger.info("the weights are as %s made them (no --weights)", job.model.spec)
     print_result(_summary(exported, f"{recipe.name}{calibrator}", explanation, "random" if batches is None else ""))
+
+
+def _write_reports(
+    job: QuantizeJob, model: nn.Module, prepared: GraphModule, batches: Batches | None, exported: "ExportReport"
+) -> None:
+    few = None
+    if job.data is not None and batches is not None:
+        few = list(islice(batches, -(-REPORTED_SAMPLES // job.data.batch_size)))
+    logger.info("measuring layers for the report")
+    found = reporting.report(prepared, None, few, float_model=model, file=exported, progress=not is_quiet())
+    for path in job.reports:
+        found.write(path)
+        logger.info("wrote %s", path)
 
 
 def check_writable(out: Path) -> None:

@@ -1,0 +1,46 @@
+"""``fxq quantize --report``: a page and its data beside the file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+Fxq = Callable[..., Result]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    path = tmp_path / "inputs.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((8, 3, 12, 12)).astype(np.float32))
+    return path
+
+
+def test_a_page_and_its_data_are_written(fxq: Fxq, inputs: Path, tmp_path: Path) -> None:
+    call = ("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "net.onnx", "--batch-size", 4)
+    result = fxq(*call, "--report", "net.html", "--report", "net.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "net.json").read_text())
+    assert found["size"]["file_bytes"] == (tmp_path / "net.onnx").stat().st_size
+    assert [layer["path"] for layer in found["comparison"]["layers"]] == ["conv", "conv2", "add", "head"]
+    assert found["comparison"]["samples"] == 8
+    assert len(found["sensitivity"]["groups"]) == 3
+    assert found["quality"]["against"] == "the original model"
+    assert (tmp_path / "net.html").read_text().startswith("<!doctype html>")
+
+
+def test_without_data_there_is_a_report_without_layers(fxq: Fxq, tmp_path: Path) -> None:
+    call = ("quantize", "nets_of_a_user:small", "--input-shape", "1,3,12,12", "--recipe", "dynamic")
+    result = fxq(*call, "--out", "net.onnx", "--report", "net.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "net.json").read_text())["comparison"] is None
+
+
+def test_a_wrong_place_is_refused_before_long_work(fxq: Fxq, inputs: Path, tmp_path: Path) -> None:
+    call = ("quantize", "nets_of_a_user:no_such", "--calib-data", inputs, "--out", "net.onnx")
+    result = fxq(*call, "--report", "net.pdf")
+    assert result.exit_code == 1, result.output
+    assert ".html for a page or .json for data" in " ".join(result.stderr.split())
+    assert sorted(path.name for path in tmp_path.glob("net*")) == ["nets_of_a_user.py"]
