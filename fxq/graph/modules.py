@@ -133,7 +133,7 @@ def _children_first(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
 def _plain_state(module: nn.Module) -> dict[str, Any] | None:
     """Return the attributes that copy.deepcopy copies one by one, None where it does something else."""
     kind: Any = type(module)
-    if hasattr(kind, "__deepcopy__") or kind in copyreg.dispatch_table or not _is_known(kind.__setstate__):
+    if hasattr(module, "__deepcopy__") or kind in copyreg.dispatch_table or not _is_known(kind.__setstate__):
         return None
     reduced: Any = module.__reduce_ex__(4)
     is_plain = reduced[0] is copyreg.__newobj__ and reduced[1] == (kind,) and not any(reduced[3:])  # type: ignore[attr-defined]

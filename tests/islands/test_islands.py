@@ -161,7 +161,9 @@ def test_ranges_are_fitted_again_and_state_dicts_load() -> None:
 
 
 def test_passes_that_improve_run_island_by_island() -> None:
-    model, recipe = made(Gated), fxq.recipe("tensorrt").with_pass("correct_bias", only_certain=False)
+    weights = fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0))  # so that the gain is clear
+    recipe = fxq.recipe("tensorrt").replace(default=weights).with_pass("correct_bias", only_certain=False)
+    model = made(Gated)
     prepared = fxq.prepare(model, X, recipe, untraceable="islands")
     before = copy.deepcopy(prepared.state_dict())
     report = fxq.calibrate(prepared, [X + index for index in range(16)], progress=False)

@@ -159,7 +159,7 @@ def test_learned_ranges_are_parameters_that_move_and_are_exported() -> None:
     converted = fxq.convert(prepared)
     for path in ("conv1", "conv2", "fc"):
         moved = prepared.get_parameter(f"{path}_input_quantizer._amax").detach()
-        torch.testing.assert_close(converted.get_buffer(f"{path}_input_quantizer.scale"), moved / 127)
+        torch.testing.assert_close(converted.get_buffer(f"{path}_input_quantizer.scale"), moved.squeeze() / 127)
         moved = prepared.get_parameter(f"{path}._weight_quantizer._amax").detach().flatten()
         torch.testing.assert_close(converted.get_buffer(f"{path}.weight_scale"), moved / 7)
 

@@ -138,7 +138,7 @@ class OwnTrain(nn.Module):
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.F.dropout(self.fc(x), self.share, True)
+        return F.dropout(self.fc(x), self.share, True)
 
 
 def test_what_an_overridden_train_does_is_not_followed_and_said() -> None:
