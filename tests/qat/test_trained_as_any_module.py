@@ -126,6 +126,6 @@ def train_on_a_rank(rank: int, folder: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_one_model(kind: str, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_on_a_rank, (str(tmp_path), kind), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
