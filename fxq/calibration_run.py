@@ -148,7 +148,7 @@ def _take_in_held_out(gm: GraphModule, data: Data, plain: "_Saved | None", judge
     holds for the ranges as they are.
     """
     now = judge.look()
-    if plain is not None and now is not None and not torch.equal(plain.measured.noise, now.noise):
+    if plain is None or now is None or not torch.equal(plain.measured.noise, now.noise):
         return False
     widen_observed(gm, lambda: data.feed_held_out(gm))
     return True

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import fxq
-from fxq.cli import layer_commands, options, verify_commands
+from fxq.cli import file_options, layer_commands, options, verify_commands
 from fxq.cli.console import CommandGroup, print_plain
 from fxq.cli.image_options import refuse_image_options
 
@@ -94,13 +94,13 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     std: options.Std = options.IMAGENET_STD,
     out: options.Out,
     save: options.Save = None,
-    static_batch: options.StaticBatch = False,
-    dynamic: options.Dynamic = None,
-    input_names: options.InputNames = None,
-    output_names: options.OutputNames = None,
-    opset: options.Opset = None,
-    float_dtype: options.FloatDtype = "float32",
-    keep_io_types: options.KeepIoTypes = False,
+    static_batch: file_options.StaticBatch = False,
+    dynamic: file_options.Dynamic = None,
+    input_names: file_options.InputNames = None,
+    output_names: file_options.OutputNames = None,
+    opset: file_options.Opset = None,
+    float_dtype: file_options.FloatDtype = "float32",
+    keep_io_types: file_options.KeepIoTypes = False,
     explain: options.Explain = False,
     report: options.Report = None,
     verbose: options.Verbose = False,

@@ -7,12 +7,11 @@ from typing import Annotated
 import typer
 
 from fxq.cli.console import set_quiet, set_verbose
-from fxq.cli.dynamic_spec import DynamicSpec, parse_dynamic_spec
 from fxq.cli.input_spec import InputSpec, parse_input_spec
 
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
-_DATA, _IMAGES, _RECIPE, _OUTPUT = "Calibration data", "Images", "How to quantize", "Output"
+_DATA, _IMAGES, _RECIPE, OUTPUT = "Calibration data", "Images", "How to quantize", "Output"
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -22,7 +21,9 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as {IMAGENET_MEAN}") from error
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return a parser of one of ``words``."""
+
     def parse(text: str) -> str:
         if text not in words:
             raise typer.BadParameter(f"it is {', '.join(words[:-1])} or {words[-1]}, got {text!r}")
@@ -31,28 +32,11 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def _float_dtype(text: str) -> str:
-    if text not in ("float32", "float16", "bfloat16"):
-        raise typer.BadParameter(f"it is float32, float16 or bfloat16, got {text!r}")
-    return text
-
-
 def _input_spec(text: str) -> InputSpec:
     try:
         return parse_input_spec(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _dynamic_spec(text: str) -> DynamicSpec:
-    try:
-        return parse_dynamic_spec(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
 
 
 Model = Annotated[
@@ -183,7 +167,7 @@ Leaf = Annotated[
 Untraceable = Annotated[
     str,
     typer.Option(
-        parser=_one_of("error", "float", "islands"),
+        parser=one_of("error", "float", "islands"),
         metavar="WORD",
         help="What becomes of code that cannot be traced: [bold]error[/]; [bold]float[/] keeps the smallest module "
         "around it whole, in float; [bold]islands[/] quantizes the parts that can be traced of a model that "
@@ -194,7 +178,7 @@ Untraceable = Annotated[
 Frontend = Annotated[
     str,
     typer.Option(
-        parser=_one_of("auto", "symbolic", "export"),
+        parser=one_of("auto", "symbolic", "export"),
         metavar="WORD",
         help="What traces the model: [bold]symbolic[/] (torch.fx follows its Python), [bold]export[/] (torch.export "
         "runs it on the data or an --input-shape), or [bold]auto[/]: export where the other cannot.",
@@ -218,7 +202,7 @@ MinSqnrDb = Annotated[
     ),
 ]
 Out = Annotated[
-    Path, typer.Option(metavar="FILE", help="The .onnx file to write.", show_default=False, rich_help_panel=_OUTPUT)
+    Path, typer.Option(metavar="FILE", help="The .onnx file to write.", show_default=False, rich_help_panel=OUTPUT)
 ]
 Save = Annotated[
     Path | None,
@@ -226,80 +210,11 @@ Save = Annotated[
         metavar="FILE",
         help="Write the calibrated model too, such as model.fxq: for fxq.load in Python, and fxq diff.",
         show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-StaticBatch = Annotated[
-    bool,
-    typer.Option(
-        "--static-batch",
-        help="Write the file for batch size 1. Without it the batch is dynamic, for which TensorRT's tools want an "
-        "optimization profile (trtexec --minShapes, --optShapes, --maxShapes).",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Dynamic = Annotated[
-    list[str] | None,
-    typer.Option(
-        parser=_dynamic_spec,
-        metavar="NAME:DIMS",
-        help="Leave these dimensions of an input open, and no others: x:0,2,3, with names for the sizes x:0,2=height,"
-        "3=width (equal where the name is) and bounds ids:0,1=words:1-512. Repeat for each input. The file is run at "
-        "other sizes. Dimension 0 counts samples.",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-FloatDtype = Annotated[
-    str,
-    typer.Option(
-        parser=_float_dtype,
-        metavar="DTYPE",
-        help="[bold]float32[/], [bold]float16[/] or [bold]bfloat16[/]: the dtype of all that is not quantized, which "
-        "TensorRT runs as the file says. What needs float32 stays, with its reason.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-KeepIoTypes = Annotated[
-    bool,
-    typer.Option(
-        "--keep-io-types",
-        help="With --float-dtype, leave inputs and outputs in float32.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-InputNames = Annotated[
-    str | None,
-    typer.Option(
-        parser=_names,
-        metavar="NAMES",
-        help="Names of all inputs in the file, in order, such as image,mask.",
-        show_default="the model's",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-OutputNames = Annotated[
-    str | None,
-    typer.Option(
-        parser=_names,
-        metavar="NAMES",
-        help="Names of all outputs in the file, in order.",
-        show_default="output, output_1, ...",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Opset = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="ONNX opset of the file.",
-        show_default="the lowest that holds it",
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 Explain = Annotated[
-    bool, typer.Option("--explain", help="Print what became of each operation, and why.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--explain", help="Print what became of each operation, and why.", rich_help_panel=OUTPUT)
 ]
 Report = Annotated[
     list[Path] | None,
@@ -308,7 +223,7 @@ Report = Annotated[
         help="Write a report too, with each layer's error and each group's sensitivity on up to 64 samples: a page "
         "that needs no network (.html), or its data (.json). Repeat for both.",
         show_default=False,
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 InputShape = Annotated[

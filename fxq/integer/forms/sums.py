@@ -1,6 +1,7 @@
 """Sums, differences and products of two tensors, and of tensors with numbers."""
 
 import operator
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fxq.registry import integer_form
 _FACTOR_BITS = 15
 
 
-class _Arithmetic:
+class _Arithmetic(ABC):
     """Operations of two operands, tensors or numbers."""
 
     def why_not(self, node: Node) -> str | None:
@@ -32,9 +33,9 @@ class _Arithmetic:
             return as_table(writer, node, grid)
         return writer.requantize(self.terms(writer, node), grid, node)
 
+    @abstractmethod
     def terms(self, writer: Writer, node: Node) -> list[Term]:
         """Return what adds up to the result."""
-        raise NotImplementedError
 
 
 @integer_form("add", "sub")
