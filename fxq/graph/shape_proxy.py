@@ -20,6 +20,7 @@ from torch.fx import Proxy
 from torch.fx.proxy import Attribute, TraceError
 from torch.overrides import TorchFunctionMode
 
+from fxq.graph.callee import is_in_torch
 from fxq.graph.source_lines import is_user_code
 
 # Answered at once and without a node: they ask for the kind of a tensor, which no other batch changes.
@@ -43,8 +44,10 @@ class ShapeProxy(Proxy):
     @property  # type: ignore[misc]  # of object it can be set
     def __class__(self) -> Any:
         """What ``isinstance`` finds: the type of the value."""
-        value = value_of(self)
-        if not isinstance(value, Tensor) and _is_asked_by_the_model(sys._getframe(1)):
+        value, frame = value_of(self), sys._getframe(1)
+        if isinstance(value, Tensor) and is_in_torch(frame):
+            return ShapeProxy
+        if not isinstance(value, Tensor) and _is_asked_by_the_model(frame):
             self.tracer.take_type_for_given(self.node)
             return type_of(self)
         return ShapeProxy if value is _UNKNOWN else type_of(self)
