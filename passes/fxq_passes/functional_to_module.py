@@ -13,6 +13,7 @@ from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
 from fxq.graph import only_reader, owner_path, produces_tensor, written_out
 from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, ModuleForm
 from fxq_passes.canonical.functional_layers import StoredLayers, batch_norm_from, layer_from
+from fxq_passes.canonical.written_activations import activations_from_formulas
 from fxq_passes.canonical.written_forms import add, subtract, sum_of
 
 _POOLS = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
@@ -21,7 +22,7 @@ _POOLS = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_
 @register_pass("functional_to_module")
 @dataclass(frozen=True)
 class FunctionalToModule(Pass):
-    """Bring the forms of an operation together: F.relu and x.relu() become nn.ReLU, torch.add becomes +."""
+    """Bring the forms of an operation together: F.relu(x) and x.relu() become nn.ReLU, x * sigmoid(x) nn.SiLU."""
 
     stage = Stage.NORMALIZED
     tolerance = ROUNDING  # a sum that becomes additions, an alpha that becomes a factor
@@ -42,6 +43,7 @@ class FunctionalToModule(Pass):
                 _to_additions(rw, node)
             elif target in (torch.mean, "mean") and rw.target.quantizes_inputs("global_avg_pool"):
                 _to_pool(rw, node)
+        activations_from_formulas(rw)
 
 
 def _layers_to_modules(rw: Rewriter) -> None:

@@ -1,0 +1,248 @@
+"""Activations that a model writes out as a formula become the module that computes them.
+
+``x * torch.sigmoid(x)`` is nn.SiLU, ``x * F.relu6(x + 3) / 6`` is nn.Hardswish: runtimes compute either in one kernel.
+Step by step it would be several operations, with quantizers between them where the target quantizes products and sums.
+
+A formula is taken apart into products ``constant * factor * factor`` and chains ``a * x + b``, so that neither the
+order of its operands matters nor where its constants stand: numbers, or stored tensors of one element.
+
+Sources: Elfwing et al. 2017, arXiv:1702.03118 (SiLU); Howard et al. 2019, arXiv:1905.02244 (hard swish); Hendrycks and
+Gimpel 2016, arXiv:1606.08415 (GELU and its approximation by tanh); Misra 2019, arXiv:1908.08681 (Mish).
+"""
+
+import math
+import operator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn import functional as F
+
+from fxq import Rewriter
+from fxq.graph import kind, only_reader, owner_path, why_altered
+from fxq_passes.folding.computed_weights import constant_nodes, stored_value
+
+_CLOSE = 1e-5  # relative: constants are written with six digits and more
+_DEEPEST = 8  # operations from the end of a formula to its beginning
+_ERF, _POWER = (torch.erf, torch.special.erf, "erf"), (torch.pow, operator.pow, "pow")
+
+
+def activations_from_formulas(rw: Rewriter) -> None:
+    """Replace each formula by its module, the outermost first."""
+    formulas = _Formulas(rw)
+    for node in reversed(rw.nodes(lambda node: kind(node) in ("mul", "div", "relu6", "clip"))):
+        found = formulas.activation(node) if node.users else None
+        if found is None or not _are_alike(found[0], node):
+            continue
+        source, module = found
+        steps = sorted(step for step in _leading_to(node, source) if step.op != "get_attr" or step not in node.args)
+        path = f"{owner_path(node)}.{type(module).__name__.lower()}".lstrip(".")
+        rw.call_module_instead(
+            node, path, module, (source,), f"canonical form of a formula: nn.{type(module).__name__}"
+        )
+        rw.erase_unread(steps)
+
+
+@dataclass
+class _Product:
+    """``constant`` times all of ``factors``."""
+
+    constant: float = 1.0
+    factors: list[Node] = field(default_factory=list)
+
+
+class _Formulas:
+    """Questions about what nodes compute. None stands for: something else."""
+
+    def __init__(self, rw: Rewriter) -> None:
+        self._rw, self._stored = rw, constant_nodes(rw)
+
+    def activation(self, node: Node) -> tuple[Node, nn.Module] | None:
+        """Return what ``node`` computes an activation of, and its module."""
+        product = self._product(node)
+        if len(product.factors) == 1:
+            gate = self._hard_sigmoid(product.factors[0], product.constant)
+            return None if gate is None else (gate, nn.Hardsigmoid())
+        if len(product.factors) != 2:
+            return None
+        for source, gate in (product.factors, product.factors[::-1]):
+            module = self._gated(source, gate, product.constant)
+            if module is not None:
+                return source, module
+        return None
+
+    def _gated(self, source: Node, gate: Node, constant: float) -> nn.Module | None:
+        """Return the module that computes ``constant * source * gate``."""
+        if self._hard_sigmoid(gate, constant) is source:
+            return nn.Hardswish()
+        if _is(constant, 1):
+            if kind(gate) == "sigmoid" and self._argument(gate) is source:
+                return nn.SiLU()
+            if kind(gate) == "tanh":
+                soft = self._argument(gate)
+                return nn.Mish() if soft is not None and self._softplus(soft) is source else None
+        inner, factor, summand = self._affine(gate)
+        if not _is(constant * factor, 0.5) or not _is(constant * summand, 0.5):
+            return None
+        if _calls(inner, _ERF) and len(inner.all_input_nodes) == 1:
+            argument, slope, shift = self._affine(inner.all_input_nodes[0])
+            return nn.GELU() if argument is source and _is(slope, math.sqrt(0.5)) and shift == 0 else None
+        if kind(inner) == "tanh" and self._is_cubic(self._argument(inner), source):
+            return nn.GELU("tanh")
+        return None
+
+    def _hard_sigmoid(self, node: Node, constant: float) -> Node | None:
+        """Return x where ``constant * node`` is clip(x / 6 + 1/2, 0, 1)."""
+        clip, factor, summand = self._affine(node)
+        if kind(clip) == "hardsigmoid" and summand == 0 and _is(constant * factor, 1):
+            return self._argument(clip)
+        bounds = self._bounds(clip)
+        argument = self._argument(clip) if bounds is not None else None
+        if bounds is None or argument is None:
+            return None
+        source, slope, shift = self._affine(argument)
+        factor, summand = constant * factor, constant * summand
+        found = (factor * slope, factor * shift + summand, factor * bounds[1] + summand)
+        is_same = all(_is(*pair) for pair in zip(found, (1 / 6, 0.5, 1.0), strict=True))
+        return source if is_same and abs(factor * bounds[0] + summand) < _CLOSE else None
+
+    def _is_cubic(self, node: Node | None, source: Node) -> bool:
+        """Return whether ``node`` is sqrt(2 / pi) * (source + 0.044715 * source ** 3)."""
+        if node is None:
+            return False
+        product, slope = self._product(node), math.sqrt(2 / math.pi)
+        if len(product.factors) == 1:  # of a sum
+            terms = [self._power(term, source) for term in self._terms(product.factors[0])]
+            wanted = ((slope, 1), (slope * 0.044715, 3))
+        elif len(product.factors) == 2 and source in product.factors:  # source * (1 + 0.044715 * source ** 2)
+            other = next((one for one in product.factors if one is not source), source)
+            inner, factor, summand = self._affine(other)
+            power = self._power(inner, source)
+            terms = [(summand, 0), None if power is None else (factor * power[0], power[1])]
+            wanted = ((slope, 0), (slope * 0.044715, 2))
+        else:
+            return False
+        found = sorted((power, product.constant * factor) for factor, power in filter(None, terms))
+        return len(found) == len(terms) == 2 and all(
+            power == exponent and _is(factor, one)
+            for (power, factor), (one, exponent) in zip(found, wanted, strict=True)
+        )
+
+    def _power(self, node: Node, source: Node) -> tuple[float, int] | None:
+        """Return c and n where ``node`` is c * source ** n."""
+        product, exponent = self._product(node), 0
+        for factor in product.factors:
+            if factor is source:
+                exponent += 1
+            elif _calls(factor, _POWER) and len(factor.args) == 2 and factor.args[0] is source:
+                power = self._number(factor.args[1])
+                if power not in (2, 3):
+                    return None
+                exponent += int(power)
+            else:
+                return None
+        return product.constant, exponent
+
+    def _terms(self, node: Node) -> list[Node]:
+        operands = self._operands(node) if kind(node) == "add" else None
+        return [one for one in operands or [] if isinstance(one, Node)]
+
+    def _product(self, node: Node) -> _Product:
+        found = _Product()
+        self._multiply(node, found, 0)
+        return found
+
+    def _multiply(self, node: Node, found: _Product, depth: int) -> None:
+        word = kind(node)
+        is_step = word in ("mul", "div") and depth < _DEEPEST and (depth == 0 or only_reader(node) is not None)
+        operands = self._operands(node) if is_step else None
+        numbers = [self._number(one) for one in operands or []]
+        if operands is None or (word == "div" and not numbers[1]):
+            found.factors.append(node)
+            return
+        for position, (operand, number) in enumerate(zip(operands, numbers, strict=True)):
+            if number is not None:
+                found.constant *= 1 / number if word == "div" and position == 1 else number
+            else:
+                assert isinstance(operand, Node)
+                self._multiply(operand, found, depth + 1)
+
+    def _affine(self, node: object, depth: int = 0) -> tuple[Node, float, float]:
+        """Return x, a and b so that ``node`` is ``a * x + b``; x is ``node`` itself where it is nothing simpler."""
+        assert isinstance(node, Node)
+        word = kind(node)
+        is_step = word in ("mul", "div", "add", "sub") and depth < _DEEPEST
+        operands = self._operands(node) if is_step else None
+        numbers = [self._number(one) for one in operands or []]
+        if operands is None or numbers.count(None) != 1 or (word == "div" and not numbers[1]):
+            return node, 1.0, 0.0
+        inner, number = operands[numbers.index(None)], next(one for one in numbers if one is not None)
+        source, factor, summand = self._affine(inner, depth + 1)
+        if word == "mul":
+            return source, factor * number, summand * number
+        if word == "div":
+            return source, factor / number, summand / number
+        if word == "add":
+            return source, factor, summand + number
+        if numbers[0] is None:
+            return source, factor, summand - number
+        return source, -factor, number - summand
+
+    def _operands(self, node: Node) -> list[object] | None:
+        """Return both operands of an operator; None where there are others."""
+        return list(node.args) if node.op == "call_function" and len(node.args) == 2 and not node.kwargs else None
+
+    def _number(self, operand: object) -> float | None:
+        if isinstance(operand, int | float) and not isinstance(operand, bool):
+            return float(operand)
+        if not isinstance(operand, Node) or operand not in self._stored or self._rw.qat:
+            return None
+        value = stored_value(self._rw, operand)
+        return float(value) if value is not None and value.numel() == 1 and value.dim() <= 1 else None
+
+    def _argument(self, node: Node) -> Node | None:
+        """Return what a module of torch, with nothing of the user's on it, is called on."""
+        if node.op != "call_module" or why_altered(self._rw.module(node)) is not None:
+            return None
+        source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        return source if isinstance(source, Node) else None
+
+    def _bounds(self, node: Node) -> tuple[float, float] | None:
+        if node.op != "call_module" or kind(node) not in ("relu6", "clip"):
+            return None
+        module = self._rw.module(node)
+        return float(module.min_val), float(module.max_val)
+
+    def _softplus(self, node: Node) -> Node | None:
+        if node.op == "call_module" and type(module := self._rw.module(node)) is nn.Softplus:
+            return self._argument(node) if (module.beta, module.threshold) == (1, 20) else None
+        is_plain = _calls(node, (F.softplus,)) and len(node.args) == 1 and not node.kwargs
+        return node.all_input_nodes[0] if is_plain else None
+
+
+def _are_alike(source: Node, node: Node) -> bool:
+    """Return whether both are floating-point tensors of one shape and dtype."""
+    first, second = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not second.is_floating_point():
+        return False
+    return first.shape == second.shape and first.dtype == second.dtype
+
+
+def _leading_to(node: Node, source: Node) -> set[Node]:
+    """Return the steps from ``source``, which is none of them, to ``node``, and the stored tensors that they read."""
+    found, waiting = set[Node](), list(node.all_input_nodes)
+    while waiting:
+        step = waiting.pop()
+        if step is not source and step not in found:
+            found.add(step)
+            waiting += step.all_input_nodes
+    return found
+
+
+def _calls(node: Node, functions: tuple[object, ...]) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in functions
+
+
+def _is(found: float, wanted: float) -> bool:
+    return math.isclose(found, wanted, rel_tol=_CLOSE)
