@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 
 class ScaledChannels(nn.Module):
-    """Multiply the last dimension by a factor for each channel.
+    """Multiply by a factor for each channel.
 
     Args:
-        factor_c: (channels,).
+        factor_c: (channels,), or with dimensions of size 1 behind it where positions follow: (channels, 1, 1).
     """
 
     factor: Tensor

@@ -3,13 +3,15 @@
 See ``accuracy/channel_groups.py`` for where a factor can go, and ``accuracy/channel_scales.py`` for which is best.
 A depthwise convolution has a weight range for each channel, so that equal ranges of its input cost nothing; other
 layers see the factor in their weights, and the choice is a search. Behind a layer norm whose output something else
-reads too (the residual of a post-norm transformer), and behind a GELU, which lets no factor through, it becomes a
-multiplication before the quantizer.
+reads too (the residual of a post-norm transformer), and behind what lets no factor through and computes in float (GELU,
+SiLU, hard swish, a gated product), it becomes a multiplication before the quantizer. TensorRT has it in the kernel
+of what stands before it: EfficientNet-B0 with 48 of them compiles to as many kernels, and as much traffic, as without.
 
 Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438.
 """
 
 import itertools
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +26,11 @@ from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, chann
 from fxq_passes.accuracy.channel_scales import best_scale, equal_ranges
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.reader import Extremes, Reader
+from fxq_passes.folding.computed_weights import constant_nodes
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_MULTIPLIED = frozenset({"layer_norm", "gelu"})
+_IN_FLOAT = frozenset({"layer_norm", "gelu", "silu", "hardswish", "mish"})
+_IN_FLOAT_IF_NOT_QUANTIZED = frozenset({"mul", "div"})
 _EXPONENTS = tuple(pair for pair in itertools.product(_STEPS, _STEPS) if pair != (0.0, 0.0))
 
 
@@ -131,27 +135,42 @@ class EqualizeChannels(Pass):
             return
         why = f"the error of its readers falls to {ratio:.2f}"
         edges = [edge for edge in output_edges(source) if edge.consumer is node]
-        rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(scale_c.reciprocal()), why)
+        factor = scale_c.reciprocal().reshape(-1, *[1] * (-1 - seen.readers[0].matrix.channel_axis))
+        rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(factor), why)
         for reader in readers:
             _scale_columns(rw, reader, scale_c, why)
 
 
 def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:
-    """Return the quantizers behind norms and GELUs that no group can scale, with the layers that read each."""
+    """Return the quantizers behind what computes in float and no group can scale, with the layers that read each."""
     scalable = {node for group in groups if group.blocked is None for node in group.quantizers}
     found = {}
-    calls = usable.calls
+    calls, stored = usable.calls, constant_nodes(rw)
     for node in rw.nodes(is_quantizer):
         source, readers = node.all_input_nodes[0], list(node.users)
-        if node in scalable or kind(source) not in _MULTIPLIED or calls[str(node.target)] > 1:
+        if node in scalable or not _computes_in_float(source, stored) or calls[str(node.target)] > 1:
             continue
         if rw.module(node).calibrator is None:
             continue  # its range is given
-        if all(
-            is_weighted(one) and isinstance(rw.module(one), nn.Linear) and not usable.why_not(one) for one in readers
-        ):
+        if all(is_weighted(one) and not usable.why_not(one) for one in readers) and _read_alike(rw, readers):
             found[node] = readers
     return found
+
+
+def _computes_in_float(node: Node, stored: Set[Node]) -> bool:
+    """Return whether a multiplication behind ``node`` stands among others in float, and parts no integer kernel."""
+    if kind(node) in _IN_FLOAT:
+        return True
+    if any(is_quantizer(source) for source in node.all_input_nodes):
+        return False
+    adds_stored = kind(node) == "add" and not stored.isdisjoint(node.all_input_nodes)
+    return kind(node) in _IN_FLOAT_IF_NOT_QUANTIZED or adds_stored
+
+
+def _read_alike(rw: Rewriter, readers: list[Node]) -> bool:
+    """Return whether one dimension counts the channels for all of them."""
+    matrices = [LayerMatrix.of(rw.module(reader)) for reader in readers]
+    return len({matrix.channel_axis for matrix in matrices if matrix is not None}) == 1
 
 
 def _quantizer_of(rw: Rewriter, group: ChannelGroup, sources: list[Node]) -> TensorQuantizer | None:

@@ -195,6 +195,41 @@ def test_a_norm_whose_output_is_a_residual_is_multiplied_behind() -> None:
     torch.testing.assert_close(gm.get_submodule("up").weight * factor_c, model.up.weight, rtol=1e-5, atol=1e-6)
 
 
+def gated(activation: Callable[[Tensor], Tensor]) -> nn.Module:
+    """No factor passes the activation, and what reads it pads."""
+    torch.manual_seed(0)
+    first, depthwise, last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 4, 1)
+    spread(first, depthwise)
+    return Net(
+        lambda m, x: m.last(F.relu(m.depthwise(activation(m.first(x))))), first=first, depthwise=depthwise, last=last
+    )
+
+
+FLOAT = {
+    "hardswish": F.hardswish,
+    "gate": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "shifted": lambda x: F.silu(x) * 1.5 + torch.tensor(0.25),
+}
+
+
+@pytest.mark.parametrize("activation", FLOAT.values(), ids=FLOAT.keys())
+def test_what_computes_in_float_is_multiplied_behind(activation: Callable[[Tensor], Tensor]) -> None:
+    model, x = gated(activation), images()
+    gm = calibrated(model, x, PLAIN.with_pass("equalize_channels", most_error_of_product=0.8))
+    inserted = {path: module for path, module in gm.named_modules() if isinstance(module, ScaledChannels)}
+    assert list(inserted) == ["depthwise_input_quantizer_scale"]
+    assert inserted["depthwise_input_quantizer_scale"].factor.shape == (8, 1, 1)
+    torch.testing.assert_close(float_outputs(gm, x), model(x).detach(), rtol=1e-4, atol=1e-4)
+    plain = calibrated(model, x, PLAIN)
+    assert noise(model, gm, x) < 0.8 * noise(model, plain, x)
+
+
+def test_an_integer_product_keeps_its_output() -> None:
+    recipe = fxq.recipe("onnxruntime").with_pass("equalize_channels", most_error_of_product=0.8)
+    gm = calibrated(gated(FLOAT["gate"]), images(), recipe)
+    assert not any(isinstance(module, ScaledChannels) for module in gm.modules())
+
+
 OPTIONS = {
     "least_spread": (mobile, images, {"least_spread": 1000.0}, "times the median one: nothing to gain"),
     "most_error": (plain_convs, images, {"most_error": 0.0}, "no factors bring the error of its readers below"),
