@@ -217,22 +217,30 @@ class _Measured:
     def is_no_worse_than(self, before: "_Measured") -> bool:
         """Return whether the noise is no more than ``before``, over all samples and in a typical one.
 
-        One sample with much noise decides over the sum alone, and few are held out.
+        One sample with much noise decides over the sum alone, and few are held out: half of a standard error is no
+        evidence against a pass that has reasons of its own.
         """
-        if math.isnan(self.sqnr_db) or self.sqnr_db < before.sqnr_db:
-            return False
-        return float(self._gains(before).mean()) >= 0
+        in_sum = float(_log_ratio(before.noise.sum(), self.noise.sum()))
+        typical = float(self._gains(before).mean())
+        return min(in_sum, typical) >= -self._error(before) / 2
 
     def gains_for_certain(self, before: "_Measured") -> bool:
         """Return whether the mean gain over ``before`` is at least half of its standard error over samples."""
+        return float(self._gains(before).mean()) >= self._error(before) / 2
+
+    def _error(self, before: "_Measured") -> float:
+        """Return the standard error of the mean of the gains over samples."""
         gains = self._gains(before)
-        error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-        return float(gains.mean()) >= error / 2
+        return float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
 
     def _gains(self, before: "_Measured") -> Tensor:
         """Return for each sample how much less its noise is, as a logarithm."""
-        tiny = torch.finfo(self.noise.dtype).tiny
-        return (before.noise.clamp(min=tiny) / self.noise.clamp(min=tiny)).log()
+        return _log_ratio(before.noise, self.noise)
+
+
+def _log_ratio(before: Tensor, after: Tensor) -> Tensor:
+    tiny = torch.finfo(before.dtype).tiny
+    return (before.clamp(min=tiny) / after.clamp(min=tiny)).log()
 
 
 @dataclass(frozen=True)
