@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from fxq.batches import Inputs
 from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
+from fxq.graph.modules import all_modules
 from fxq.graph.snapshot import evaluated, restored_state
 from fxq.graph.stored import stored_input
 from fxq.nn import Quantized, TensorQuantizer
@@ -103,7 +104,8 @@ def largest_finite(tensor: Tensor) -> float:
 def _as_before(model: nn.Module) -> Iterator[None]:
     """Undo what running ``model`` writes into its attributes and buffers."""
     with torch.no_grad():
-        buffers = [(buffer, _version(buffer), buffer.clone()) for buffer in model.buffers()]
+        registered = {id(one): one for module in all_modules(model) for one in module._buffers.values()}
+        buffers = [(one, _version(one), one.clone()) for one in registered.values() if one is not None]
     with restored_state(model):
         yield
     for buffer, version, content in buffers:
@@ -119,7 +121,7 @@ def _version(tensor: Tensor) -> int | None:
 
 @contextlib.contextmanager
 def _seeded(model: nn.Module, seed: int) -> Iterator[list[torch.Generator]]:
-    registries = (own for module in model.modules() for own in (module._parameters, module._buffers))
+    registries = (own for module in all_modules(model) for own in (module._parameters, module._buffers) if own)
     tensors = (tensor for registry in registries for tensor in registry.values() if tensor is not None)
     devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
     with torch.random.fork_rng(devices):

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from fxq.calib import Calibrator
 from fxq.nn.batchnorm import BatchNormFolded
 from fxq.nn.computed import values_of_computed
 
 Module = TypeVar("Module", bound=nn.Module)
 _ATOMS = frozenset({bool, int, float, str, type(None)})  # they are their own copies
+_STORAGES = "torch"  # where torch keeps, in the memo of a deepcopy, the storages that it has copied
 
 
 def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -> Module:
@@ -26,7 +28,7 @@ def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -
     one takes longer than all the rest. What a hook computes before each call, torch does not copy where it has a
     gradient; its copy is a value.
     """
-    copies: dict[int, Any] = dict(known)
+    copies: dict[Any, Any] = {**known, _STORAGES: {}}
     states: list[tuple[nn.Module, dict[str, Any]]] = []
     for part in _children_first(module, set()):
         for value in vars(part).values():
@@ -38,7 +40,7 @@ def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -
             copies[id(part)] = type(part).__new__(type(part))
             states.append((part, state))
     for part, state in states:
-        copies[id(part)].__setstate__({name: _copied(value, copies) for name, value in state.items()})
+        copies[id(part)].__setstate__(_copied_items(state, copies))
     return copy.deepcopy(module, copies)
 
 
@@ -49,6 +51,18 @@ def copy_graph(gm: GraphModule) -> GraphModule:
         return deep_copy(gm)
     finally:
         gm.meta = meta
+
+
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """Return ``list(model.modules())``, without the generators in generators that it takes torch."""
+    found: dict[nn.Module, None] = {}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+    return list(found)
 
 
 def graphs_in(model: nn.Module) -> Iterator[tuple[str, GraphModule]]:
@@ -81,16 +95,20 @@ def set_tensor(gm: nn.Module, path: str, value: torch.Tensor) -> None:
 
 
 def free_path(gm: GraphModule, path: str) -> str:
-    """Return ``path``, or the first of path_1, path_2, ... that no attribute of the model has.
+    """Return ``path``, or one of path_1, path_2, ... that no attribute of the model has: the first, without gaps.
 
     Nothing is put below a module that is called, which may be replaced with all that it holds: a.relu becomes a_relu.
     """
     path = _beside_called(gm, path)
-    candidate, count = path, 0
-    while _has(gm, candidate):
-        count += 1
-        candidate = f"{path}_{count}"
-    return candidate
+    if not _has(gm, path):
+        return path
+    taken, free = 0, 1
+    while _has(gm, f"{path}_{free}"):
+        taken, free = free, 2 * free
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        taken, free = (middle, free) if _has(gm, f"{path}_{middle}") else (taken, middle)
+    return f"{path}_{free}"
 
 
 def only_holds(container: nn.Module | None, module: nn.Module) -> bool:
@@ -130,12 +148,14 @@ def _children_first(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
     yield module
 
 
-def _plain_state(module: nn.Module) -> dict[str, Any] | None:
+def _plain_state(value: nn.Module | Calibrator) -> dict[str, Any] | None:
     """Return the attributes that copy.deepcopy copies one by one, None where it does something else."""
-    kind: Any = type(module)
-    if hasattr(module, "__deepcopy__") or kind in copyreg.dispatch_table or not _is_known(kind.__setstate__):
+    kind: Any = type(value)
+    set_state = getattr(kind, "__setstate__", None)
+    is_own = set_state is not None and not _is_known(set_state)
+    if is_own or hasattr(value, "__deepcopy__") or kind in copyreg.dispatch_table:
         return None
-    reduced: Any = module.__reduce_ex__(4)
+    reduced: Any = value.__reduce_ex__(4)
     is_plain = reduced[0] is copyreg.__newobj__ and reduced[1] == (kind,) and not any(reduced[3:])  # type: ignore[attr-defined]
     return reduced[2] if is_plain and type(reduced[2]) is dict else None
 
@@ -144,10 +164,43 @@ def _is_known(function: Any) -> bool:
     return str(function.__module__).partition(".")[0] in ("torch", "fxq")
 
 
-def _copied(value: Any, copies: dict[int, Any]) -> Any:
-    if type(value) in _ATOMS:
+def _copied_items(items: dict[str, Any], copies: dict[Any, Any]) -> dict[str, Any]:
+    return {name: one if type(one) in _ATOMS else _copied(one, copies) for name, one in items.items()}
+
+
+def _copied(value: Any, copies: dict[Any, Any]) -> Any:
+    """Return ``copy.deepcopy(value, copies)``, with less ado for what modules are made of."""
+    kind = type(value)
+    if kind in _ATOMS:
         return value
-    return copies[id(value)] if id(value) in copies else copy.deepcopy(value, copies)
+    if id(value) in copies:
+        return copies[id(value)]
+    if kind is tuple and all(type(one) in _ATOMS for one in value):
+        return value
+    if kind is dict and all(type(name) is str for name in value):
+        found = copies[id(value)] = {}
+        found.update(_copied_items(value, copies))
+        return found
+    if kind is torch.Tensor and _is_alone(value, copies):
+        copies[id(value)] = clone = value.clone()
+        copies[_STORAGES][value.untyped_storage()._cdata] = clone.untyped_storage()
+        return clone
+    state = _plain_state(value) if isinstance(value, Calibrator) else None
+    if state is None:
+        return copy.deepcopy(value, copies)
+    copies[id(value)] = replica = object.__new__(kind)
+    vars(replica).update(_copied_items(state, copies))
+    return replica
+
+
+def _is_alone(tensor: torch.Tensor, copies: dict[Any, Any]) -> bool:
+    """Return whether ``tensor`` is plain values, in memory that no tensor copied before it shares."""
+    if tensor.layout is not torch.strided or tensor.device.type not in ("cpu", "cuda") or vars(tensor):
+        return False
+    if tensor.requires_grad or tensor.is_quantized or tensor.is_complex() or not tensor.is_contiguous():
+        return False
+    storage = tensor.untyped_storage()
+    return storage.nbytes() == tensor.nbytes and storage._cdata not in copies[_STORAGES]
 
 
 def _folded_norms(gm: GraphModule, called: set[str]) -> set[str]:

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from fxq.graph.modules import all_modules
 from fxq.nn import TensorQuantizer
+
+_CONTAINERS = frozenset({dict, OrderedDict, list})
 
 
 class Snapshot:
@@ -56,28 +59,27 @@ def restored_state(model: nn.Module) -> Iterator[None]:
     meanwhile.
     """
     # A TorchScript module keeps its attributes in C++, where no proxy can get in.
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    modules = [module for module in all_modules(model) if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module))) for module in modules]
-    containers = [
-        value for _, values in attributes for value in values.values() if type(value) in (dict, OrderedDict, list)
-    ]
+    containers = [value for _, values in attributes for value in values.values() if type(value) in _CONTAINERS]
     empty = [container for container in containers if not container]  # most are
     items = [(container, container.copy()) for container in containers if container]
     for module in modules:
-        if isinstance(module, TensorQuantizer):
+        if isinstance(module, TensorQuantizer) and module.is_calib_enabled:
             module.disable_calib()  # what runs here is no data to calibrate on
     try:
         yield
     finally:
         _put_back(attributes, items)
         for container in empty:
-            container.clear()
+            if container:
+                container.clear()
 
 
 @contextlib.contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
     """Put a module into eval mode and give each submodule its own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in all_modules(model)]
     for module, training in modes:  # not by eval(): one of the model's own may do more, that of a program does nothing
         if training:
             module.training = False
