@@ -142,14 +142,15 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     explanation = explain_graph(prepared, state)
     gm, record = run_conversion(prepared, state)
     reference = None
-    if state.original is not None and state.original.was_changed():
+    original = None if state.original is None else state.original.find()
+    if state.original is not None and original is None and state.original.is_there:
         warnings.warn(
             "the original model's weights or buffers were changed since fxq.prepare; the prepared model has copies of "
             "what they were, and these are converted. Load or train before prepare, or train the prepared model",
             stacklevel=levels_to_caller(),
         )
     if state.compared is not None:
-        reference = refer(prepared, state.compared, state.original, state.changes)
+        reference = refer(prepared, state.compared, original, state.changes)
     quality = None if reference is None else reference.quality(gm)
     explanation = replace(explanation, quality=quality)
     lowered = replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference)

@@ -15,10 +15,10 @@ from fxq.compare.quality import Quality, measure, sqnr_db
 from fxq.compare.traced import plain_transformers
 from fxq.compare.trained_statistics import SeenStatistics, watched_norms
 from fxq.errors import TraceError
-from fxq.graph.float_model import in_float, own_weights
+from fxq.graph.float_model import in_float
 from fxq.graph.moved import follow_move
 from fxq.graph.weight_changes import WeightChanges
-from fxq.original import Original, checksum
+from fxq.original import checksum
 from fxq.process_lock import PROCESS_LOCK
 
 _NOISE_DB = 60.0
@@ -74,14 +74,14 @@ class FloatReference:
 
 
 def refer(
-    prepared: GraphModule, compared: ComparedInputs, original: Original | None, changes: WeightChanges
+    prepared: GraphModule, compared: ComparedInputs, original: nn.Module | None, changes: WeightChanges
 ) -> FloatReference:
     """Return what the float model makes of the kept inputs: the user's model where it is there, else the graph's.
 
     Args:
         prepared: the model that is quantized; as it is now, in float, if it was trained since or got a state dict.
         compared: the inputs.
-        original: the user's model.
+        original: the user's model, if it is there and has the tensors that it had.
         changes: what passes of the stage CALIBRATED did, which is taken back for the comparison.
 
     Raises:
@@ -90,9 +90,9 @@ def refer(
     inputs = follow_move(prepared, compared.inputs)
     is_changed = checksum(prepared) != compared.checksum
     plain = prepared if is_changed else changes.undone(prepared)
-    with in_float(plain, own_weights(plain)):
+    with in_float(plain):
         traced = run_all(plain, inputs)
-    model = original.find() if original is not None and compared.is_original and not is_changed else None
+    model = original if compared.is_original and not is_changed else None
     if model is None:
         against = CHANGED if is_changed else GRAPH
         return FloatReference(inputs, traced, against, were_learned=compared.were_learned)
@@ -124,7 +124,7 @@ def _holds_for_one(plain: GraphModule, model: nn.Module, inputs: Inputs) -> bool
     one = (inputs.part(0, 1),)
     try:
         (expected,) = run_in_float(model, one)
-        with in_float(plain, own_weights(plain)):
+        with in_float(plain):
             (found,) = run_all(plain, one)
         _check_alike(model, expected, found)
     except TraceError:
@@ -153,7 +153,7 @@ def run_original(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
 def run_in_float(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...]:
     """Return the named outputs of the user's model for each of ``inputs``, in float, as its graph computes."""
     # Quantizers that the user put in are off in both.
-    with PROCESS_LOCK, plain_transformers(), in_float(model, own_weights(model)):
+    with PROCESS_LOCK, plain_transformers(), in_float(model):
         return run_all(model, placed_like(model, inputs))
 
 

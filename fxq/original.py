@@ -37,9 +37,10 @@ class Original:
         module = as_module(model)
         return cls(weakref.ref(model), checksum(module), checksum(prepared), form_of(module))
 
-    def was_changed(self) -> bool:
-        """Is the model there, with other tensors than it had?"""
-        return self.reference() is not None and self.find() is None
+    @property
+    def is_there(self) -> bool:
+        """Does somebody keep the model, whatever became of its tensors?"""
+        return self.reference() is not None
 
     def find(self) -> nn.Module | None:
         """Return the model's module if it is there, with the tensors that it had."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from fxq.graph.modules import all_modules
 from fxq.nn import TensorQuantizer
 
 
@@ -23,33 +24,23 @@ def own_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def in_float(module: nn.Module, weights: Mapping[str, Tensor], path: str = "") -> Iterator[None]:
+def in_float(module: nn.Module, weights: Mapping[str, Tensor] | None = None, path: str = "") -> Iterator[None]:
     """Let ``module`` compute with the weights given and its quantizers off; all is as before afterwards.
 
     Args:
         module: at ``path`` in the model.
-        weights: by path in the model; a parameter that is not among them did not exist.
+        weights: by path in the model; a parameter that is not among them did not exist. None: its own.
         path: of the module.
     """
-    switched = [one for one in module.modules() if isinstance(one, TensorQuantizer) and one.is_quant_enabled]
+    switched = [one for one in all_modules(module) if isinstance(one, TensorQuantizer) and one.is_quant_enabled]
+    found, absent = ([], []) if weights is None else _sorted_by_weights(module, weights, path)
     stored: list[tuple[nn.Parameter, Tensor]] = []
-    seen: set[int] = set()
-    absent: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for owner_path, owner in module.named_modules(prefix=path):
-        for name, parameter in owner._parameters.items():
-            if parameter is None or isinstance(owner, TensorQuantizer):
-                continue
-            found = weights.get(f"{owner_path}.{name}".lstrip("."))
-            if found is None:
-                absent.append((owner, name, parameter))
-            elif id(parameter) not in seen:
-                seen.add(id(parameter))
-                stored.append((parameter, found))
     try:
         for quantizer in switched:
             quantizer.disable_quant()
         # Values are exchanged, not parameters: an LSTM holds its parameters in a list beside the registry.
-        stored = [(parameter, _exchanged(parameter, value)) for parameter, value in stored]
+        for parameter, value in found:
+            stored.append((parameter, _exchanged(parameter, value)))
         for owner, name, _ in absent:
             owner._parameters[name] = None
         yield
@@ -60,6 +51,24 @@ def in_float(module: nn.Module, weights: Mapping[str, Tensor], path: str = "") -
             owner._parameters[name] = parameter
         for quantizer in switched:
             quantizer.enable_quant()
+
+
+def _sorted_by_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], path: str
+) -> tuple[list[tuple[nn.Parameter, Tensor]], list[tuple[nn.Module, str, nn.Parameter]]]:
+    """Return each parameter with the weight that it is to have, and those that have none, with owner and name."""
+    found: dict[nn.Parameter, Tensor] = {}
+    absent: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for owner_path, owner in module.named_modules(prefix=path):
+        for name, parameter in owner._parameters.items():
+            if parameter is None or isinstance(owner, TensorQuantizer):
+                continue
+            value = weights.get(f"{owner_path}.{name}".lstrip("."))
+            if value is None:
+                absent.append((owner, name, parameter))
+            else:
+                found.setdefault(parameter, value)
+    return list(found.items()), absent
 
 
 def _exchanged(parameter: nn.Parameter, value: Tensor) -> Tensor:

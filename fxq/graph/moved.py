@@ -12,14 +12,20 @@ def follow_move(gm: GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     own = next((tensor for tensor in gm.parameters() if tensor.is_floating_point()), None)
     if own is None:
         return inputs
-    values = [node.meta["val"] for node in gm.graph.nodes if "val" in node.meta]
-    dtypes = {leaf.dtype for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}
-    was_cast = own.dtype not in dtypes
+    valued = [node for node in gm.graph.nodes if "val" in node.meta]
+    leaves = [leaf for node in valued for leaf in _tensors(node.meta["val"])]
+    was_cast = own.dtype not in {leaf.dtype for leaf in leaves}
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(own.device, own.dtype if was_cast and tensor.is_floating_point() else tensor.dtype)
 
-    for node in gm.graph.nodes:
-        if "val" in node.meta:
+    if was_cast or any(leaf.device != own.device for leaf in leaves):
+        for node in valued:
             node.meta["val"] = pytree.tree_map_only(Tensor, move, node.meta["val"])
     return pytree.tree_map_only(Tensor, move, inputs)  # type: ignore[no-any-return]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):  # as of most nodes
+        return [value]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -13,7 +13,7 @@ from fxq.calibration_run import run_calibrated_passes
 from fxq.data import Data
 from fxq.float_reference import ComparedInputs
 from fxq.graph.data_stage import DataStage
-from fxq.graph.float_model import copied_weights, in_float, own_weights
+from fxq.graph.float_model import copied_weights, in_float
 from fxq.graph.observers import observing_quantizers
 from fxq.graph.weight_changes import WeightChanges
 from fxq.islands.calls import record_calls
@@ -77,7 +77,7 @@ def _calls(
     weights: Mapping[str, Tensor] | None,
 ) -> dict[str, list[Inputs]]:
     """Return what the whole gives to each island on ``inputs``, in float."""
-    with in_float(prepared, own_weights(prepared) if weights is None else weights):
+    with in_float(prepared, weights):
         return record_calls(prepared, modules, inputs)
 
 

@@ -15,7 +15,7 @@ from fxq.compare.worst_layers import LayerLoss, worst_layers
 from fxq.errors import FxqError
 from fxq.explanation import Explanation
 from fxq.float_reference import CHANGED, GRAPH, ORIGINAL, placed_like, run_all
-from fxq.graph.float_model import in_float, own_weights
+from fxq.graph.float_model import in_float
 from fxq.graph.modules import copy_graph
 from fxq.islands.explanation import explain_islands
 from fxq.islands.layout import Islands, put_in_place
@@ -104,7 +104,7 @@ def _compare(prepared: GraphModule, converted: GraphModule, state: State) -> tup
     if model is not None:
         expected, against = run_all(model, placed_like(model, inputs)), ORIGINAL
     else:
-        with in_float(prepared, own_weights(prepared)):
+        with in_float(prepared):
             expected, against = run_all(prepared, inputs), CHANGED if is_changed else GRAPH
     found = run_all(converted, inputs)
     why = _why_incomparable(expected, found)

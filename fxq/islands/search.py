@@ -16,7 +16,7 @@ from fxq.compare.outputs import Named, named_leaves
 from fxq.compare.parity import compare, is_rounding
 from fxq.compare.quality import sqnr_db
 from fxq.errors import InputError, TraceError
-from fxq.graph.float_model import in_float, own_weights
+from fxq.graph.float_model import in_float
 from fxq.graph.trace_failure import has_layers
 from fxq.islands.calls import count_calls, record_calls, run_alike
 from fxq.islands.layout import put_in_place
@@ -166,7 +166,7 @@ def _check_alike(path: str, module: nn.Module, gm: GraphModule, calls: list[Inpu
     for index, call in enumerate(calls):
         expected = named_leaves(run_alike(module, call), "output", Tensor)
         try:
-            with in_float(gm, own_weights(gm)):
+            with in_float(gm):
                 found = named_leaves(run_alike(gm, call), "output", Tensor)
         except KeyboardInterrupt:
             raise

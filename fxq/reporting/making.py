@@ -209,7 +209,8 @@ def _quality(
         return None
     gm = copy_graph(model).eval()
     fit_weights(gm, only_missing=True)
-    return refer(gm, state.compared, state.original, state.changes).quality(gm)
+    original = None if state.original is None else state.original.find()
+    return refer(gm, state.compared, original, state.changes).quality(gm)
 
 
 def _size(model: GraphModule, state: State, file: "ExportReport | None") -> Size:

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxq
-from fxq.graph.float_model import in_float, own_weights
+from fxq.graph.float_model import in_float
 from fxq.nn import ScaledChannels
 from fxq.state import find_state
 
@@ -110,7 +110,7 @@ def calibrated(model: nn.Module, x: Tensor, recipe: fxq.Recipe = RECIPE) -> Grap
 
 def float_outputs(gm: GraphModule, x: Tensor) -> Tensor:
     """Return what the graph computes with its quantizers off, in the weights that it has now."""
-    with torch.no_grad(), in_float(gm, own_weights(gm)):
+    with torch.no_grad(), in_float(gm):
         return gm(x)
 
 

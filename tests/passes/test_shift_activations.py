@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
-from fxq.graph.float_model import in_float, own_weights
+from fxq.graph.float_model import in_float
 from fxq.state import find_state
 
 PLAIN = fxq.recipe("tensorrt").replace(calibrator="max")
@@ -53,7 +53,7 @@ def calibrated(model: nn.Module, x: Tensor, recipe: fxq.Recipe = RECIPE) -> Grap
 
 def float_outputs(gm: GraphModule, x: Tensor) -> Tensor:
     """Return what the graph computes with its quantizers off, and all biases as they are."""
-    with torch.no_grad(), in_float(gm, own_weights(gm)):
+    with torch.no_grad(), in_float(gm):
         return gm(x)
 
 
