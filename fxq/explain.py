@@ -51,10 +51,11 @@ def _is_silent(node: Node) -> bool:
 
 def _explain_node(node: Node, state: State, inside: Mapping[str, Plan]) -> NodeExplanation:
     quantized = (*_inputs(node), *_inside(node, inside))
+    found = kind(node)
     return NodeExplanation(
         node=node.name,
         path=rule_path(node),
-        kind=kind(node) if kind(node) != "other" else str(getattr(node.target, "__name__", node.target)),
+        kind=found if found != "other" else str(getattr(node.target, "__name__", node.target)),
         quantized=quantized,
         reason="" if _runs_quantized(quantized) else _why_not(node, state),
     )

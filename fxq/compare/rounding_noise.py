@@ -67,7 +67,11 @@ class _Noisy(fx.Interpreter):
         self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        if n.op == "get_attr":
+            return self.fetch_attr(str(n.target))
+        # Not by the base class, which notes for tracebacks where it is: that takes longer than most nodes.
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = getattr(self, n.op)(n.target, args, kwargs)
         row = LOWERED_OPS.get(n.target)
         computes = n.op in ("call_function", "call_module", "call_method")
         if not computes or is_quantizer(n) or (row is not None and row.is_exact):
@@ -100,8 +104,8 @@ class _Noisy(fx.Interpreter):
 
     def _shaken(self, value: Tensor, share: float) -> Tensor:
         """Move each element by up to ``share`` of the largest one."""
-        noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(value) * 2 - 1
-        return value + noise * (value.abs().max() * share)
+        noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(value)
+        return noise.mul_(2).sub_(1).mul_(value.abs().max() * share).add_(value)
 
 
 def _has_float_bias(node: fx.Node) -> bool:

@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 from fxq.errors import GraphError
 from fxq.graph.dead_nodes import has_effect
 from fxq.graph.kinds import kind, module_of, produces_tensor, produces_values
-from fxq.graph.match import input_edges, is_quantizer, output_edges
+from fxq.graph.match import input_edges, is_quantizer
 from fxq.graph.memory import writes_in_place
+from fxq.graph.modules import all_modules
 from fxq.graph.plan import inserted_for, planned_inputs, plans_by_module
 from fxq.nn import Quantized
 from fxq.nn.quantized import quantizer_name
@@ -143,12 +144,11 @@ def _frozen(gm: GraphModule) -> Iterator[str]:
 
 def _lowered(gm: GraphModule) -> Iterator[str]:
     for node in gm.graph.nodes:
-        if node.op == "call_module":
+        if node.op == "call_module" and any(isinstance(one, TensorQuantizer) for one in all_modules(module_of(node))):
             for path, module in module_of(node).named_modules(prefix=str(node.target)):
                 if isinstance(module, TensorQuantizer) and module.is_enabled:
                     yield f"quantizer {path!r} was not lowered"
-        readers = [edge.consumer for edge in output_edges(node)]
-        if node.target is QUANTIZE and any(reader.target is not DEQUANTIZE for reader in readers):
+        if node.target is QUANTIZE and any(reader.target is not DEQUANTIZE for reader in node.users):
             yield f"quantize {node.name!r} is read by something else than a dequantize"
         if node.target is DEQUANTIZE:
             source = node.all_input_nodes[0]

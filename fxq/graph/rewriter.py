@@ -185,7 +185,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
         """Store ``value`` as a buffer at ``path`` (once) and insert a node before ``before`` that reads it."""
         set_tensor(self.gm, path, value)
         with self.gm.graph.inserting_before(before):
-            return self.gm.graph.get_attr(path)
+            return self.gm.graph.create_node("get_attr", path)  # Graph.get_attr looks for what has just been stored
 
     def insert_module_on(self, edges: Sequence[Edge], path: str, module: nn.Module, why: str) -> Node:
         """Insert a call of ``module`` between one producer and the given readings of it.

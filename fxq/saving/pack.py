@@ -21,7 +21,7 @@ from fxq.record import Record
 from fxq.saving.edits import changes_to_tensors, edits_to_dict
 from fxq.saving.graph_text import graph_lines, plans_to_dict
 from fxq.saving.input_forms import inputs_to_form
-from fxq.saving.packed import Packed
+from fxq.saving.packed import CALIBRATOR, Packed
 from fxq.saving.quantizer_state import quantizers_to_dict
 from fxq.saving.stored_tensors import stored_tensors
 from fxq.stage import Stage
@@ -55,7 +55,10 @@ def source_of(prepared: GraphModule) -> Packed | FxqError:
         packed = pack(prepared)
     except FxqError as error:
         return error.with_traceback(None)
-    return Packed(packed.header, {name: tensor.clone() for name, tensor in packed.tensors.items()})
+    tensors = {  # what calibrators return is a copy already
+        name: tensor if name.startswith(CALIBRATOR) else tensor.clone() for name, tensor in packed.tensors.items()
+    }
+    return Packed(packed.header, tensors)
 
 
 def _pack(gm: GraphModule, state: State) -> Packed:
@@ -97,8 +100,9 @@ def _pack(gm: GraphModule, state: State) -> Packed:
 
 def modes_of(gm: nn.Module) -> dict[str, Any]:
     """Return whether the whole is in training mode, the paths of the modules in the other mode, and of frozen norms."""
-    others = [path for path, module in gm.named_modules() if module.training is not gm.training]
-    norms = [path for path, module in gm.named_modules() if isinstance(module, FrozenBatchNorm)]
+    modules = dict(gm.named_modules())
+    others = [path for path, module in modules.items() if module.training is not gm.training]
+    norms = [path for path, module in modules.items() if isinstance(module, FrozenBatchNorm)]
     return {"training": gm.training, "others": others, "frozen_norms": norms}
 
 

@@ -7,6 +7,7 @@ its bias counts for so little that rounding it does not show.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,23 +25,88 @@ _SMALLEST_RANGE = 2.0**-23  # that is none of zeros
 
 def make_room(rw: Rewriter, layers: Iterable[tuple[Node, WeightQuantized]]) -> None:
     """Widen ranges of zeros, and of weights that are next to nothing beside their bias; quantizers are modified."""
+    ranges = _Ranges(rw)
     found = [(node, layer, _input_quantizer(rw, node, layer)) for node, layer in layers if _counts_in_steps(layer)]
     for _, _, quantizer in weight_quantizers(rw.gm):
         if is_on(quantizer) and quantizer.has_range and quantizer.descriptor.block_size is None:
-            _follow_neighbours(quantizer)
+            ranges.follow_neighbours(quantizer)
     for node, layer, reads in found:
-        if reads is not None and bool(layer.weight_quantizer.is_zero.all()):
-            _widen(rw, node, layer.weight_quantizer, _bias_of(layer) / (reads.scale * _EXACT_CODE))
-    dead = [item for item in found if item[2] is not None and bool(item[2].is_zero.all())]
+        if reads is not None and ranges.of(layer.weight_quantizer).all_zero:
+            least = ranges.bias_of(layer) / (ranges.of(reads).step * _EXACT_CODE)
+            ranges.widen(node, layer.weight_quantizer, least)
+    dead = [item for item in found if item[2] is not None and ranges.of(item[2]).all_zero]
     for node, layer, reads in dead:
         assert reads is not None
-        step = (_bias_of(layer) / layer.weight_quantizer.scale.flatten()).max() / _EXACT_CODE
+        step = (ranges.bias_of(layer) / ranges.of(layer.weight_quantizer).step.flatten()).max() / _EXACT_CODE
         # Several layers may read it; the first makes it a range, and the others have room in their weights below.
-        if bool(reads.is_zero.all()):
-            _widen(rw, node, reads, step)
+        if ranges.of(reads).all_zero:
+            ranges.widen(node, reads, step)
     for node, layer, reads in found:
         if reads is not None:
-            _widen(rw, node, layer.weight_quantizer, _bias_of(layer) / (reads.scale * _LARGEST_CODE))
+            least = ranges.bias_of(layer) / (ranges.of(reads).step * _LARGEST_CODE)
+            ranges.widen(node, layer.weight_quantizer, least)
+
+
+class _Range(NamedTuple):
+    """Steps of a quantizer, and which of its ranges hold nothing but zeros."""
+
+    step: Tensor
+    is_zero: Tensor
+    any_zero: bool
+    all_zero: bool
+
+
+class _Ranges:
+    """Ranges of quantizers, each computed once until it is stored anew."""
+
+    def __init__(self, rw: Rewriter) -> None:
+        self._rw = rw
+        self._known: dict[TensorQuantizer, _Range] = {}
+
+    def of(self, quantizer: TensorQuantizer) -> _Range:
+        """Return the range of a quantizer, which has one."""
+        if quantizer not in self._known:
+            is_zero = quantizer.is_zero
+            any_zero = bool(is_zero.any())
+            self._known[quantizer] = _Range(quantizer.scale, is_zero, any_zero, any_zero and bool(is_zero.all()))
+        return self._known[quantizer]
+
+    def bias_of(self, layer: WeightQuantized) -> Tensor:
+        """Return the largest |bias| for each step of the weight, shape (steps,); groups of a transposed one share
+        steps.
+        """
+        assert isinstance(layer.bias, Tensor)
+        bias, steps = layer.bias.detach().abs().float(), self.of(layer.weight_quantizer).step.numel()
+        return bias.reshape(-1, steps).amax(0) if len(bias) % steps == 0 else bias.max().expand(steps)
+
+    def follow_neighbours(self, quantizer: TensorQuantizer) -> None:
+        """Give channels of zeros the smallest step of the others, where there are others."""
+        found = self.of(quantizer)
+        if found.any_zero and not found.all_zero:
+            self._store(quantizer, torch.where(found.is_zero, found.step[~found.is_zero].min(), found.step))
+
+    def widen(self, node: Node, quantizer: TensorQuantizer, least: Tensor) -> None:
+        """Make each step at least ``least``; a range of zeros gets that step, if it is not 0."""
+        found = self.of(quantizer)
+        old = found.step
+        least = least.to(old.device).reshape(old.shape)
+        if not found.any_zero and bool((least <= old).all()):
+            return
+        own = torch.where(found.is_zero & (least > 0), _SMALLEST_RANGE / quantizer.maxbound, old)
+        new = torch.maximum(own, least)
+        if bool((new != old).any()):
+            self._store(quantizer, new)
+            why = f"the range of {quantizer.owner} is widened: its bias is to fit 32 bits, and to be no mere zero"
+            self._rw.edit(node, why)
+
+    def _store(self, quantizer: TensorQuantizer, step: Tensor) -> None:
+        del self._known[quantizer]
+        lo, hi = quantizer.descriptor.bounds
+        if quantizer.descriptor.symmetric:
+            quantizer.amax = step * hi
+        else:
+            low = quantizer.range[0].clamp(max=0)
+            quantizer.range = (low, low + step * (hi - lo))
 
 
 def _counts_in_steps(layer: WeightQuantized) -> bool:
@@ -57,37 +123,3 @@ def _input_quantizer(rw: Rewriter, node: Node, layer: WeightQuantized) -> Tensor
     if (found is None or not is_on(found)) and is_quantizer(source):
         found = rw.module(source)
     return found if is_on(found) and found.has_range and not found.descriptor.is_float8 else None
-
-
-def _bias_of(layer: WeightQuantized) -> Tensor:
-    """Return the largest |bias| for each step of the weight, shape (steps,); groups of a transposed one share steps."""
-    assert isinstance(layer.bias, Tensor)
-    bias, steps = layer.bias.detach().abs().float(), layer.weight_quantizer.scale.numel()
-    return bias.reshape(-1, steps).amax(0) if len(bias) % steps == 0 else bias.max().expand(steps)
-
-
-def _follow_neighbours(quantizer: TensorQuantizer) -> None:
-    """Give channels of zeros the smallest step of the others, where there are others."""
-    is_zero, step = quantizer.is_zero, quantizer.scale
-    if bool(is_zero.any()) and not bool(is_zero.all()):
-        _store_step(quantizer, torch.where(is_zero, step[~is_zero].min(), step))
-
-
-def _widen(rw: Rewriter, node: Node, quantizer: TensorQuantizer, least: Tensor) -> None:
-    """Make each step at least ``least``; a range of zeros gets that step, if it is not 0."""
-    old = quantizer.scale
-    least = least.to(old.device).reshape(old.shape)
-    own = torch.where(quantizer.is_zero & (least > 0), _SMALLEST_RANGE / quantizer.maxbound, old)
-    new = torch.maximum(own, least)
-    if bool((new != old).any()):
-        _store_step(quantizer, new)
-        rw.edit(node, f"the range of {quantizer.owner} is widened: its bias is to fit 32 bits, and to be no mere zero")
-
-
-def _store_step(quantizer: TensorQuantizer, step: Tensor) -> None:
-    lo, hi = quantizer.descriptor.bounds
-    if quantizer.descriptor.symmetric:
-        quantizer.amax = step * hi
-    else:
-        low = quantizer.range[0].clamp(max=0)
-        quantizer.range = (low, low + step * (hi - lo))
