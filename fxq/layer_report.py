@@ -1,6 +1,5 @@
-"""What reports about layers share: a table of text as wide as the terminal, plain data, and a plot of bars."""
+"""What reports about layers share: a table of text as wide as the terminal, and a plot of bars."""
 
-import dataclasses
 import io
 import math
 import os
@@ -21,17 +20,6 @@ def as_text(renderable: Any) -> str:
     console = Console(width=text_width(_WIDTH), record=True, file=io.StringIO())
     console.print(renderable)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
-
-
-def plain_data(value: Any) -> Any:
-    """Return what JSON can hold: dataclasses as dicts, and infinities and NaN, which it has not, as text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: plain_data(getattr(value, one.name)) for one in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: plain_data(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_data(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def decibel(value: float | None) -> str:

@@ -8,7 +8,6 @@ alone with ``--quiet``.
 
 import json
 import logging
-import math
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typer.core import TyperGroup
 from fxq.cli.hints import in_words_of_the_shell
 from fxq.errors import FxqError
 from fxq.literal import literal
+from fxq.plain_data import plain_data
 
 _REFUSED, _FAULT, _INTERRUPTED = 1, 3, 130
 _GLOB_HINT = (
@@ -90,15 +90,7 @@ def print_plain(text: str) -> None:
 
 def print_json(data: Any) -> None:
     """Print plain data on stdout as JSON, which has no infinity: that is the text "inf"."""
-    typer.echo(json.dumps(_finite(data), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    typer.echo(json.dumps(plain_data(data), indent=2))
 
 
 class _OnStderr(logging.Handler):

@@ -6,7 +6,7 @@ from typing import TypeVar
 from fxq.errors import PluginError
 from fxq.kinds import known_kinds
 from fxq.registry import tables
-from fxq.registry.tables import IntegerForm, full_name
+from fxq.registry.tables import IntegerForm
 
 FormType = TypeVar("FormType", bound=type[IntegerForm])
 
@@ -28,21 +28,11 @@ def integer_form(*kinds: str) -> Callable[[FormType], FormType]:
             )
 
     def register(form_type: FormType) -> FormType:
-        own = full_name(form_type)
-        for method in ("why_not", "codes"):
-            if not callable(getattr(form_type, method, None)):
-                raise PluginError(
-                    f"{own} is the integer form of {kinds[0]!r} and has no method {method!r}: it needs "
-                    "why_not(node) and codes(writer, node, grid)"
-                )
-        for kind in kinds:
-            taken = tables.integer_forms.get(kind)
-            if taken is not None and full_name(type(taken)) != own:
-                raise PluginError(
-                    f"{kind!r} has the integer form {full_name(type(taken))}, and {own} wants it too; give your "
-                    "operation a kind of its own (fxq.register_kind)"
-                )
-        tables.integer_forms.update(dict.fromkeys(kinds, form_type()))
+        names = {kind: repr(kind) for kind in kinds}
+        needs = {"why_not": "node", "codes": "writer, node, grid"}
+        words = "is the integer form of", "has the integer form"
+        cure = "give your operation a kind of its own (fxq.register_kind)"
+        tables.add_class(tables.integer_forms, names, form_type, needs, words, cure)
         return form_type
 
     return register

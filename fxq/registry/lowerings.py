@@ -10,7 +10,7 @@ from fxq.nn.computed import plain_type
 from fxq.nn.mapping import quantized_type
 from fxq.registry import tables
 from fxq.registry.plugins import load_plugins
-from fxq.registry.tables import ModuleLowering, full_name
+from fxq.registry.tables import ModuleLowering
 
 LoweringType = TypeVar("LoweringType", bound=type[ModuleLowering])
 
@@ -31,21 +31,10 @@ def lowers(*module_types: type[nn.Module]) -> Callable[[LoweringType], LoweringT
             )
 
     def register(lowering_type: LoweringType) -> LoweringType:
-        own = full_name(lowering_type)
-        for method in ("why_not", "lower"):
-            if not callable(getattr(lowering_type, method, None)):
-                raise PluginError(
-                    f"{own} lowers {module_types[0].__name__} and has no method {method!r}: it needs "
-                    "why_not(node, module) and lower(lowering, node, layer)"
-                )
-        for module_type in module_types:
-            taken = tables.lowerings.get(module_type)
-            if taken is not None and full_name(type(taken)) != own:
-                raise PluginError(
-                    f"{module_type.__name__} is lowered by {full_name(type(taken))}, and {own} wants it "
-                    "too; write a subclass of the module for yours"
-                )
-        tables.lowerings.update(dict.fromkeys(module_types, lowering_type()))
+        names = {module_type: module_type.__name__ for module_type in module_types}
+        needs = {"why_not": "node, module", "lower": "lowering, node, layer"}
+        cure = "write a subclass of the module for yours"
+        tables.add_class(tables.lowerings, names, lowering_type, needs, ("lowers", "is lowered by"), cure)
         return lowering_type
 
     return register

@@ -101,6 +101,40 @@ def add_target(target: Any, module: str) -> Target:
     return target
 
 
+def add_class(
+    table: dict[Any, Any],
+    keys: Mapping[Any, str],
+    own_type: type,
+    needs: Mapping[str, str],
+    words: tuple[str, str],
+    cure: str,
+) -> None:
+    """Register an instance of a class under some keys of a table.
+
+    Args:
+        table: of this module.
+        keys: each with its name.
+        own_type: takes no arguments.
+        needs: its methods, each with its arguments.
+        words: what it is to a key, and a key to it, such as "lowers" and "is lowered by".
+        cure: what to do where a key has another class.
+
+    Raises:
+        PluginError: a method is missing, or a key has another class.
+    """
+    own = full_name(own_type)
+    for method in needs:
+        if not callable(getattr(own_type, method, None)):
+            methods = " and ".join(f"{name}({arguments})" for name, arguments in needs.items())
+            first = next(iter(keys.values()))
+            raise PluginError(f"{own} {words[0]} {first} and has no method {method!r}: it needs {methods}")
+    for key, name in keys.items():
+        taken = table.get(key)
+        if taken is not None and full_name(type(taken)) != own:
+            raise PluginError(f"{name} {words[1]} {full_name(type(taken))}, and {own} wants it too; {cure}")
+    table.update(dict.fromkeys(keys, own_type()))
+
+
 def package_name(entry: importlib.metadata.EntryPoint) -> str:
     """Return the package that an entry point came with."""
     return entry.dist.name if entry.dist else "unknown"

@@ -13,9 +13,9 @@ from fxq.comparison_report import Comparison
 from fxq.coverage import Coverage
 from fxq.errors import ExportError
 from fxq.explanation import QuantizedTensor
-from fxq.layer_report import plain_data
 from fxq.literal import literal
 from fxq.output_file import OutputFile
+from fxq.plain_data import plain_data
 from fxq.runtimes import Latency
 from fxq.sensitivity_report import Sensitivity
 from fxq.verification.finding import Finding
