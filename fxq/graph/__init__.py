@@ -2,6 +2,7 @@
 
 from fxq.graph.altered import has_backward_hooks, why_altered
 from fxq.graph.check import check_graph
+from fxq.graph.dead_nodes import has_effect
 from fxq.graph.kinds import ACTIVATIONS, MOVES_DATA, kind, module_kind, module_of, produces_tensor, shape_of
 from fxq.graph.match import (
     Edge,
@@ -64,6 +65,7 @@ __all__ = [
     "free_path",
     "graph_text",
     "has_backward_hooks",
+    "has_effect",
     "has_one_reader",
     "input_edges",
     "inserted_for",

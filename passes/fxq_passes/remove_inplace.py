@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fxq import EXACT, Pass, Rewriter, Stage, register_pass
-from fxq.graph import aliases, out_of_place_arguments, out_of_place_target, produces_tensor, writes_in_place
+from fxq.graph import aliases, has_effect, out_of_place_arguments, out_of_place_target, produces_tensor, writes_in_place
 
 
 @register_pass("remove_inplace")
@@ -33,7 +33,16 @@ class RemoveInplace(Pass):
             for user in later:
                 rw.replace_input(user, written, new, f"{new.name!r} no longer writes into {written.name!r}")
             if not new.users:
-                rw.erase(new, "nothing reads the result")
+                _erase_unread(rw, new)
+
+
+def _erase_unread(rw: Rewriter, node: Node) -> None:
+    """Erase a node, and what was computed for it alone."""
+    waiting = [node]
+    for unread in waiting:  # grows while it is walked
+        sources = unread.all_input_nodes
+        rw.erase(unread, "nothing reads the result")
+        waiting += [one for one in sources if not (one.users or writes_in_place(one) or has_effect(one))]
 
 
 def _modules_to_keep(rw: Rewriter) -> set[nn.Module]:

@@ -347,3 +347,25 @@ def test_a_tensor_that_is_written_after_it_was_made_gets_no_quantizer(target: st
         expected = nn.functional.conv2d(torch.full((1, 4, 1, 1), 5.0), float_model.weight, float_model.bias)  # type: ignore[arg-type]
     # The written row is constant; 8-bit weights are off by half a step of 127 each, and so is an output quantizer.
     torch.testing.assert_close(found[:1, :, :1, :1], expected, rtol=0, atol=0.05)
+
+
+def test_what_was_computed_for_a_write_that_nobody_sees_goes_with_it() -> None:
+    def body(x: Tensor) -> Tensor:
+        y = x.relu()
+        z = y.flatten(1).mul(2)
+        y += y.exp().neg()  # after the view was read
+        return z
+
+    assert_rewrites(
+        [RemoveInplace()],
+        model=Runs(body).eval(),
+        inputs=X,
+        after="""
+            x = input
+            mul = mul(x, 1)
+            relu = .relu(mul)
+            flatten = .flatten(relu, 1)
+            mul_1 = .mul(flatten, 2)
+            return mul_1
+        """,
+    )
