@@ -75,9 +75,16 @@ def partial(module: nn.Module) -> None:
     module.forward = functools.partial(forward, module)
 
 
+def call_impl(module: nn.Module) -> None:
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return type(self)._call_impl(self, *args, **kwargs) * 3
+
+    module._call_impl = types.MethodType(call, module)  # type: ignore[assignment]
+
+
 CHANGES = {
     "hook": after, "pre-hook": before, "hook with kwargs": after_by_name, "pre-hook with kwargs": before_by_name,
-    "method": method, "partial": partial,
+    "method": method, "partial": partial, "the call around it": call_impl,
 }  # fmt: skip
 PATHS = ["block", "block.conv", "block.bn", "block.relu", "block.dropout", "block.pool", "block.flatten", "fc"]
 

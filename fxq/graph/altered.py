@@ -15,8 +15,8 @@ from fxq.errors import TraceError
 from fxq.given_model import wrappers
 from fxq.nn.computed import has_other_hooks
 
-# The methods that torch's own forwards call.
-_COMPUTING = frozenset({"forward", "_conv_forward", "_output_padding", "_check_input_dim"})
+# The methods that torch's own forwards call, and that call them.
+_COMPUTING = frozenset({"forward", "_conv_forward", "_output_padding", "_check_input_dim", "_call_impl"})
 
 
 def why_altered(module: nn.Module) -> str | None:
