@@ -125,13 +125,26 @@ def check_model(model: Any, verify: bool, call: str = "prepare") -> None:
 
 
 def warn_of_training_mode(model: nn.Module) -> None:
-    """Say that a model in training mode is prepared as its eval() self."""
-    if model.training and not holds_program(model):  # whose eval() and train() do nothing
-        warnings.warn(
-            "the model is in training mode; fxq prepares its eval() self, with running statistics and no dropout. "
-            "Call model.eval() first to silence this",
-            stacklevel=levels_to_caller(),
-        )
+    """Say that a model in training mode, or with modules in it that ask for theirs, is prepared as its eval() self."""
+    training = [
+        f"{path!r} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if path and module.training and _asks_for_its_mode(module)
+    ]
+    if not (model.training or training) or holds_program(model):  # whose eval() and train() do nothing
+        return
+    more = f" and {len(training) - 3} more" if len(training) > 3 else ""
+    what = "the model is" if model.training else f"the model's {', '.join(training[:3])}{more} are"
+    warnings.warn(
+        f"{what} in training mode; fxq prepares its eval() self, with running statistics and no dropout. "
+        "Call model.eval() first to silence this",
+        stacklevel=levels_to_caller(),
+    )
+
+
+def _asks_for_its_mode(module: nn.Module) -> bool:
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names
 
 
 def own_layers(model: nn.Module) -> Iterator[str]:

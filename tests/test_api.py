@@ -216,3 +216,12 @@ def test_an_output_that_is_a_size_is_refused_with_the_reason(tmp_path: Path) -> 
     x = images(2, seed=0)
     with pytest.raises(fxq.ExportError, match="return tensors only"):
         fxq.export_onnx(fxq.quantize(WithSize().eval(), [x]), tmp_path / "model.onnx")
+
+
+def test_a_module_left_in_training_mode_is_named_where_that_makes_a_difference() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.ReLU(), nn.BatchNorm1d(4)).eval()
+    model[2].train()
+    fxq.prepare(model)
+    model[1].train()
+    with pytest.warns(UserWarning, match=r"the model's '1' \(Dropout\) are in training mode.*its eval\(\) self"):
+        fxq.prepare(model)
