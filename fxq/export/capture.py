@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import config as fx_config
 from torch.utils import _pytree as pytree
 
-from fxq.errors import ExportError
+from fxq.errors import ExportError, FxqError
 from fxq.export.decompositions import decompose_where_needed
 from fxq.export.open_shapes import OpenShapes, OpenSize, tensors_of
 from fxq.export.translate import translation_table
@@ -71,7 +71,9 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, shapes: Ope
                 opset_version=opset,
                 custom_translation_table=translation_table(opset),
             )
-    except (RuntimeError, ValueError, TypeError) as error:
+    except FxqError:
+        raise
+    except Exception as error:  # torch's exporter raises of many kinds, and so may what the model keeps whole
         raise ExportError(_advice(error, shapes, scoped.conditions.fixed)) from error
     if onnx_program is None:
         raise ExportError("torch.onnx.export returned no model")

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 from torch import Tensor, fx, nn
 from torch.onnx._constants import ONNX_MAX_OPSET
 from torch.utils import _pytree as pytree
@@ -67,7 +68,7 @@ def export_onnx(
     _check_is_graph(converted)
     is_changed = check_float_dtype(converted, options.float_dtype)
     _check_outputs(converted)
-    _check_recurrent(converted)
+    _check_modules(converted)
     reference = Reference.run(converted, inputs)
     _check_names(name for name, _ in reference.outputs)
     shapes = options.open_shapes(_parameters(converted), inputs)
@@ -123,8 +124,13 @@ def _check_outputs(gm: fx.GraphModule) -> None:
             raise ExportError(f"the model returns {str(value)!r}, and an ONNX output is a tensor: return tensors only")
 
 
-def _check_recurrent(gm: fx.GraphModule) -> None:
+def _check_modules(gm: fx.GraphModule) -> None:
     for path, module in gm.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ExportError(
+                f"module {path!r} is compiled TorchScript, which torch.onnx does not take: put the Python module that "
+                "it was made from in its place, and prepare the model again"
+            )
         if isinstance(module, nn.LSTM) and module.proj_size:
             raise ExportError(
                 f"the LSTM {path!r} has proj_size={module.proj_size}, and ONNX's LSTM has no projection of the hidden "

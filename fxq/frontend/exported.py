@@ -31,7 +31,7 @@ from fxq.graph.hidden_writes import refuse_hidden_writes
 from fxq.graph.quiet import quiet_torch
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
-from fxq.graph.trace import check_names, copy_modes, erase_dead_questions, leaf_paths
+from fxq.graph.trace import check_names, copy_modes, erase_dead_questions, leaf_paths, refuse_compiled
 from fxq.graph.trace_failure import describe, leaf_cure, model_refuses, source_line
 from fxq.graph.trace_transformer import plain_forward
 from fxq.nn import plain_type
@@ -50,6 +50,7 @@ def trace_exported(model: nn.Module, example_inputs: tuple[Any, ...], leaf_modul
         TraceError: torch.export does not follow the model, or leaves what a graph cannot hold.
         RecipeError: an entry of ``leaf_modules`` matches nothing.
     """
+    refuse_compiled(model)
     tracer = ShapeTracer(leaf_paths(model, leaf_modules))
     calls = WholeCalls(model, tracer.is_leaf_module)
     bound = _bound(model, example_inputs)

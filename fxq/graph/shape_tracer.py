@@ -188,11 +188,14 @@ class ShapeTracer(Tracer):
         self._evaluating = True  # a leaf module now runs for real: its calls and attributes make no nodes
         try:
             # Of what is kept whole, because it does not trace, fake tensors may find out nothing.
-            is_kept = node.op == "call_module" and node.target in self.leaves
+            is_kept = node.op == "call_module" and self._is_kept(str(node.target))
             self._evaluation.evaluate(node, self.root, is_kept)
         finally:
             self._evaluating = False
         return node
+
+    def _is_kept(self, path: str) -> bool:
+        return path in self.leaves or isinstance(self.root.get_submodule(path), torch.jit.ScriptModule)
 
     def _place(self, node: Node) -> None:
         name = str(node.target).lstrip("*")

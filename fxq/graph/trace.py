@@ -100,11 +100,22 @@ def leaf_paths(model: nn.Module, globs: Sequence[str]) -> frozenset[str]:
     return frozenset(leaves)
 
 
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model without Python to follow.
+
+    Raises:
+        TraceError: it is TorchScript.
+    """
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(inspect.unwrap(type(model).forward), FunctionType):
+        raise TraceError(
+            f"the model ({type(model).__name__}) is compiled TorchScript; pass the Python module that it was made from"
+        )
+
+
 def _check_followable(model: nn.Module) -> None:
     """Refuse what fx would silently leave out of the graph: it reads the class's forward and nothing around it."""
     name = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule) or not isinstance(inspect.unwrap(type(model).forward), FunctionType):
-        raise TraceError(f"the model ({name}) is compiled TorchScript; pass the Python module that it was made from")
+    refuse_compiled(model)
     if "forward" in vars(model):
         raise TraceError(
             f"the model ({name}) has its forward replaced on the instance; define it in a subclass instead "

@@ -7,6 +7,7 @@ import torch
 from lowered_models import Residual, lower, lowered_residual
 from torch import Tensor, nn
 
+import fxq
 from fxq.errors import ExportError, InputError, StageError
 from fxq.export import ExportOptions, export_onnx
 
@@ -63,3 +64,31 @@ def test_missing_and_unfit_example_inputs_are_input_errors(tmp_path: Path) -> No
         export_onnx(gm, tmp_path / "model.onnx")
     with pytest.raises(InputError, match="does not run on the example inputs"):
         export_onnx(gm, tmp_path / "model.onnx", torch.randn(1, 4, 16, 16))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated
+def test_torchscript_is_refused_by_path_where_no_file_can_hold_it(tmp_path: Path) -> None:
+    x = torch.randn(2, 4)
+    model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))).eval()
+    converted = fxq.quantize(model, [x], progress=False)
+    torch.testing.assert_close(converted(x), model(x), rtol=0, atol=0.05)  # 8 bits of one layer
+    with pytest.raises(ExportError, match=r"module '1' is compiled TorchScript.* put the Python module"):
+        fxq.export_onnx(converted, tmp_path / "model.onnx")
+    for frontend in ("auto", "export"):
+        with pytest.raises(fxq.TraceError, match="is compiled TorchScript; pass the Python module"):
+            fxq.prepare(torch.jit.script(model), x, frontend=frontend)
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor:  # torch.export has tensors of its own
+            raise KeyError("odd")
+        return x
+
+
+def test_whatever_a_module_raises_while_it_is_exported_is_an_export_error(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Odd()).eval()
+    x = torch.randn(2, 4)
+    recipe = fxq.recipe("tensorrt").replace(leaf_modules=("1",))
+    with pytest.raises(ExportError, match="odd"):
+        fxq.export_onnx(fxq.quantize(model, [x], recipe, progress=False), tmp_path / "model.onnx")
