@@ -19,7 +19,7 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from fxq.errors import InputError
+from fxq.errors import InputError, TraceError
 
 _LITERALS = (int, float, bool, str, type(None))
 _TORCH_LITERALS = (torch.dtype, torch.layout, torch.memory_format)
@@ -98,12 +98,19 @@ def check_calls(
     """
     facts = [*facts, *_required_behind_optional(graph)]
     answers = {fact.name: fact.answer for fact in facts if not (fact.keys or fact.aspect)}
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.args and is_literal(answers.get(str(node.target), ...)):
+    for node in graph.find_nodes(op="placeholder"):
+        if node.args and str(node.target) in answers:
             node.args = (answers[str(node.target)],)
+        if node.args and pytree.tree_any(lambda leaf: isinstance(leaf, Tensor), node.args[0]):
+            raise TraceError(
+                f"the default of forward's parameter {node.target!r} is a tensor, which the signature of a graph "
+                "cannot hold: make it a buffer of the model, or None by default"
+            )
     if facts or guards or result is not None:
         parameters = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
-        graph.set_codegen(_CheckedCode(parameters, tuple(facts), tuple(guards), result))
+        defaults = {str(node.target): node.args[0] for node in graph.find_nodes(op="placeholder") if node.args}
+        unspelt = {name: value for name, value in defaults.items() if not _can_be_spelt(value)}
+        graph.set_codegen(_CheckedCode(parameters, tuple(facts), tuple(guards), result, unspelt))
 
 
 def _required_behind_optional(graph: Graph) -> list[Fact]:
@@ -125,7 +132,7 @@ def check_argument(given: Any, name: str, keys: Sequence[Any], aspect: str, answ
     if isinstance(given, Proxy):  # a pickled graph is traced again where it is loaded
         given.tracer.create_proxy("call_function", check_argument, (given, name, keys, aspect, answer), {})
         return
-    answer = answer.value if isinstance(answer, _Answer) else answer
+    given, answer = (value.value if isinstance(value, _Held) else value for value in (given, answer))
     try:
         for key in keys:
             given = given[key]
@@ -186,8 +193,8 @@ def size_conditions(graph: Graph) -> tuple[str, ...]:
     return tuple(dict.fromkeys(in_words(guard) for guard in guards if "!=" not in guard and "sym_" not in guard))
 
 
-class _Answer:
-    """Holds an answer that may be anything: torch.fx hashes what the code of a graph names."""
+class _Held:
+    """Holds an answer or a default, which may be anything: torch.fx hashes what the code of a graph names."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -202,12 +209,14 @@ class _CheckedCode(CodeGen):
         facts: tuple[Fact, ...],
         guards: tuple[str, ...] = (),
         result: pytree.TreeSpec | None = None,
+        unspelt: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.parameters = parameters
         self.facts = facts
         self.guards = guards
         self.result = result
+        self.unspelt = unspelt  # defaults by parameter
 
     def process_inputs(self, *args: Any) -> Any:  # type: ignore[override]  # torch 2.11 has another signature
         """Check what an interpreter gets, which runs nodes and no code: that of torch.export is one."""
@@ -225,8 +234,13 @@ class _CheckedCode(CodeGen):
         """Return what the model returns."""
         return outputs if self.result is None else as_result(outputs, self.result)
 
-    def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
+    def gen_fn_def(self, free_vars: list[str], *args: Any, **kwargs: Any) -> str:
         """Return the ``def`` line and the checks."""
+        names = [re.split("[:=]", one)[0].strip() for one in free_vars]
+        free_vars = [
+            f"{name} = {_default_of(name)}" if name in self.unspelt else one
+            for name, one in zip(names, free_vars, strict=True)
+        ]
         lines = [
             f"    {check_argument.__name__}({fact.name}, {fact.name!r}, {fact.keys!r}, {fact.aspect!r}, "
             f"{repr(fact.answer) if is_literal(fact.answer) else _name_of(index)})"
@@ -235,7 +249,7 @@ class _CheckedCode(CodeGen):
         if self.guards:
             given = ", ".join(f"{name!r}: {name}" for name in (one.lstrip("*") for one in self.parameters))
             lines.append(f"    {check_sizes.__name__}({{{given}}}, _fxq_guards)")
-        return "\n".join([super().gen_fn_def(*args, **kwargs), *lines])
+        return "\n".join([super().gen_fn_def(free_vars, *args, **kwargs), *lines])
 
     def generate_output(self, output_args: Any, *args: Any, **kwargs: Any) -> str:
         """Return the ``return`` line."""
@@ -247,14 +261,15 @@ class _CheckedCode(CodeGen):
     def additional_globals(self) -> list[tuple[str, Any]]:
         """Return what the checks name: themselves, and the answers that no code spells."""
         named: list[tuple[str, Any]] = [
-            (_name_of(index), _Answer(fact.answer))
+            (_name_of(index), _Held(fact.answer))
             for index, fact in enumerate(self.facts)
             if not is_literal(fact.answer)
         ]
+        named += [(_default_of(name), _Held(value)) for name, value in self.unspelt.items()]
         if self.guards:
             named += [(check_sizes.__name__, check_sizes), ("_fxq_guards", self.guards)]
         if self.result is not None:
-            named += [(as_result.__name__, as_result), ("_fxq_result", _Answer(self.result))]
+            named += [(as_result.__name__, as_result), ("_fxq_result", _Held(self.result))]
         return [*super().additional_globals(), (check_argument.__name__, check_argument), *named]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_CheckedCode":
@@ -263,8 +278,12 @@ class _CheckedCode(CodeGen):
 
 def as_result(value: Any, structure: Any) -> Any:
     """Return the leaves of ``value`` in the containers of a TreeSpec, such as a class of the model's own."""
-    structure = structure.value if isinstance(structure, _Answer) else structure
+    structure = structure.value if isinstance(structure, _Held) else structure
     return pytree.tree_unflatten(pytree.tree_leaves(value), structure)
+
+
+def _default_of(name: str) -> str:
+    return f"_fxq_default_{name}"
 
 
 def _name_of(index: int) -> str:
@@ -297,13 +316,22 @@ def is_literal(value: Any) -> bool:
     return type(value) in (*_LITERALS, *_TORCH_LITERALS)
 
 
+def _can_be_spelt(default: Any) -> bool:
+    """Return whether torch.fx spells a default in code: floats that are not finite too."""
+    return is_literal(default) or type(default) is float
+
+
 def _is_same(found: Any, answer: Any) -> bool:
     if found is answer:
         return True
     if isinstance(found, Tensor) or isinstance(found, bool) != isinstance(answer, bool):
         return False
+    if isinstance(found, float) and isinstance(answer, float) and math.isnan(found):
+        return math.isnan(answer)
     try:
-        return bool(found == answer)
+        equal = found == answer
+        is_array = hasattr(equal, "all")
+        return found.shape == answer.shape and bool(equal.all()) if is_array else bool(equal)
     except Exception:  # the user's own objects: they may refuse to be compared in any way
         return False
 

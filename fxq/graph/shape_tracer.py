@@ -117,7 +117,14 @@ class ShapeTracer(Tracer):
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         """Record a node; what is no tensor, no size and no container is known for good and is returned as it is."""
-        proxy = super().create_proxy(*args, **kwargs)
+        kind, target, values, *others = args
+        if (
+            kind == "placeholder"
+        ):  # its default, which may be anything, is none of the values that a graph computes with
+            proxy = super().create_proxy(kind, target, (), *others, **kwargs)
+            proxy.node.args = values
+        else:
+            proxy = super().create_proxy(*args, **kwargs)
         value = value_of(proxy)
         if _is_missing_weights(proxy.node, self.root):
             return None

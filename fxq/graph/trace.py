@@ -169,7 +169,7 @@ def _given(graph: Graph, inputs: dict[str, Any]) -> list[Fact]:
     optional = [
         str(node.target)
         for node in graph.nodes
-        if node.op == "placeholder" and node.args == (None,) and node.target in inputs
+        if node.op == "placeholder" and node.args and node.args[0] is None and node.target in inputs
     ]
     return [Fact(name, False, (), "is None") for name in optional if inputs[name] is not None]
 

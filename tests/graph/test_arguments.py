@@ -2,11 +2,14 @@
 
 import copy
 import enum
+import math
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -173,3 +176,54 @@ def test_sizes_are_no_arguments() -> None:
     traced = trace(Sizes(), (X,))
     assert torch.equal(traced(X, 3), Sizes()(X, 3))
     assert "check_argument" not in traced.code
+
+
+@dataclass
+class Settings:
+    factor: float = 2.0
+
+
+DEFAULTS: dict[str, Any] = {
+    "dtype": torch.float64, "device": torch.device("cpu"), "function": torch.relu, "module": nn.ReLU(),
+    "object": Settings(), "text": b"a", "array": np.ones(2, np.float32), "set": frozenset({1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("frontend", ["symbolic", "export"])
+@pytest.mark.parametrize("default", DEFAULTS.values(), ids=DEFAULTS.keys())
+def test_a_default_may_be_what_no_code_spells(default: Any, frontend: Any) -> None:
+    class WithDefault(nn.Module):
+        def forward(self, x: Tensor, how: Any = default) -> Tensor:
+            if isinstance(how, torch.dtype):
+                return x.to(how)
+            return x * 3 if isinstance(how, bytes) else how(x) if callable(how) else x
+
+    recipe = fxq.recipe("tensorrt").with_rules(("*", None))
+    prepared = copy.deepcopy(fxq.convert(fxq.prepare(WithDefault().eval(), X, recipe, frontend=frontend)))
+    expected = WithDefault()(X)
+    for found in (prepared(X), prepared(X, default)):
+        assert torch.equal(found, expected)
+    if not isinstance(default, nn.Module):  # of which a copy is another
+        assert torch.equal(prepared(X, copy.deepcopy(default)), expected)
+    with pytest.raises(fxq.InputError, match=r"with how = .*, and is called with how = 'other'"):
+        prepared(X, "other")
+
+
+def test_a_tensor_as_default_is_refused_by_name() -> None:
+    class WithTensor(nn.Module):
+        def forward(self, x: Tensor, scale: Tensor = torch.ones(8)) -> Tensor:  # noqa: B008 - the case
+            return x * scale
+
+    with pytest.raises(fxq.TraceError, match="the default of forward's parameter 'scale' is a tensor"):
+        fxq.prepare(WithTensor().eval(), X)
+
+
+def test_not_a_number_is_what_it_is_and_no_other_number() -> None:
+    class WithLimit(nn.Module):
+        def forward(self, x: Tensor, limit: float = math.nan) -> Tensor:
+            return x if math.isnan(limit) else x.clamp(max=limit)
+
+    traced = trace(WithLimit().eval(), (X,))
+    assert torch.equal(traced(X, float("nan")), X)
+    with pytest.raises(fxq.InputError, match=r"with limit = nan, and is called with limit = 1.0"):
+        traced(X, 1.0)

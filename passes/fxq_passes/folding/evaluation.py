@@ -16,7 +16,7 @@ from fxq.graph.modules import deep_copy
 
 def is_literal(node: Node) -> bool:
     """Return whether ``node`` yields a dtype or device, which is that of the traced model whatever it is asked of."""
-    return isinstance(node.meta.get("val"), torch.dtype | torch.device)
+    return node.op != "placeholder" and isinstance(node.meta.get("val"), torch.dtype | torch.device)
 
 
 def evaluate(rw: Rewriter, nodes: Sequence[Node], root: Node) -> Tensor | str:
