@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxq.batches import Inputs
-from fxq.compare.outputs import Named, named_leaves, running_alike
+from fxq.compare.outputs import Named, are_shares, named_leaves, running_alike
 from fxq.compare.parity import compare, is_rounding
 from fxq.compare.quality import Quality, measure, sqnr_db
 from fxq.compare.traced import plain_transformers
@@ -53,6 +53,7 @@ class FloatReference:
         holds_for_one: the traced graph computes what the original does for a single sample, too.
         were_learned: the model was calibrated on these very samples.
         unlike: in words, how the inputs differ from what the model's batch norms saw in training; None: they do not.
+        are_shares: which outputs are those of a sigmoid or softmax, in order.
     """
 
     inputs: tuple[Inputs, ...]
@@ -61,6 +62,7 @@ class FloatReference:
     holds_for_one: bool = True
     were_learned: bool = False
     unlike: str | None = None
+    are_shares: tuple[bool, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -70,7 +72,11 @@ class FloatReference:
     def quality(self, model: GraphModule) -> Quality:
         """Run ``model`` on the samples, and compare."""
         found = run_all(model, follow_move(model, self.inputs))
-        return measure(self.outputs, found, self.samples, self.against, self.were_learned)
+        return self.compare(self.outputs, found, self.samples)
+
+    def compare(self, expected: Sequence[Named], found: Sequence[Named], samples: int) -> Quality:
+        """Compare what was found with what is expected, each of some batches, of ``samples`` samples in all."""
+        return measure(expected, found, samples, self.against, self.were_learned, self.are_shares)
 
 
 def refer(
@@ -95,13 +101,17 @@ def refer(
     model = original if compared.is_original and not is_changed else None
     if model is None:
         against = CHANGED if is_changed else GRAPH
-        return FloatReference(inputs, traced, against, were_learned=compared.were_learned)
+        return FloatReference(
+            inputs, traced, against, were_learned=compared.were_learned, are_shares=are_shares(prepared)
+        )
     with watched_norms(model) as norms:
         outputs = run_in_float(model, inputs)
     for expected, found in zip(outputs, traced, strict=True):
         _check_alike(model, expected, found)
     holds_for_one = _holds_for_one(plain, model, inputs[0])
-    return FloatReference(inputs, outputs, ORIGINAL, holds_for_one, compared.were_learned, _unlike(norms, inputs))
+    return FloatReference(
+        inputs, outputs, ORIGINAL, holds_for_one, compared.were_learned, _unlike(norms, inputs), are_shares(prepared)
+    )
 
 
 def _unlike(norms: Sequence[SeenStatistics], inputs: Sequence[Inputs]) -> str | None:

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxq.batches import Inputs
-from fxq.graph.kinds import module_of
+from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import is_quantizer
 from fxq.graph.modules import all_modules
 from fxq.graph.snapshot import evaluated, restored_state
@@ -22,6 +22,7 @@ from fxq.quant import DEQUANTIZE, QUANTIZE
 Leaf = TypeVar("Leaf")
 Named = list[tuple[str, Tensor]]
 _SEED = 0
+_SHARES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 
 
 def named_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
@@ -93,6 +94,18 @@ def output_steps(gm: GraphModule, outputs: Named) -> list[float]:
     own = {name: _quantizer_step(node) for name, node in returned}
     hi = _codes_above_zero(gm)
     return [own.get(name) or largest_finite(value) / hi or 1.0 for name, value in outputs]
+
+
+def are_shares(gm: GraphModule) -> tuple[bool, ...]:
+    """Return of each tensor that ``gm`` returns whether it is a sigmoid or softmax, moved at most: between 0 and 1."""
+    return tuple(_is_share(node) for _, node in named_leaves(gm.graph.output_node().args[0], "output", Node))
+
+
+def _is_share(node: Node) -> bool:
+    found = kind(node)
+    if found in MOVES_DATA or is_quantizer(node):
+        return _is_share(node.all_input_nodes[0])
+    return all(map(_is_share, node.all_input_nodes)) if found == "cat" else found in _SHARES
 
 
 def largest_finite(tensor: Tensor) -> float:

@@ -5,7 +5,9 @@ as large as the signal. Agreement is the share of places where both choose the s
 
 Over all samples together the loudest part decides: one loud sample, a constant that is added to all, the fill value of
 a mask, the channels in the largest unit. So it is also taken of each sample by itself, around the median and without
-fill values, and of each channel; the verdict follows the worst of these.
+fill values, and of each channel; the verdict follows the worst of these. Of a sigmoid or softmax errors of less than
+1/256 do not count there, for its values mean something by themselves: boxes that all lie within 0.5 +- 0.001, as of a
+detector before training, and classes that no sample has, are not lost where 8 bits round them.
 
 The scale is for readers. Trained classifiers lose nothing worth a word above 20 dB; compact ones (MobileNets,
 EfficientNets) with plain ranges lie near 10 dB and lose a few percent; below 5 dB a model is of no use, or its
@@ -30,6 +32,7 @@ _GOOD_SHARE, _FAIR_SHARE, LEAST_SHARE = 0.95, 0.8, 0.5
 _LOST_DB, _MOST_LOST = 1.0, 0.3  # a channel of which nothing is left, and how many of them a usable output may have
 # Fewer calibration samples than this say little about others: a range that holds them is easily found.
 _FEW = 8
+_SHARE_STEP = 1 / 256  # what 8 bits tell apart between 0 and 1
 _FILL = 1e4  # a value this large that occurs again and again is put there by a mask
 
 
@@ -143,7 +146,12 @@ def verdict(sqnr_db: float | None) -> str:
 
 
 def measure(
-    expected: Sequence[Named], found: Sequence[Named], samples: int, against: str, were_learned: bool = False
+    expected: Sequence[Named],
+    found: Sequence[Named],
+    samples: int,
+    against: str,
+    were_learned: bool = False,
+    are_shares: Sequence[bool] = (),
 ) -> Quality:
     """Compare what two models return, batch by batch.
 
@@ -152,16 +160,18 @@ def measure(
         samples: how many they are.
         against: what made ``expected``.
         were_learned: the model was calibrated on them.
+        are_shares: which outputs are those of a sigmoid or softmax, in order; none, if it is not known.
     """
     by_name: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for wanted, given in zip(expected, found, strict=True):
         for (name, want), (_, have) in zip(wanted, given, strict=True):
             by_name.setdefault(name, []).append((want.detach(), have.detach().to(want.device)))
-    outputs = tuple(
-        OutputQuality(name, _sqnr_db(pairs), _agreement(pairs), _typical_db(pairs), _lost(pairs))
-        for name, pairs in by_name.items()
-    )
-    return Quality(outputs, samples, against, were_learned)
+    shares = are_shares if len(are_shares) == len(by_name) else [False] * len(by_name)
+    outputs = []
+    for (name, pairs), is_share in zip(by_name.items(), shares, strict=True):
+        seen = [(want, _without_small(want, have) if is_share else have) for want, have in pairs]
+        outputs.append(OutputQuality(name, _sqnr_db(pairs), _agreement(pairs), _typical_db(seen), _lost(seen)))
+    return Quality(tuple(outputs), samples, against, were_learned)
 
 
 def sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float | None:
@@ -185,6 +195,11 @@ def _sqnr_db(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
     if math.isnan(noise):
         return -math.inf
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if math.isfinite(noise) else -math.inf
+
+
+def _without_small(want: Tensor, have: Tensor) -> Tensor:
+    """Return ``have`` without errors that are too small to count for a value between 0 and 1."""
+    return torch.where((want - have).abs() < _SHARE_STEP, want, have)
 
 
 def _agreement(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import Named
-from fxq.compare.quality import Quality, measure
+from fxq.compare.quality import Quality
 from fxq.export.open_shapes import OpenShapes
 from fxq.export.parity import is_optimized_right, run_onnxruntime
 from fxq.float_reference import FloatReference
@@ -54,11 +54,7 @@ def measure_file(
         for wants, haves in zip(expected, found, strict=True)
         for want, have in zip(_values(wants), _values(haves), strict=True)
     )
-    return (
-        measure(expected, found, samples, reference.against, reference.were_learned)
-        if found and is_comparable
-        else None
-    )
+    return reference.compare(expected, found, samples) if found and is_comparable else None
 
 
 def fitting_parts(

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fxq
 from fxq.compare.quality import Quality, measure
 
 
@@ -81,3 +83,36 @@ def test_the_worst_output_speaks_for_all() -> None:
     assert found.worst is not None
     assert found.worst.name == "b"
     assert str(found).startswith("b: ")
+
+
+def test_of_a_share_what_8_bits_do_not_tell_apart_is_not_lost() -> None:
+    boxes = 0.5 + 2e-4 * noise(4, 20, 4)  # of a detector before training
+    have = (boxes * 256).round() / 256
+    classes = (12 * noise(16, 500, seed=3)).softmax(1)  # most are never likely
+    for want, found in ((boxes, have), (classes, (classes * 256).round() / 256)):
+        plain = quality(want, found)
+        named: list[list[tuple[str, Tensor]]] = [[("output", one)] for one in (want, found)]
+        as_share = measure([named[0]], [named[1]], len(want), "a test", are_shares=[True])
+        assert (plain.verdict, as_share.verdict) == ("broken", "good")
+        assert as_share.sqnr_db == plain.sqnr_db
+    lost = measure([[("output", boxes)]], [[("output", boxes * 0)]], 4, "a test", are_shares=[True])
+    assert lost.verdict == "broken"
+
+
+class Boxes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4, bias=False)
+        nn.init.normal_(self.linear.weight, std=2e-4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).sigmoid().reshape(-1, 2, 2)
+
+
+def test_a_detector_before_training_raises_no_alarm(tmp_path: Path) -> None:
+    x = noise(16, 8)
+    converted = fxq.quantize(Boxes().eval(), [x], "onnxruntime", progress=False)
+    report = fxq.export_onnx(converted, tmp_path / "model.onnx")
+    for found in (fxq.explain(converted).quality, report.quality):
+        assert found is not None
+        assert found.verdict == "good"
