@@ -184,6 +184,16 @@ def test_a_layer_called_twice_keeps_one_weight_and_has_a_bias_a_call(target: str
     assert_within_a_step(converted, prepared)
 
 
+@pytest.mark.parametrize("in_float", ["conv_input_quantizer", "conv_input_quantizer_1"])
+def test_a_layer_that_one_call_gives_floats_has_its_float_bias_beside(in_float: str) -> None:
+    prepared = calibrated(Twice(), recipe="onnxruntime")
+    prepared.get_submodule(in_float).disable()
+    converted = fxq.convert(prepared)
+    biases = {converted.get_buffer(name).dtype for name in ("conv.bias", "conv.bias_1")}
+    assert biases == {torch.float32, torch.int32}
+    assert_within_a_step(converted, prepared)
+
+
 class OutputSize(nn.Module):
     """A transposed convolution that is told its output's size, as a list or from another tensor's shape."""
 

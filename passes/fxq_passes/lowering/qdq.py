@@ -26,7 +26,7 @@ class Lowering:
     rw: Rewriter
     dtype: torch.dtype  # of the model, for tensors whose own is not known
     stored: dict[tuple[int, int], str] = field(default_factory=dict)  # weight and its quantizer -> path
-    biases: dict[str, list[str]] = field(default_factory=dict)  # layer -> calls that have an integer bias
+    biases: dict[str, list[str]] = field(default_factory=dict)  # layer -> the biases that it has
     dynamic: dict[Node, TensorQuantizer] = field(default_factory=dict)  # quantizer nodes that what reads them takes in
 
     def activation(self, before: Node, source: Node, path: str, quantizer: TensorQuantizer) -> Node:
@@ -138,20 +138,26 @@ class Lowering:
             or weight_step is None
             or source.target is not DEQUANTIZE
         ):
-            return self.rw.read_tensor(node, f"{path}.bias", bias)
+            return self.rw.read_tensor(node, self._bias_place(path, "float"), bias)
         step = self.rw.tensor(source.args[1]) * weight_step  # (channels,) or ()
         if step.dim() and len(step) < len(bias):  # a grouped transposed convolution: (out / groups,)
             step = step.repeat(len(bias) // len(step))
         codes = torch.round(bias.double() / step.double()).to(torch.int32)  # they fit: bias_room.py
         # Two calls of one layer have two input scales, hence two integer biases.
-        calls = self.biases.setdefault(path, [])
-        calls.append(node.name)
-        place = f"{path}.bias" if len(calls) == 1 else f"{path}.bias_{len(calls) - 1}"
+        place = self._bias_place(path, node.name)
         stored = self.rw.read_tensor(node, place, codes)
         scale = self.rw.read_tensor(node, f"{place}_scale", step)
         zero = self.rw.read_tensor(node, f"{place}_zero_point", torch.zeros_like(step, dtype=torch.int32))
         axis = 0 if step.dim() else None
         return self.rw.insert_call(node, DEQUANTIZE, (stored, scale, zero, axis, bias.dtype), like=node)
+
+    def _bias_place(self, path: str, which: str) -> str:
+        """Return where to store a bias of the layer at ``path``: the float one, or the codes for a call."""
+        known = self.biases.setdefault(path, [])
+        if which not in known:
+            known.append(which)
+        index = known.index(which)
+        return f"{path}.bias_{index}" if index else f"{path}.bias"
 
 
 def is_on(quantizer: TensorQuantizer | None) -> TypeGuard[TensorQuantizer]:
