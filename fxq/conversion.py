@@ -8,9 +8,11 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from fxq.calibration_run import describe_empty
 from fxq.errors import FxqError, InputError, PassError
 from fxq.graph.modules import copy_graph, graphs_in
 from fxq.graph.moved import follow_move
+from fxq.graph.observers import empty_ranges, measured_quantizers
 from fxq.graph.range_watch import stop_watching
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.training import settle_modes
@@ -39,7 +41,13 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
             raise
     # Looking at both ends finds that something is wrong; what each pass does by itself is what it has promised.
     again, inputs = _copied(prepared, state)
-    return again, _run(again, state, _watched(again, inputs or (), each_pass=True))
+    try:
+        return again, _run(again, state, _watched(again, inputs or (), each_pass=True))
+    except PassError as error:
+        empty = empty_ranges(measured_quantizers(prepared))
+        if not empty:
+            raise
+        raise PassError(f"{error}. Or the data is why: {describe_empty(empty)}") from error
 
 
 def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any, ...] | None]:

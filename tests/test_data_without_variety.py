@@ -68,3 +68,29 @@ def test_a_loader_that_ends_early_is_in_the_report() -> None:
     with pytest.warns(UserWarning, match="length of 8 batches and ended after 1"):
         report = fxq.calibrate(prepared("tensorrt"), Short(), progress=False)
     assert any("ended after 1" in note for note in report.notes)
+
+
+def test_where_that_makes_the_passes_of_convert_differ_the_data_is_named() -> None:
+    torch.manual_seed(0)
+    gm = fxq.prepare(
+        nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval(), torch.randn(4, 8), "onnxruntime"
+    )
+    with pytest.warns(UserWarning, match="a range of zeros"):
+        fxq.calibrate(gm, [torch.zeros(4, 8)], progress=False)
+    with pytest.raises(fxq.PassError, match=r"Or the data is why: .*: 0_input_quantizer \(a range of zeros\)"):
+        fxq.convert(gm)
+
+
+@pytest.mark.filterwarnings("ignore:the converted model is far")  # which is true
+def test_values_too_small_for_a_range_are_named_as_such_and_convert() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-8)  # type: ignore[operator, union-attr]
+        model[0].bias.mul_(1e-8)  # type: ignore[operator, union-attr]
+        model[2].bias.mul_(1e-8)  # type: ignore[operator, union-attr]
+    x = torch.randn(4, 8)
+    gm = fxq.prepare(model, x)
+    with pytest.warns(UserWarning, match=r"2_input_quantizer \(up to 1.*e-08, which counts as 0\)"):
+        fxq.calibrate(gm, [x], progress=False)
+    torch.testing.assert_close(fxq.convert(gm)(x), gm(x), rtol=0, atol=1e-12)

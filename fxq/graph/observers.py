@@ -199,7 +199,8 @@ def empty_ranges(observers: Mapping[str, TensorQuantizer]) -> dict[str, str]:
         if not quantizer.has_range:
             continue
         if bool(quantizer.is_zero.all()):
-            found[path] = "a range of zeros"
+            largest = max(float(bound.abs().max()) for bound in quantizer.range)
+            found[path] = "a range of zeros" if not largest else f"up to {largest:.2g}, which counts as 0"
         elif (value := _only_value(quantizer)) is not None:
             found[path] = f"always {value:.4g}"
     return found

@@ -72,9 +72,7 @@ class _Ranges:
         return self._known[quantizer]
 
     def bias_of(self, layer: WeightQuantized) -> Tensor:
-        """Return the largest |bias| for each step of the weight, shape (steps,); groups of a transposed one share
-        steps.
-        """
+        """Return the largest |bias| for each step of the weight, (steps,); groups of a transposed one share steps."""
         assert isinstance(layer.bias, Tensor)
         bias, steps = layer.bias.detach().abs().float(), self.of(layer.weight_quantizer).step.numel()
         return bias.reshape(-1, steps).amax(0) if len(bias) % steps == 0 else bias.max().expand(steps)
@@ -83,7 +81,8 @@ class _Ranges:
         """Give channels of zeros the smallest step of the others, where there are others."""
         found = self.of(quantizer)
         if found.any_zero and not found.all_zero:
-            self._store(quantizer, torch.where(found.is_zero, found.step[~found.is_zero].min(), found.step))
+            least = torch.maximum(found.step[~found.is_zero].min(), _least_step(quantizer))
+            self._store(quantizer, torch.where(found.is_zero, least, found.step))
 
     def widen(self, node: Node, quantizer: TensorQuantizer, least: Tensor) -> None:
         """Make each step at least ``least``; a range of zeros gets that step, if it is not 0."""
@@ -92,7 +91,7 @@ class _Ranges:
         least = least.to(old.device).reshape(old.shape)
         if not found.any_zero and bool((least <= old).all()):
             return
-        own = torch.where(found.is_zero & (least > 0), _SMALLEST_RANGE / quantizer.maxbound, old)
+        own = torch.where(found.is_zero & (least > 0), _least_step(quantizer), old)
         new = torch.maximum(own, least)
         if bool((new != old).any()):
             self._store(quantizer, new)
@@ -107,6 +106,13 @@ class _Ranges:
         else:
             low = quantizer.range[0].clamp(max=0)
             quantizer.range = (low, low + step * (hi - lo))
+
+
+def _least_step(quantizer: TensorQuantizer) -> Tensor:
+    """Return the smallest steps for ranges of zeros; what is too small to have a range of its own is 0 in them too."""
+    low, high = quantizer.range
+    largest = torch.maximum(low.abs(), high.abs())
+    return (2 * largest).clamp(min=_SMALLEST_RANGE / quantizer.maxbound)  # half a step is rounded to 0
 
 
 def _counts_in_steps(layer: WeightQuantized) -> bool:
