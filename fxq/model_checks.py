@@ -60,6 +60,18 @@ def warn_of_chance(lines: str | None) -> None:
         )
 
 
+def warn_of_memory(kept: Sequence[str]) -> None:
+    """Say which attributes of the model a call changes, so that the next one returns something else."""
+    if kept:
+        more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+        warnings.warn(
+            f"a second call of the model returns something else, for what the first left in "
+            f"{', '.join(map(repr, kept[:3]))}{more}; a file does each time what the first call does. Make what is "
+            "kept between calls an input and an output of forward",
+            stacklevel=levels_to_caller(),
+        )
+
+
 def warn_of_batch_statistics(batch_norms: Sequence[Node]) -> None:
     """Say which batch norms have running statistics, and normalize by those of the batch in evaluation."""
     if batch_norms:

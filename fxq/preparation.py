@@ -24,6 +24,7 @@ from fxq.model_checks import (
     warn_of_batch_statistics,
     warn_of_chance,
     warn_of_lost_hooks,
+    warn_of_memory,
     warn_of_own_train,
 )
 from fxq.nn.computed import keep_computed
@@ -65,6 +66,7 @@ def prepare_graph(
     traced, kept = trace_around(copied, trace, leaves) if untraceable == "float" else (trace(leaves), {})
     gm, record = traced.gm, Record()
     warn_of_chance(traced.checked.chance)
+    warn_of_memory(traced.checked.kept)
     warn_of_batch_statistics(drop_unread_statistics(gm.graph))
     erase_dead_nodes(gm, record)
     note_kept(gm, record, kept, 1 + levels_to_caller())

@@ -1,8 +1,9 @@
 """Run a model on inputs so that two runs can be compared: same inputs, same state, same random numbers."""
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from fxq.quant import DEQUANTIZE, QUANTIZE
 Leaf = TypeVar("Leaf")
 Named = list[tuple[str, Tensor]]
 _SEED = 0
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _SHARES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 
 
@@ -30,21 +32,37 @@ def named_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
 
     It runs as in :func:`running_alike`, on copies of the inputs.
     """
-    return outputs_and_draws(model, inputs)[0]
+    return run_once(model, inputs).outputs
 
 
-def outputs_and_draws(model: nn.Module, inputs: tuple[Any, ...], seed: int = _SEED) -> tuple[Named, bool]:
-    """Return the named outputs, and whether random numbers of ``seed`` were drawn for them."""
+class Run(NamedTuple):
+    """One call of a model.
+
+    Args:
+        outputs: what it returned.
+        has_drawn: random numbers were drawn for them.
+        changed: the attributes that it left changed, by path; a graph has buffers of its own, and writes to them too.
+    """
+
+    outputs: Named
+    has_drawn: bool
+    changed: tuple[str, ...]
+
+
+def run_once(model: nn.Module, inputs: tuple[Any, ...], seed: int = _SEED, times: int = 1) -> Run:
+    """Call ``model`` as :func:`named_outputs` does, with random numbers of ``seed``; ``times``: the last counts."""
     with running_alike(model, seed) as generators:
-        before = [generator.get_state() for generator in generators]
-        # Not model(...): where it fails, a graph module's own call prints a traceback of generated code.
-        args, kwargs = Inputs(copies(inputs), {}).fitting(model)
-        result = nn.Module.__call__(model, *args, **kwargs)
+        before, attributes = [generator.get_state() for generator in generators], _attributes(model)
+        for _ in range(times):
+            # Not model(...): where it fails, a graph module's own call prints a traceback of generated code.
+            args, kwargs = Inputs(copies(inputs), {}).fitting(model)
+            result = nn.Module.__call__(model, *args, **kwargs)
         has_drawn = any(
             not torch.equal(generator.get_state(), state) for generator, state in zip(generators, before, strict=True)
         )
-    outputs = [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
-    return outputs, has_drawn
+        outputs = [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
+        changed = tuple(name for name, value in _attributes(model).items() if attributes.get(name) != value)
+    return Run(outputs, has_drawn, changed)
 
 
 @contextlib.contextmanager
@@ -111,6 +129,22 @@ def _is_share(node: Node) -> bool:
 def largest_finite(tensor: Tensor) -> float:
     """Return the largest finite magnitude, 0 where there is none."""
     return float(torch.nan_to_num(tensor.double(), 0.0, 0.0, 0.0).abs().max()) if tensor.numel() else 0.0
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """Return what every attribute holds, by path: which objects, and how often these were written to."""
+    return {
+        f"{path}.{name}".lstrip("."): _identity(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if name not in _OF_ALL_MODULES
+    }
+
+
+def _identity(value: Any) -> Any:
+    if type(value) in (list, dict, OrderedDict):
+        return [id(item) for item in (value.values() if isinstance(value, dict) else value)]
+    return id(value), _version(value) if isinstance(value, Tensor) else None
 
 
 @contextlib.contextmanager

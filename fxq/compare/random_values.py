@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxq.compare.outputs import Named, named_outputs, outputs_and_draws
+from fxq.compare.outputs import Named, named_outputs, run_once
 from fxq.graph.source_lines import user_line
 
 _OTHER_SEED = 1
@@ -23,15 +23,19 @@ def lines_of_chance(model: nn.Module, inputs: tuple[Any, ...], outputs: Named) -
         inputs: positional; it runs on them.
         outputs: of :func:`named_outputs`.
     """
-    others, _ = outputs_and_draws(model, inputs, _OTHER_SEED)
-    if [name for name, _ in outputs] == [name for name, _ in others] and all(
-        torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
-        for (_, one), (_, other) in zip(outputs, others, strict=True)
-    ):
+    if are_equal(outputs, run_once(model, inputs, _OTHER_SEED).outputs):
         return None
     with contextlib.suppress(Exception), _Draws() as draws:  # some of torch's operators refuse to run under a mode
         named_outputs(model, inputs)
     return "; ".join(draws.lines) or "torch's own code"
+
+
+def are_equal(outputs: Named, others: Named) -> bool:
+    """Return whether two runs returned the same, bit for bit; NaN is NaN."""
+    return [name for name, _ in outputs] == [name for name, _ in others] and all(
+        torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+        for (_, one), (_, other) in zip(outputs, others, strict=True)
+    )
 
 
 class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it

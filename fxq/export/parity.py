@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from fxq.compare.outputs import named_leaves, output_steps, outputs_and_draws
+from fxq.compare.outputs import named_leaves, output_steps, run_once
 from fxq.compare.parity import (
     MAX_LSB,
     MAX_MEAN_LSB,
@@ -50,7 +50,8 @@ class Reference:
             InputError: it does not run on these inputs.
         """
         try:
-            return cls(gm, inputs, *outputs_and_draws(gm, inputs))
+            run = run_once(gm, inputs)
+            return cls(gm, inputs, run.outputs, run.has_drawn)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"the model does not run on the example inputs: {error}") from error
 

@@ -136,3 +136,42 @@ def test_quantizers_placed_by_hand_do_not_take_the_example_inputs_for_data() -> 
     assert isinstance(kept, fxq.TensorQuantizer)
     assert kept.is_calib_enabled
     assert kept.compute_calib_range() is None
+
+
+class Remembers(nn.Module):
+    """Keeps what it computed, under ``_last``; a counter and a cache beside make no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls, self._last = nn.Linear(4, 4), 0, 0.0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.add_(1)
+        return self.linear(x) + self._last
+
+
+class Adds(Remembers):
+    def forward(self, x: Tensor) -> Tensor:
+        self._last = self._last + 1.0
+        return super().forward(x)
+
+
+def test_what_a_call_leaves_to_the_next_is_named_where_that_makes_a_difference() -> None:
+    x = torch.randn(2, 4)
+    fxq.prepare(Remembers().eval(), x)
+    model = Adds().eval()
+    with pytest.warns(UserWarning, match=r"a second call .* for what the first left in .*'_last'"):
+        fxq.prepare(model, x)
+    assert (model.calls, model._last, float(model.seen)) == (0, 0.0, 0.0)
+
+
+class Sparse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to_sparse()
+
+
+def test_a_sparse_output_is_refused_by_name() -> None:
+    with pytest.raises(fxq.TraceError, match=r"returns 'output' as a tensor of layout torch.sparse_coo"):
+        fxq.prepare(Sparse().eval(), X)
