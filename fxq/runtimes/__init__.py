@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fxq.errors import RuntimeUnavailableError
-from fxq.runtimes.executed import ExecutedOp, OpTensor, count_kinds, traffic_mb
+from fxq.runtimes.executed import ExecutedOp, OpTensor, OpTime, count_kinds, traffic_mb
 from fxq.runtimes.inputs import Inputs
 from fxq.runtimes.runtime import Runtime
 from fxq.runtimes.timing import Latency, time_in_turn
@@ -29,6 +29,7 @@ __all__ = [
     "Inputs",
     "Latency",
     "OpTensor",
+    "OpTime",
     "Runtime",
     "available",
     "count_kinds",

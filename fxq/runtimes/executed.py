@@ -77,6 +77,14 @@ class ExecutedOp:
         return tuple(tensor.dtype for tensor in self.outputs)
 
 
+@dataclass(frozen=True)
+class OpTime:
+    """How long an operation takes by itself: the median over runs, in milliseconds, by the runtime's own clock."""
+
+    name: str
+    ms: float
+
+
 def count_kinds(ops: Iterable[ExecutedOp]) -> Counter[str]:
     """Return how many operations there are of each kind."""
     return Counter(op.kind for op in ops)

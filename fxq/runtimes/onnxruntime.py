@@ -1,5 +1,7 @@
 """ONNX Runtime on the CPU."""
 
+import json
+import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from fxq.runtimes.executed import OPEN, ExecutedOp, OpTensor
+from fxq.runtimes.executed import OPEN, ExecutedOp, OpTensor, OpTime
 from fxq.runtimes.inputs import FileInput, Inputs, arrays_by_name
 from fxq.runtimes.runtime import FilePath, RunOnce, Runtime, check_threads
 
@@ -25,6 +27,8 @@ _ERRORS = (
     "NotImplemented",
     "RuntimeException",
 )
+# How its profile marks the time of a kernel, among those of loading and of a whole run.
+_KERNEL = "_kernel_time"
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -69,7 +73,25 @@ class OnnxRuntime(Runtime):
             self._session(path, optimized)
             return _ops(onnx.load(optimized, load_external_data=False).graph)
 
-    def _session(self, path: Path, optimized_to: Path | None = None) -> Any:
+    def op_times(self, path: FilePath, inputs: Inputs, rounds: int = 20, warm_up: int = 3) -> tuple[OpTime, ...]:
+        """See the base."""
+        path = self._existing(path)
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._session(path, profile_to=Path(folder))
+            arrays = arrays_by_name([_file_input(value) for value in session.get_inputs()], inputs)
+            with self._own_words(path, self._errors()):
+                for _ in range(warm_up + rounds):
+                    session.run(None, arrays)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        times_us: dict[tuple[str, str], list[float]] = {}
+        for event in events:
+            if event["name"].endswith(_KERNEL):
+                # Nodes that ONNX Runtime adds may have no name, or that of another.
+                key = event["name"].removesuffix(_KERNEL), event["args"]["node_index"]
+                times_us.setdefault(key, []).append(event["dur"])
+        return tuple(OpTime(name, statistics.median(times[warm_up:]) / 1e3) for (name, _), times in times_us.items())
+
+    def _session(self, path: Path, optimized_to: Path | None = None, profile_to: Path | None = None) -> Any:
         onnxruntime = self._import()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
@@ -77,6 +99,9 @@ class OnnxRuntime(Runtime):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to / "profile")
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
             # Weights beside the file: it may be larger than protobuf's 2 GB, and nobody reads them.

@@ -4,13 +4,14 @@ What it executes: ``CompiledModel.get_runtime_model()``, whose nodes carry the l
 and the names of the layers that were fused into them.
 """
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fxq.runtimes.executed import OPEN, ExecutedOp, OpTensor
+from fxq.runtimes.executed import OPEN, ExecutedOp, OpTensor, OpTime
 from fxq.runtimes.inputs import FileInput, Inputs, arrays_by_name
 from fxq.runtimes.runtime import FilePath, RunOnce, Runtime, check_threads
 
@@ -80,9 +81,23 @@ class OpenVino(Runtime):
                 stored.add(node.get_friendly_name())
         return tuple(ops)
 
-    def _compile(self, path: Path) -> Any:
+    def op_times(self, path: FilePath, inputs: Inputs, rounds: int = 20, warm_up: int = 3) -> tuple[OpTime, ...]:
+        """See the base."""
+        path = self._existing(path)
+        compiled = self._compile(path, is_profiled=True)
+        arrays = arrays_by_name([_file_input(value) for value in compiled.inputs], inputs)
+        request = compiled.create_infer_request()
+        times_ms: dict[str, list[float]] = {}
+        for index in range(warm_up + rounds):
+            with self._own_words(path, (RuntimeError,)):
+                request.infer(arrays)
+            for found in request.profiling_info if index >= warm_up else ():
+                times_ms.setdefault(found.node_name, []).append(1e3 * found.real_time.total_seconds())
+        return tuple(OpTime(name, statistics.median(times)) for name, times in times_ms.items() if any(times))
+
+    def _compile(self, path: Path, is_profiled: bool = False) -> Any:
         core = self._import().Core()
-        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": is_profiled}
         if self.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.threads
         with self._own_words(path, (RuntimeError,)):

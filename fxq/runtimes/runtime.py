@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fxq.errors import InputError, RuntimeRefusedError, RuntimeUnavailableError
-from fxq.runtimes.executed import ExecutedOp
+from fxq.runtimes.executed import ExecutedOp, OpTime
 from fxq.runtimes.inputs import Inputs
 from fxq.runtimes.timing import Latency, time_in_turn
 
@@ -51,6 +51,14 @@ class Runtime(ABC):
     @abstractmethod
     def executed_ops(self, path: FilePath) -> tuple[ExecutedOp, ...]:
         """Return what the runtime executes of the file after its own fusions, in the order of execution."""
+
+    def op_times(self, path: FilePath, inputs: Inputs, rounds: int = 20, warm_up: int = 3) -> tuple[OpTime, ...]:
+        """Return how long each operation takes, as far as the runtime tells, those that it runs first first.
+
+        Raises:
+            InputError: the inputs are not those of the file.
+        """
+        raise RuntimeUnavailableError(f"{self.name} does not tell how long its operations take")
 
     def run(self, path: FilePath, inputs: Inputs) -> list[np.ndarray]:
         """Return the outputs of the file, in its order.
