@@ -88,6 +88,7 @@ from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
 from fxq.targets import Derived, FileRules, Fixed, Formats, OpRule, Same, Target
 from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
+from fxq.tuning import Trial, Tuned, tune
 from fxq.verification import BenchReport, BenchRow, Finding, VerifyReport, bench, verify
 
 __all__ = [
@@ -159,6 +160,8 @@ __all__ = [
     "TensorQuantizer",
     "Tolerance",
     "TraceError",
+    "Trial",
+    "Tuned",
     "Unlike",
     "UnlikeRange",
     "UnlikeWeight",
@@ -206,5 +209,6 @@ __all__ = [
     "sensitivity",
     "tensor_quant",
     "to_integer",
+    "tune",
     "verify",
 ]

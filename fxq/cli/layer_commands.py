@@ -83,7 +83,7 @@ def compare(  # noqa: PLR0913 - typer makes an option of each argument
     """Show how far each layer of the quantized model is from the float one, and its own part in that."""
     from fxq.cli.layers import run_compare
 
-    run_compare(_job(locals()))
+    run_compare(layers_job(locals()))
 
 
 def sensitivity(  # noqa: PLR0913 - typer makes an option of each argument
@@ -115,11 +115,11 @@ def sensitivity(  # noqa: PLR0913 - typer makes an option of each argument
     """Show what each group of operations costs the outputs, the most sensitive first."""
     from fxq.cli.layers import run_sensitivity
 
-    run_sensitivity(_job(locals()), mode)
+    run_sensitivity(layers_job(locals()), mode)
 
 
-def _job(given: dict[str, Any]) -> "LayersJob":
-    """Return what the options say, by name: typer wants each in the signature of both commands."""
+def layers_job(given: dict[str, Any]) -> "LayersJob":
+    """Return what the options say, by name: typer wants each in the signature of every command."""
     from fxq.cli.calibration_data import DataSource
     from fxq.cli.example_inputs import ExampleSource
     from fxq.cli.images import ImageOptions
@@ -137,6 +137,6 @@ def _job(given: dict[str, Any]) -> "LayersJob":
         data=data,
         example=ExampleSource(tuple(given["input_shape"] or ()), images),
         recipe=RecipeChoice(given["recipe"], given["calibrator"], None, in_float, leaf),
-        plot=given["plot"],
+        plot=given.get("plot"),
         as_json=given["as_json"],
     )

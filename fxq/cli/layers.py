@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -57,22 +57,36 @@ def run_sensitivity(job: LayersJob, mode: str) -> None:
     _show(job, sensitivity(prepared, batches, mode=chosen, progress=not is_quiet()))
 
 
-def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches]:
-    _check_plot(job.plot)
+def load(job: LayersJob) -> tuple[nn.Module, Batches, tuple[Any, ...]]:
+    """Return the model, its calibration data, and the first samples, on which it was seen to run.
+
+    Raises:
+        FxqError: something that was named does not exist or does not fit.
+    """
     check_trained(job.model)
-    recipe = job.recipe.resolve()
+    job.recipe.resolve()
     model = load_model(job.model)
-    if job.model.has_random_weights:
-        logger.warning("%s has random weights, so its errors mean nothing", job.model.spec)
     batches = calibration_batches(job.data, model, job.example.dtypes(model))
     first = next(iter(batches))
     inputs = first if isinstance(first, tuple) else (first,)
     job.example.check(inputs, model, str(job.data.path))
     judged = tuple(value[:JUDGED_SAMPLES] if isinstance(value, Tensor) else value for value in inputs)
     check_runs(model, judged, job.data)
-    logger.info("%s: placing quantizers for %s", type(model).__name__, recipe.name)
-    one = tuple(value[:1] if isinstance(value, Tensor) else value for value in judged)
-    prepared = job.recipe.prepare(model, one)
+    return model, batches, judged
+
+
+def one_of_each(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the first sample alone."""
+    return tuple(value[:1] if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches]:
+    _check_plot(job.plot)
+    model, batches, judged = load(job)
+    if job.model.has_random_weights:
+        logger.warning("%s has random weights, so its errors mean nothing", job.model.spec)
+    logger.info("%s: placing quantizers for %s", type(model).__name__, job.recipe.resolve().name)
+    prepared = job.recipe.prepare(model, one_of_each(judged))
     if needs_data(prepared):
         logger.info("calibrating on %d batches", len(batches))
         calibrate(prepared, batches, progress=not is_quiet())

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import fxq
-from fxq.cli import file_options, layer_commands, options, verify_commands
+from fxq.cli import file_options, layer_commands, options, tune_command, verify_commands
 from fxq.cli.console import CommandGroup, print_plain
 from fxq.cli.image_options import refuse_image_options
 
@@ -170,6 +170,7 @@ def explain(  # noqa: PLR0913 - typer makes an option of each argument
 
 app.command(epilog=layer_commands.COMPARE_EXAMPLES)(layer_commands.compare)
 app.command(epilog=layer_commands.SENSITIVITY_EXAMPLES)(layer_commands.sensitivity)
+app.command(epilog=tune_command.TUNE_EXAMPLES)(tune_command.tune)
 app.command(epilog=verify_commands.VERIFY_EXAMPLES)(verify_commands.verify)
 app.command(epilog=verify_commands.BENCH_EXAMPLES)(verify_commands.bench)
 

@@ -1,0 +1,237 @@
+"""The search of tune: build a candidate, time it in turn with the fastest by then, keep it where it is faster twice.
+
+What wins is calibrated on the data, and timed once more with the default and with float; the fastest is returned.
+"""
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+from torch.fx import GraphModule
+
+from fxq.errors import RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError
+from fxq.graph.groups import find_groups
+from fxq.progress import Say
+from fxq.runtimes import Latency
+from fxq.sensitivity import check_one_graph
+from fxq.tuning.building import Built, FloatRules
+from fxq.tuning.regions import (
+    Candidate,
+    GroupTimes,
+    halves,
+    kinds_in_float,
+    regions_in_float,
+    runs_of,
+    times_of_groups,
+)
+from fxq.tuning.report import Measured, Trial, Tuned
+from fxq.tuning.timing import Speedup, TimeFiles, TimeOps, is_noisy, is_too_noisy, noise_of, rounds_for
+
+_NOTHING = frozenset[int]()
+# Shares of the total time: of a smaller region a difference does not show; a larger loss by the profile is believed.
+_SHOWS, _DOUBT = 0.05, 0.01
+
+
+class Builds(Protocol):
+    """Makes models and their files: :class:`fxq.tuning.building.Builder`."""
+
+    def candidate(self, rules: FloatRules) -> tuple[GraphModule, Path]:
+        """Return the prepared model with more rules, and its file."""
+
+    def result(self, rules: FloatRules) -> Built:
+        """Return the model as it is used, with more rules."""
+
+
+class _OutOfTimeError(Exception):
+    """The budget is used up."""
+
+
+class Search:
+    """One search.
+
+    Args:
+        builder: makes the models.
+        time_files: times files against each other.
+        time_ops: the profile of one file.
+        say: shows what is known so far.
+        budget_s: as of ``tune``.
+    """
+
+    def __init__(
+        self, builder: Builds, time_files: TimeFiles, time_ops: TimeOps, say: Say, budget_s: float | None = None
+    ) -> None:
+        self._builder, self._time_files, self._time_ops = builder, time_files, time_ops
+        self._say, self._budget_s = say, budget_s
+        self._start = time.perf_counter()
+        self._files: dict[frozenset[int], Path] = {}
+        self._trials: list[Trial] = []
+        self._notes: list[str] = []
+        self._reasons: list[str] = []
+        self._best = _NOTHING
+
+    def run(self, runtime: str) -> Tuned:
+        """Return the fastest; errors as of ``tune``.
+
+        Args:
+            runtime: in words, for the report.
+        """
+        self._say("the recipe's default")
+        self._prepared, default = self._builder.candidate(())
+        self._groups = find_groups(self._prepared, check_one_graph(self._prepared).settings.target)
+        self._all = frozenset(range(len(self._groups)))
+        self._files[_NOTHING] = default
+        self._say("the model in float")
+        in_float = self._file(self._all)
+        first = self._time_files([default], 5)
+        self._rounds = rounds_for(first)
+        once, again, of_float = self._time_files([default, default, in_float], self._rounds)
+        if is_noisy(noise_of(once, again)):
+            self._rounds *= 2
+            once, again, of_float = self._time_files([default, default, in_float], self._rounds)
+        self._noise = noise_of(once, again)
+        if is_too_noisy(self._noise):
+            self._notes.append(
+                f"the machine is too noisy to tell: the same file differs from itself by {100 * self._noise:.0f} %. "
+                "Run tune again when nothing else runs"
+            )
+        try:
+            if self._groups:
+                self._judge(Candidate(self._all, "all"), of_float, once)
+                self._try_candidates()
+            else:
+                self._notes.append("the recipe quantizes nothing of this model")
+        except KeyboardInterrupt:
+            self._notes.append("interrupted: this is the fastest by then")
+        except _OutOfTimeError:
+            self._notes.append(f"the budget of {self._budget_s:g} s ended the search")
+        return self._result(runtime)
+
+    def _try_candidates(self) -> None:
+        times = self._group_times()
+        found = [*kinds_in_float(self._groups), *(regions_in_float(times) if times is not None else ())]
+        if times is not None:
+            found.sort(key=lambda one: times.total_ms(one.in_float))
+        for candidate in found:
+            self._try(candidate)
+        if times is not None:
+            self._try_regions(times)
+
+    def _try_regions(self, times: GroupTimes) -> None:
+        """Turn regions of the best over, where the profile does not speak against it; then parts of them."""
+        waiting = runs_of(self._best, len(self._groups))
+        while waiting:
+            region = min(waiting, key=lambda one: times.total_ms(self._turned(one)))
+            waiting.remove(region)
+            if self._is_worth_a_try(region, times):
+                last = self._groups[region[-1]].path
+                where = self._groups[region.start].path + (f" to {last}" if len(region) > 1 else "")
+                word = "in integers again" if region.start in self._best else "too"
+                if self._try(Candidate(self._turned(region), f"{where} {word}")):
+                    waiting = runs_of(self._best, len(self._groups))
+                    continue
+            if len(region) > 1:
+                waiting += halves(region, self._groups)
+
+    def _is_worth_a_try(self, region: range, times: GroupTimes) -> bool:
+        """Return whether a region is large enough for a difference to show, and may well be faster turned over."""
+        total, turned = times.total_ms(self._best), times.total_ms(self._turned(region))
+        share = sum(max(times.integer_ms[index], times.float_ms[index]) for index in region) / total
+        return share >= _SHOWS and turned <= (1 + _DOUBT) * total
+
+    def _turned(self, region: range) -> frozenset[int]:
+        return self._best - set(region) if region.start in self._best else self._best | set(region)
+
+    def _group_times(self) -> GroupTimes | None:
+        """Return what a profile says of each group; None, with a note, where the runtime has none."""
+        try:
+            found = [
+                times_of_groups(self._prepared, self._groups, self._time_ops(self._files[one]))
+                for one in (_NOTHING, self._all)
+            ]
+        except RuntimeUnavailableError as error:
+            self._notes.append(f"regions were not looked for: {error}")
+            return None
+        return GroupTimes(*found)
+
+    def _try(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is the fastest now."""
+        if candidate.in_float in self._files:
+            return False
+        if self._budget_s is not None and self._seconds > self._budget_s:
+            raise _OutOfTimeError
+        self._say(f"trying {candidate.why} in float; {self._known}")
+        try:
+            file = self._file(candidate.in_float)
+            best, found = self._time_files([self._files[self._best], file], self._rounds)
+        except (RuntimeRefusedError, RuntimeCrashedError) as error:
+            self._notes.append(f"not timed: {candidate.why}: {error}")
+            return False
+        return self._judge(candidate, found, best)
+
+    def _judge(self, candidate: Candidate, found: Latency, best: Latency) -> bool:
+        """Keep a candidate that is faster than the best, now and once more."""
+        speedup = Speedup.of(found, best)
+        verdict = "slower" if speedup.is_slower else "no difference"
+        if speedup.is_faster(self._noise):
+            files = [self._files[self._best], self._files[candidate.in_float]]
+            again = Speedup.of(*reversed(self._time_files(files, 2 * self._rounds)))
+            verdict = "faster" if again.is_faster(self._noise) else "not again"
+        is_kept = verdict == "faster"
+        if is_kept:
+            self._best = candidate.in_float
+            self._reasons.append(f"{candidate.why}: {speedup} times as fast")
+        self._trials.append(Trial(candidate.why, len(candidate.in_float), found, speedup, verdict))
+        return is_kept
+
+    def _file(self, in_float: frozenset[int]) -> Path:
+        if in_float not in self._files:
+            self._files[in_float] = self._builder.candidate(self._rules(in_float))[1]
+        return self._files[in_float]
+
+    def _rules(self, in_float: frozenset[int]) -> tuple[tuple[str, None], ...]:
+        if in_float and in_float == self._all:
+            return (("*", None),)
+        return tuple((path, None) for index in sorted(in_float) for path in self._groups[index].paths)
+
+    def _result(self, runtime: str) -> Tuned:
+        """Calibrate what won, and return it, or what is faster after all."""
+        self._say(f"calibrating the result; {self._known}")
+        chosen = list(dict.fromkeys((_NOTHING, self._all, self._best)))
+        # Of the model in float the file is made already: it has no ranges.
+        built = {one: self._builder.result(self._rules(one)) for one in chosen if one != self._all or not one}
+        paths = [built[one].path if one in built else self._files[one] for one in chosen]
+        times = dict(zip(chosen, self._time_files(paths, 2 * self._rounds), strict=True))
+        best = self._best
+        for other in chosen:
+            # What the search believed is held to it: the default and float are never slower than what is returned.
+            if Speedup.of(times[other], times[best]).is_faster(0.0):
+                name = {_NOTHING: "the default", self._all: "the model in float"}.get(other, "what was kept")
+                self._notes.append(f"calibrated on the data, {name} is faster than what the search kept: taken instead")
+                best = other
+        if best == _NOTHING and self._groups:
+            self._notes.append("nothing that was tried is faster than the default")
+        if best == self._all and self._groups:
+            self._notes.append("nothing that was tried is faster than float: nothing is quantized")
+        default = _measured(built[_NOTHING], times[_NOTHING])
+        result = default
+        if best != _NOTHING:
+            result = _measured(built[best] if best in built else self._builder.result(self._rules(best)), times[best])
+        return Tuned(
+            result, default, times[self._all],
+            tuple(self._groups[index].paths for index in sorted(best)), len(self._groups),
+            tuple(self._reasons) if best == self._best else (), runtime, self._noise,
+            tuple(self._trials), tuple(self._notes), self._seconds,
+        )  # fmt: skip
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def _known(self) -> str:
+        kept = f"{len(self._best)} of {len(self._groups)} groups in float are the fastest"
+        return f"{kept}, {len(self._trials)} tried in {self._seconds:.0f} s"
+
+
+def _measured(built: Built, latency: Latency) -> Measured:
+    return Measured(built.converted, built.recipe, latency, built.quality)
