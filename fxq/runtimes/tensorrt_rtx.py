@@ -1,8 +1,8 @@
 """TensorRT for RTX: compiles a file ahead of time and without a GPU; what comes out is read from the builder's log.
 
 With detailed profiling the builder logs its final list of kernels, each with the shape and dtype of its inputs and
-outputs and the nodes of the file that it computes. Kinds: ``correlation`` is a convolution, ``gemm`` a matrix product,
-``kgen`` a fused pointwise kernel.
+outputs and the nodes of the file that it computes. Kinds: ``correlation`` is a convolution, ``deconv`` a transposed
+one, ``gemm`` a matrix product, ``runtime_fusion`` one in float with what follows it, ``kgen`` pointwise work.
 """
 
 import re
@@ -17,7 +17,8 @@ from fxq.runtimes.inputs import Inputs
 from fxq.runtimes.runtime import FilePath, Runtime
 
 Shape = tuple[int, ...]
-WEIGHTED = ("correlation", "gemm")
+# A runtime fusion is a product in float, with what follows it.
+WEIGHTED = ("correlation", "deconv", "gemm", "runtime_fusion")
 _DTYPES = {
     "Float": "float32",
     "Half": "float16",
@@ -120,7 +121,7 @@ def _without_gpu(words: Iterable[str]) -> str:
 
 
 def weighted_ops(ops: Iterable[ExecutedOp]) -> tuple[ExecutedOp, ...]:
-    """Return the kernels that read weights: convolutions and matrix products."""
+    """Return the kernels that multiply: convolutions, transposed ones, and matrix products, fused or not."""
     return tuple(op for op in ops if op.kind in WEIGHTED)
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from fxq.export.qdq_rules import codes_dtype
 from fxq.runtimes import ExecutedOp, OpTensor
+from fxq.runtimes.tensorrt_rtx import weighted_ops
 from fxq.verification.case import Case, name_of
 from fxq.verification.finding import NOTE, WARNING, Finding
 from fxq.verification.questions import LAYERS, MOVES_DATA, OP_KINDS
@@ -42,6 +43,8 @@ def tensorrt_rtx(case: Case, ops: Executed) -> Iterator[Finding]:
         if not kernels:
             yield _unknown(case, node)
             continue
+        # What scales or moves the operands may read codes alone, and the product itself none.
+        kernels = list(weighted_ops(kernels)) or kernels
         if any(_reads_integers_alone(op) for op in kernels):
             continue
         # The kernel of the product itself reads the codes; others scale what it writes.

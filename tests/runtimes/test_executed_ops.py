@@ -97,6 +97,12 @@ def test_a_line_of_the_builders_log_is_a_kernel_without_its_constants() -> None:
     assert traffic_mb([kernel, kernel]) == pytest.approx(2 * (32 + 2 * 40 + 4 * 40) / 1e6)
 
 
+def test_kernels_that_multiply_are_weighted_whatever_they_are_called() -> None:
+    kinds = ("correlation", "kgen", "deconv", "gemm", "runtime_fusion")
+    ops = [ExecutedOp(kind, kind, (), ()) for kind in kinds]
+    assert [op.kind for op in weighted_ops(ops)] == ["correlation", "deconv", "gemm", "runtime_fusion"]
+
+
 def test_open_dimensions_need_the_option_profile(files: RuntimeFiles) -> None:
     path = files.dynamic["tensorrt_rtx"]
     with pytest.raises(InputError, match=r"input 'x' has open dimensions, \(-1, 1, 8, 8\).*option profile=.*dynamic_b"):

@@ -70,6 +70,14 @@ def test_a_kernel_that_converts_codes_and_computes_in_float_is_named(block: Path
     assert f"'k2' ({kind})" in finding.what
 
 
+@pytest.mark.parametrize("kind", ["correlation", "deconv", "gemm", "runtime_fusion"])
+def test_a_product_in_float_is_named_though_a_kernel_before_it_reads_codes(block: Path, kind: str) -> None:
+    moved, slow = op("k2", "kgen", "int8", "float32", "conv2"), op("k4", kind, "float32", "float32", "conv2")
+    (finding,) = findings(block, "tensorrt", [GOOD, moved, slow, SCALES])
+    assert (finding.rule, finding.node) == ("float-kernel", "conv2")
+    assert f"'k4' ({kind})" in finding.what
+
+
 def test_a_layer_that_no_kernel_tells_of_is_noted(block: Path) -> None:
     assert told(block, "tensorrt", [GOOD]) == {(NOTE, "unknown-kernel", "conv2")}
     assert told(block, "openvino", [op("conv1", "Convolution", "uint8", "uint8")]) == {
