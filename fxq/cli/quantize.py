@@ -240,6 +240,8 @@ def _summary(report: "ExportReport", recipe: str, explanation: Explanation, inpu
             "", f"[dim]1 LSB is {worst.step:.3g}; up to {MAX_LSB:g} and {MAX_MEAN_LSB:g} count as rounding[/]"
         )
     quality = report.quality or explanation.quality
+    for fusion in filter(None, (report.fusion, *(island.fusion for island in report.islands.values()))):
+        table.add_row("fusion", Text(literal(fusion), "yellow"))
     for name, island in report.islands.items():
         if island.quality is not None:
             table.add_row(f"quality of {name}", Text(literal(str(island.quality))))

@@ -34,13 +34,17 @@ NOISE_DRAWS = 5
 
 @dataclass(frozen=True)
 class OutputParity:
-    """How far two computations of one output are apart; an LSB is one ``step``."""
+    """How far two computations of one output are apart; an LSB is one ``step``.
+
+    ``beyond``: the share of values that are further apart than one.
+    """
 
     name: str
     step: float
     max_lsb: float
     mean_lsb: float
     max_abs: float
+    beyond: float = 0.0
 
     def is_within(self, lsb: float = 1.0, noise: "OutputParity | None" = None) -> bool:
         """Return whether the error is at most ``lsb`` on average, and not more than rounding does if that is known."""
@@ -61,7 +65,8 @@ def compare(name: str, want: Tensor, have: Tensor, step: float) -> OutputParity:
     same = (first == second) | (first.isnan() & second.isnan())
     error = torch.nan_to_num((first - second).abs(), nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0)
     largest, mean = float(error.max()), float(error.mean())
-    return OutputParity(name, step, largest / step, mean / step, largest)
+    beyond = float((error > step).double().mean())
+    return OutputParity(name, step, largest / step, mean / step, largest, beyond)
 
 
 def compare_all(expected: Named, actual: Sequence[Tensor], steps: Sequence[float]) -> tuple[OutputParity, ...]:

@@ -16,11 +16,10 @@ from torch.onnx._constants import ONNX_MAX_OPSET
 from torch.utils import _pytree as pytree
 
 from fxq.compare.parity import OutputParity
-from fxq.compare.quality import Quality
 from fxq.errors import ExportError, InputError, StageError
 from fxq.export.capture import Captured, capture
 from fxq.export.clean import clean
-from fxq.export.file_quality import measure_file
+from fxq.export.fusions import judged
 from fxq.export.integer_rules import check_integer
 from fxq.export.names import apply_names, check_names, input_names_of
 from fxq.export.open_shapes import BATCH, OpenShapes
@@ -87,7 +86,8 @@ def export_onnx(
         if is_changed:
             save = functools.partial(_save, external_data_threshold=options.external_data_threshold)
             found.update(change_float_side(model, save, staged, reference, options, captured.shapes))
-        quality = _quality(staged, model, reference, options, captured.shapes) if options.check else None
+        if options.check:
+            found.update(judged(staged, model, reference, options, captured.shapes, found.get("optimized_parity", ())))
         files = output.place(staged)
     quantize_nodes, dequantize_nodes, dynamic_nodes = count_ops(model)
     return ExportReport(
@@ -101,7 +101,6 @@ def export_onnx(
         conditions=() if shapes.is_batch_alone else size_conditions(converted.graph),
         shapes={str(value.name): _shape(value) for value in model.graph.inputs},
         external_data=files[1] if len(files) > 1 else None,
-        quality=quality,
         **found,
     )
 
@@ -281,14 +280,3 @@ def _parity_at(
             f"with {where} the file does not compute what the model does{f', because of {node}' if node else ''}: an "
             f"operation was written for the size of the example inputs. Leave it out of dynamic_shapes ({error})"
         ) from error
-
-
-def _quality(
-    path: Path, model: ir.Model, reference: Reference, options: ExportOptions, shapes: OpenShapes
-) -> Quality | None:
-    if options.float_reference is None:
-        return None
-    found = measure_file(path, model, reference.gm, reference.inputs, options.float_reference, shapes)
-    if found is not None and options.judge is not None:
-        options.judge(found)
-    return found

@@ -1,7 +1,7 @@
 """How good the file is: what ONNX Runtime makes of it, as its users run it, against the float model."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from fxq.float_reference import FloatReference
 _MOST_RUNS = 4
 
 
-def measure_file(
+def measure_file(  # noqa: PLR0913 - a file, what made it, and how to run it
     path: Path,
     model: ir.Model,
     gm: fx.GraphModule,
     examples: tuple[Any, ...],
     reference: FloatReference,
     shapes: OpenShapes,
+    without: Sequence[str] | None = (),
 ) -> Quality | None:
     """Run the file on the samples of ``reference``, batch by batch as the float model ran on them.
 
@@ -37,6 +38,7 @@ def measure_file(
         examples: what the file was traced with.
         reference: samples, and what the float model makes of them.
         shapes: which dimensions of the examples are open in the file.
+        without: these of ONNX Runtime's optimizations; None for as it is written.
 
     Returns:
         None where the samples do not fit the sizes that the file declares.
@@ -45,7 +47,8 @@ def measure_file(
     found: list[Named] = []
     samples = 0
     for part, outputs, size in fitting_parts(gm, examples, reference, shapes):
-        arrays = run_onnxruntime(path, model, part, is_optimized_right(model))
+        is_optimized = without is not None and is_optimized_right(model)
+        arrays = run_onnxruntime(path, model, part, is_optimized, without or ())
         expected.append(outputs)
         found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
         samples += size

@@ -90,6 +90,8 @@ class ExportReport:
         dynamic_nodes: how many operators quantize on the fly.
         quality: of the file in ONNX Runtime, optimized, against the float model; None where nothing was kept to compare
             on, or it does not fit the file's sizes.
+        fusion: which optimization of ONNX Runtime makes an output worse by more than 0.3 dB than the file is as it is
+            written, what it makes, and how to leave it out; "" where none does.
         coverage: which layers compute with integers.
         float_dtype: of the file's float side, where it was to be another than the model's; ``optimized_parity`` is then
             empty, and ``other_sizes`` are of the file before.
@@ -114,6 +116,7 @@ class ExportReport:
     shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
     quality: Quality | None = None
+    fusion: str = ""
     coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
     islands: "Mapping[str, ExportReport]" = field(default_factory=dict)
     whole: "ExportReport | None" = None
@@ -152,7 +155,8 @@ class ExportReport:
             **{f"optimized, {run}": run.parity for run in self.other_sizes},
         }
         lines += [
-            f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, max abs {p.max_abs:.3g} ({run})"
+            f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, {100 * p.beyond:.2f} % beyond 1 LSB, "
+            f"max abs {p.max_abs:.3g} ({run})"
             for run, parity in runs.items()
             for p in parity
         ]
@@ -164,4 +168,6 @@ class ExportReport:
             lines.append(f"  {self.coverage}")
         if self.quality is not None:
             lines += [f"  {one.name}: {one}, {self.quality.evidence}" for one in self.quality.outputs]
+        if self.fusion:
+            lines.append(f"  {self.fusion}")
         return "\n".join(lines)

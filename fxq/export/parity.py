@@ -135,7 +135,9 @@ def _threads_for(model: ir.Model) -> int | None:
     return 1 if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph) else None
 
 
-def run_onnxruntime(path: Path, model: ir.Model, inputs: Sequence[Tensor], optimize: bool) -> list[np.ndarray]:
+def run_onnxruntime(
+    path: Path, model: ir.Model, inputs: Sequence[Tensor], optimize: bool, without: Sequence[str] = ()
+) -> list[np.ndarray]:
     """Return what ONNX Runtime makes of a file; bfloat16 is emulated, for it has no kernels.
 
     Args:
@@ -143,11 +145,12 @@ def run_onnxruntime(path: Path, model: ir.Model, inputs: Sequence[Tensor], optim
         model: the file, loaded.
         inputs: in its order; floats in another dtype than it declares are rounded.
         optimize: with ONNX Runtime's default optimizations.
+        without: but for these, by its names.
 
     Raises:
         ExportError: it does not load or run it.
     """
-    runtime = get_runtime("onnxruntime", optimize=optimize, threads=_threads_for(model))
+    runtime = get_runtime("onnxruntime", optimize=optimize, threads=_threads_for(model), without=tuple(without))
     dtypes = [value.dtype for value in model.graph.inputs]
     arrays = [_as_numpy(tensor, dtype) for tensor, dtype in zip(inputs, dtypes, strict=True)]
     try:

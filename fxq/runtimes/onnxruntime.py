@@ -40,6 +40,7 @@ class OnnxRuntime(Runtime):
         threads: for one operator; None leaves it to ONNX Runtime, one for each core. They sleep between runs: threads
             that spin take the cores from whatever runs next.
         optimize: with its fusions; False runs the operators as the file has them.
+        without: optimizers to leave out, by ONNX Runtime's names, such as "MatMulScaleFusion".
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -48,6 +49,7 @@ class OnnxRuntime(Runtime):
 
     threads: int | None = None
     optimize: bool = True
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
@@ -108,7 +110,9 @@ class OnnxRuntime(Runtime):
             entry = "session.optimized_model_external_initializers_file_name"
             options.add_session_config_entry(entry, f"{optimized_to.name}.data")
         with self._own_words(path, self._errors()):
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(self.without)
+            )
 
     def _errors(self) -> tuple[type[Exception], ...]:
         state = self._import().capi.onnxruntime_pybind11_state
