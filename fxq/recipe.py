@@ -31,7 +31,7 @@ DEFAULT_PASSES = tuple(
     PassSpec(name)
     for name in (
         "write_out", "remove_inplace", "fold_weights", "functional_to_module", "remove_dropout", "fold_batchnorm",
-        "fold_affine",
+        "fold_affine", "split_silu",
         "plan_ops", "plan_residual_adds", "solve_scales",
         "insert_quantizers", "attach_observers",
         "observe_ranges", "fit_ranges",

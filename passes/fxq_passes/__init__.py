@@ -21,6 +21,7 @@ from fxq_passes.remove_inplace import RemoveInplace
 from fxq_passes.round_weights import RoundWeights
 from fxq_passes.shift_activations import ShiftActivations
 from fxq_passes.solve_scales import SolveScales
+from fxq_passes.split_silu import SplitSilu
 from fxq_passes.write_out import WriteOut
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "RoundWeights",
     "ShiftActivations",
     "SolveScales",
+    "SplitSilu",
     "WriteOut",
 ]
