@@ -91,8 +91,8 @@ def mixed_operands(case: Case) -> Iterator[Finding]:
         operands = case.ask.activations(node)
         if kind not in (*_ELEMENTWISE, "matmul") or len(operands) < 2 or not case.wants_integers(kind):
             continue
-        quantized = [case.ask.is_quantized(operand) for operand in operands]
-        if any(quantized) and not all(quantized):
+        quantized = [case.ask.is_quantized(operand) or _is_absorbing(case, kind, operand) for operand in operands]
+        if any(map(case.ask.is_quantized, operands)) and not all(quantized):
             missing = [repr(operand.name) for operand, is_one in zip(operands, quantized, strict=True) if not is_one]
             yield case.finding(
                 "mixed-operands", node, WARNING,
@@ -100,6 +100,15 @@ def mixed_operands(case: Case) -> Iterator[Finding]:
                 what=f"reads integers and float; in float: {', '.join(missing)}",
                 cost="it runs in float, and the quantized operands are converted back for it",
             )  # fmt: skip
+
+
+def _is_absorbing(case: Case, kind: str, operand: ir.Value) -> bool:
+    """Return whether an integer convolution writes an operand of an add, which it then computes itself."""
+    producer = operand.producer()
+    if kind != "add" or producer is None or case.target.quantizes_output("conv"):
+        return False
+    is_read_once = case.ask.only_reader(operand) is not None
+    return is_read_once and case.ask.kind(producer) == "conv" and case.ask.is_integer_layer(producer)
 
 
 def equal_ranges(case: Case) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
 from fxq.verification.onnx_file import OnnxFile
 from fxq.verification.rules import FILE_RULES
 
+WEIGHT = np.full((CHANNELS, CHANNELS, 3, 3), 0.1, np.float32)
 Build = Callable[[QdqFile], str]
 
 
@@ -238,6 +239,23 @@ def test_a_pair_with_a_zero_point_is_told_once(tmp_path: Path) -> None:
     file = QdqFile()
     path = file.save(tmp_path / "model.onnx", affine(file))
     assert [finding.node for finding in findings(path, "tensorrt")] == ["input/q"]
+
+
+def test_an_integer_convolution_absorbs_the_add_behind_it_where_it_writes_float(tmp_path: Path) -> None:
+    """As ModelOpt writes it: the skip connection is quantized, and the convolution's output is not."""
+
+    def block(name: str, is_read_again: bool = False, is_integer: bool = True) -> Path:
+        file = QdqFile()
+        x = file.qdq("x", "input", np.uint8, 128)
+        y = file.conv(x if is_integer else "x", "conv", None if is_integer else file.store("w", WEIGHT))
+        z = file.op("Add", y, x, name="add")
+        return file.save(tmp_path / f"{name}.onnx", file.op("Max", z, y, name="max") if is_read_again else z)
+
+    mixed = (WARNING, "mixed-operands", "add")
+    assert mixed not in told(block("absorbed"), "openvino")
+    assert mixed in told(block("absorbed"), "onnxruntime")  # its integer add reads integers
+    assert mixed in told(block("read again", is_read_again=True), "openvino")
+    assert mixed in told(block("float", is_integer=False), "openvino")
 
 
 def test_a_concatenation_is_integers_where_all_its_operands_are(tmp_path: Path) -> None:
