@@ -92,7 +92,12 @@ ONNXRUNTIME = Target(
 
 OPENVINO = Target(
     name="openvino",
-    ops=(OpRule(_LAYERS, inputs=True, weight=True), OpRule(("add", "matmul"), inputs=True)),
+    ops=(
+        OpRule(_LAYERS, inputs=True, weight=True),
+        OpRule(("add", "matmul"), inputs=True),
+        # With a quantizer behind it alone, the pool, its layout and what the convolution before it writes are float.
+        OpRule("max_pool", inputs=True, when="all_readers_quantized"),
+    ),
     constraints=(_KEEPS_SCALE,),
     file=FileRules(runtime="openvino", affine_weights=False, quantized_outputs_allowed=False),
     activation=_UINT8,

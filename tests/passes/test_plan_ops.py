@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from torch.nn import functional as F
 
 import fxq
 from fxq import TensorQuantizer
+from fxq.runtimes import count_kinds, get_runtime
 from fxq.testing import assert_rewrites
 from fxq_passes import FunctionalToModule, PlanOps
 
@@ -68,6 +70,29 @@ def test_onnxruntime_quantizes_outputs_too_behind_the_activation() -> None:
 def test_openvino_quantizes_inputs_only() -> None:
     prepared = fxq.prepare(Net().eval(), X, recipe="openvino")
     assert fxq.explain(prepared).counts == {"input": 2, "weight": 2}
+
+
+class Pooled(nn.Module):
+    """A stem whose pooling a convolution reads, and ``behind`` something else."""
+
+    def __init__(self, behind: Any = None) -> None:
+        super().__init__()
+        self.conv, self.pool, self.last, self.behind = nn.Conv2d(4, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 4, 1), behind
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.pool(self.conv(x).relu())
+        return self.last(y) if self.behind is None else (self.last(y), self.behind(y))
+
+
+def test_openvino_pools_codes_where_all_that_read_the_pool_take_them(tmp_path: Path) -> None:
+    converted = fxq.quantize(Pooled().eval(), [X], "openvino", X, progress=False)
+    fxq.export_onnx(converted, tmp_path / "model.onnx", dynamic_batch=False, check=False)
+    ops = get_runtime("openvino").executed_ops(tmp_path / "model.onnx")
+    (pool,) = [op for op in ops if op.kind == "Pooling"]
+    assert pool.input_dtypes == pool.output_dtypes == ("uint8",)
+    assert "FakeQuantize" not in count_kinds(ops)
+    prepared = fxq.prepare(Pooled(torch.sin).eval(), X, "openvino")
+    assert not fxq.explain(prepared)["pool"].quantized
 
 
 class Binary(nn.Module):
