@@ -13,7 +13,7 @@ from fxq.errors import FxqError, InputError, PassError
 from fxq.graph.modules import copy_graph, graphs_in
 from fxq.graph.moved import follow_move
 from fxq.graph.observers import empty_ranges, measured_quantizers
-from fxq.graph.range_watch import stop_watching
+from fxq.graph.range_watch import check_ranges, stop_watching
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.training import settle_modes
 from fxq.nn import TensorQuantizer
@@ -30,7 +30,9 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
     Raises:
         PassError: a pass failed, or moved the numbers further than it promises.
         InputError: the prepared model no longer runs on the example inputs.
+        RangeError: the last step of training made a range negative or not finite.
     """
+    check_ranges(prepared)
     gm, inputs = _copied(prepared, state)
     if inputs is None or not _has_all_ranges(gm):
         return gm, _run(gm, state, None)

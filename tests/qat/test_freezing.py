@@ -134,6 +134,8 @@ def test_a_range_that_training_makes_negative_is_named() -> None:
     with pytest.raises(fxq.RangeError, match=r"'conv2_input_quantizer' -0.5: the weights are finite, so quantizing"):
         prepared(images(2))
     prepared.eval()(images(2))  # to look at
+    with pytest.raises(fxq.RangeError, match=r"'conv2_input_quantizer' -0\.5"):  # where it was the last step
+        fxq.convert(prepared)
 
 
 @pytest.mark.parametrize("config", [fxq.QConfig(), LEARNED], ids=["tracked", "learned"])
