@@ -80,7 +80,7 @@ class RangeHolder(nn.Module):
     @property
     def learn_amax(self) -> bool:
         """Is the range a parameter?"""
-        return self._descriptor.learn_amax
+        return bool(self._descriptor.learn_amax)
 
     @property
     def is_dynamic(self) -> bool:

@@ -39,11 +39,10 @@ class TensorQuantizer(TrackedRange):
 
     Args:
         descriptor: how the tensor is quantized. ``fake_quant=False`` returns the integer codes as floats. With
-            ``learn_amax`` the range becomes a parameter as soon as it is known (make the optimizer after that): it
-            learns its step (LSQ), or with ``if_clip`` its clip (PACT).
+            ``learn_amax`` the range becomes a parameter as soon as it is known: make the optimizer after that.
         disabled: forward is the identity.
         if_quant: quantize.
-        if_clip: clip to the range before quantizing.
+        if_clip: clip to the range before quantizing; it is then the clip that a learned range learns by.
         if_calib: show the inputs to the calibrator.
     """
 
@@ -197,7 +196,9 @@ class TensorQuantizer(TrackedRange):
         """Return such as ``8bit fake per-tensor amax=2.6400 calibrator=MaxCalibrator quant``."""
         words = [describe_format(self._descriptor), describe_range(self._stored())]
         if self.learn_amax:
-            words.append("learned")
+            words.append(
+                "learned" if self._descriptor.learn_amax == "lsq" else f"learned by {self._descriptor.learn_amax}"
+            )
         if self._descriptor.scale_amax is not None:
             words.append(f"scale_amax={self._descriptor.scale_amax:g}")
         if self._calibrator is not None:
@@ -247,9 +248,9 @@ class TensorQuantizer(TrackedRange):
             return fake_scaled_e4m3(inputs, amax)
         if not self.fake_quant:
             return symmetric_quant(inputs, amax.detach(), self._descriptor.bounds)[0]
-        # With a clip, the clip is what learns the range.
-        if self.learn_amax and not self._if_clip:
-            return learned_fake_quant(inputs, amax, self._descriptor.bounds)
+        rule = self._descriptor.learn_amax
+        if rule and not self._if_clip:
+            return learned_fake_quant(inputs, amax, self._descriptor.bounds, str(rule))
         return fake_symmetric_quant(inputs, amax.detach(), self._descriptor.bounds, self.covers_input)
 
     def _quantize_affine(self, inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:

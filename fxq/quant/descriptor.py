@@ -24,6 +24,7 @@ MAX_BLOCK_BITS = 8  # ONNX has blocks of 4 and 8 bits
 BLOCK_MULTIPLE = 16  # the kernels that read blocks need it: ONNX Runtime's MatMulNBits takes 16, 32, 64 and up
 # Beside these, any calibration method names a histogram that is fitted by it.
 CALIBRATORS = ("max", "minmax", "moving_average", "histogram", "dynamic")
+LEARNED = ("lsq", "pact")
 E4M3 = (4, 3)
 LARGEST_E4M3 = 448
 
@@ -41,7 +42,8 @@ class QuantDescriptor:
         calibrator: what observes the tensor, one of ``calibrator_names()``; "dynamic" observes nothing and stores no
             range, so that each input is quantized with its own.
         amax: a fixed symmetric range, a number or one per channel; then nothing is calibrated.
-        learn_amax: the range is a parameter (LSQ), initialised from amax or calibration.
+        learn_amax: the range is a parameter, initialised from amax or calibration, that training learns: "lsq", which
+            True stands for, by its step (arXiv:1902.08153); "pact" by its clip (arXiv:1805.06085).
         fake_quant: return quantized-and-dequantized values; False returns the integer codes.
         scale_amax: factor on the range, whether fixed here, measured or calibrated, but not on one assigned later.
         name: for people.
@@ -60,7 +62,7 @@ class QuantDescriptor:
     symmetric: bool = True
     calibrator: str = "max"
     amax: float | tuple[float, ...] | None = None
-    learn_amax: bool = False
+    learn_amax: bool | str = False
     fake_quant: bool = True
     scale_amax: float | None = None
     name: str | None = None
@@ -73,6 +75,7 @@ class QuantDescriptor:
         object.__setattr__(self, "axis", _as_axis(self.axis))
         object.__setattr__(self, "amax", _as_amax(self.amax))
         object.__setattr__(self, "range", _as_range(self.range))
+        object.__setattr__(self, "learn_amax", _as_learned(self.learn_amax))
         if self.calibrator not in CALIBRATORS and not is_fit(self.calibrator):
             raise DescriptorError(
                 f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(calibrator_names())}"
@@ -108,7 +111,7 @@ class QuantDescriptor:
 
     def _check_types(self) -> None:
         """Check the fields that are kept as they are given."""
-        for name in ("unsigned", "symmetric", "learn_amax", "fake_quant", "narrow_range"):
+        for name in ("unsigned", "symmetric", "fake_quant", "narrow_range"):
             given = getattr(self, name)
             if not (isinstance(given, bool) or (given is None and name == "narrow_range")):
                 raise DescriptorTypeError(f"{name} must be True or False, got {given!r}")
@@ -125,7 +128,7 @@ class QuantDescriptor:
             "narrow_range": self.narrow_range,
             "symmetric=False": not self.symmetric,
             "fake_quant=False": not self.fake_quant,
-            "learn_amax": self.learn_amax,
+            "learn_amax": bool(self.learn_amax),
             'calibrator="entropy"': self.calibrator == "entropy",
         }
         for option, is_given in forbidden.items():
@@ -289,6 +292,18 @@ def _as_amax(amax: Any) -> float | tuple[float, ...] | None:
     if not all(is_finite(value) and value >= 0 for value in values):
         raise DescriptorError(f"amax must be finite and not negative, got {amax!r}")
     return tuple(float(value) for value in values) if isinstance(amax, list | tuple) else float(amax)
+
+
+def _as_learned(given: Any) -> bool | str:
+    if given is True:
+        return LEARNED[0]
+    if given is False or given in LEARNED:
+        return given  # type: ignore[no-any-return]  # False or a name
+    names = " or ".join(map(repr, LEARNED))
+    kind = DescriptorError if isinstance(given, str) else DescriptorTypeError
+    raise kind(
+        f"learn_amax is {names}, True for {LEARNED[0]!r}, or False for a range that is not learned, got {given!r}"
+    )
 
 
 def _as_range(bounds: Any) -> tuple[float, float] | None:

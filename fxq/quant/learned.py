@@ -1,11 +1,12 @@
 """Ranges that training learns: a learned step size (LSQ) and a learned clip (PACT). Symmetric only.
 
-LSQ, with step ``s = amax / hi`` and ``v = x / s``: ``dx = g`` where ``lo <= v <= hi``, else 0;
+Both have the values of a fixed range, and differ in the gradient of the range. With step ``s = amax / hi`` and
+``v = x / s``, ``dx = g`` where ``lo < v < hi``, else 0, in both; a value on a bound counts as clipped. LSQ:
 ``ds = sum(g * (round(v) - v))`` over the inside, plus ``g * lo`` or ``g * hi`` where clipped, times
-``1 / sqrt(elements * hi)``; ``d amax = ds / hi``. PACT: ``clamp(x, -amax, amax)``, whose bound gets the gradient of
-what it clips.
+``1 / sqrt(elements * hi)``; ``d amax = ds / hi``. PACT: ``d amax = sum(g * lo / hi)`` or ``sum(g)`` over what is
+clipped below and above, the derivative of a clamp to what the codes reach.
 
-Sources: Esser et al. 2020, arXiv:1902.08153, equations 1 to 3; Choi et al. 2018, arXiv:1805.06085.
+Sources: Esser et al. 2020, arXiv:1902.08153, equations 1 to 5; Choi et al. 2018, arXiv:1805.06085, equations 1 to 3.
 """
 
 import math
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxq.quant.affine import SMALLEST_AMAX, fake_symmetric_quant, straight_through, symmetric_inverse_scale
+from fxq.quant.affine import SMALLEST_AMAX, fake_symmetric_quant, symmetric_inverse_scale
+
+# Whether x = amax is clipped must not hang on how x * (hi / amax) was rounded.
+_BELOW_BOUND = 1 - 2.0**-22
 
 
-def learned_fake_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
-    """Return ``inputs`` quantized and dequantized, with the LSQ gradient for ``inputs`` and ``amax``.
+def learned_fake_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int], rule: str = "lsq") -> Tensor:
+    """Return ``inputs`` quantized and dequantized, with the gradient of ``rule`` for ``inputs`` and ``amax``.
 
     The values are those of :func:`fxq.quant.affine.fake_symmetric_quant`. Per channel, ``elements`` is the number of
     elements that share one range.
@@ -27,10 +31,11 @@ def learned_fake_quant(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) ->
         inputs: any shape.
         amax: float32, broadcasts against ``inputs``.
         bounds: lowest and highest code.
+        rule: "lsq" or "pact".
     """
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and amax.requires_grad):
         return fake_symmetric_quant(inputs, amax, bounds)
-    return _LearnedFakeQuant.apply(inputs, amax, bounds)  # type: ignore[no-any-return]
+    return _LearnedFakeQuant.apply(inputs, amax, bounds, rule)  # type: ignore[no-any-return]
 
 
 def learned_clip(inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -48,24 +53,39 @@ def _clip(inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 class _LearnedFakeQuant(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(inputs, amax)
-        ctx.bounds = bounds
-        return fake_symmetric_quant(inputs, amax, bounds)
+    """What is written is what takes time: one tensor is kept for backward, and masks are never written."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        inputs, amax = ctx.saved_tensors
-        lo, hi = ctx.bounds
+    def forward(ctx: Any, inputs: Tensor, amax: Tensor, bounds: tuple[int, int], rule: str) -> Tensor:
         # A range that training drove to zero or below clips everything; the floor lets the gradient open it again.
-        codes = inputs.float() * symmetric_inverse_scale(amax.clamp(min=2 * SMALLEST_AMAX), hi)
-        clipped = codes.clamp(lo, hi)
-        inside = codes == clipped
-        slope = torch.where(inside, codes.round().sub_(codes), clipped)
-        elements = inputs.numel() / max(amax.numel(), 1)
-        grad_step = slope.mul_(grad).sum_to_size(amax.shape) / math.sqrt(max(elements, 1) * hi)
-        return straight_through(grad, inside), grad_step / hi, None
+        is_closed = amax <= SMALLEST_AMAX
+        inverse_scale = symmetric_inverse_scale(amax.masked_fill(is_closed, 2 * SMALLEST_AMAX), bounds[1])
+        edges = bounds[0] * _BELOW_BOUND, bounds[1] * _BELOW_BOUND
+        scaled = (inputs.float() * inverse_scale).clamp_(*edges)
+        ctx.save_for_backward(scaled)
+        ctx.hi, ctx.edges, ctx.rule, ctx.shape = bounds[1], edges, rule, amax.shape
+        # A code divided by infinity is 0, and NaN stays NaN, where the range is too small.
+        return scaled.round().div_(inverse_scale.masked_fill(is_closed, torch.inf)).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (scaled,) = ctx.saved_tensors
+        exact = grad.float()
+        # The derivative of hardtanh: the gradient strictly between the edges, where what is clipped lies, else 0.
+        grad_inputs = torch.ops.aten.hardtanh_backward(exact, scaled, *ctx.edges)
+        total = _sum_of_products(exact - grad_inputs, scaled, ctx.shape)
+        if ctx.rule == "lsq":
+            total += _sum_of_products(grad_inputs, scaled.round().sub_(scaled), ctx.shape)
+            elements = scaled.numel() / max(ctx.shape.numel(), 1)
+            total /= math.sqrt(max(elements, 1) * ctx.hi)
+        return grad_inputs.to(grad.dtype), total / ctx.hi, None, None
+
+
+def _sum_of_products(left: Tensor, right: Tensor, shape: torch.Size) -> Tensor:
+    """Return ``(left * right).sum_to_size(shape)``, both float32."""
+    if shape.numel() == 1 and left.is_contiguous() and right.is_contiguous():
+        return torch.dot(left.view(-1), right.view(-1)).reshape(shape)  # the product is never written
+    return (left * right).sum_to_size(shape)
 
 
 class _LearnedClip(torch.autograd.Function):

@@ -20,8 +20,12 @@ from fxq.quant.descriptor import QuantDescriptor
             {"narrow_range": True, "learn_amax": True, "amax": 1.0},
             "8bit narrow fake per-tensor amax=1.0000 learned calibrator=MaxCalibrator quant",
         ),
+        (
+            {"learn_amax": "pact", "amax": 1.0},
+            "8bit fake per-tensor amax=1.0000 learned by pact calibrator=MaxCalibrator quant",
+        ),
     ],
-    ids=["dynamic", "fixed", "channels", "unsigned", "learned"],
+    ids=["dynamic", "fixed", "channels", "unsigned", "learned", "pact"],
 )
 def test_printing_says_how_it_quantizes(options, text: str) -> None:
     assert repr(TensorQuantizer(QuantDescriptor(**options))) == f"TensorQuantizer({text})"

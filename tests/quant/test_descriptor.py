@@ -76,6 +76,8 @@ def test_function_bounds_agree_with_the_descriptor() -> None:
         ({"symmetric": False, "range": (0.0, 1.0), "axis": 0}, "drop range or axis=0"),
         ({"symmetric": False, "range": (0.0, 1.0), "calibrator": "dynamic"}, "stores no range: drop range"),
         ({"symmetric": False, "learn_amax": True}, "learn_amax"),
+        ({"learn_amax": "lsqq"}, "learn_amax is 'lsq' or 'pact', True for 'lsq', or False.*got 'lsqq'"),
+        ({"symmetric": False, "learn_amax": "pact"}, "learn_amax learns a symmetric range"),
         ({"num_bits": (5, 2)}, r"only floating-point format is e4m3, num_bits=\(4, 3\)"),
         ({"num_bits": (4, 3), "unsigned": True}, "float8.*unsigned"),
         ({"num_bits": (4, 3), "narrow_range": True}, "float8.*narrow_range"),
@@ -192,3 +194,11 @@ def test_presets_keep_the_output_channels_of_their_layer() -> None:
     assert axes.pop("QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR") is None
     assert all(axis == (1 if "CONVTRANSPOSE" in name else 0) for name, axis in axes.items())
     assert len(axes) == 7
+
+
+def test_a_learned_range_has_one_name_for_each_rule() -> None:
+    assert QuantDescriptor(learn_amax=True) == QuantDescriptor(learn_amax="lsq")
+    for rule in ("lsq", "pact"):
+        descriptor = QuantDescriptor(learn_amax=rule)
+        assert descriptor.to_toml() == f'learn_amax = "{rule}"\n'
+        assert QuantDescriptor.from_toml(descriptor.to_toml()) == descriptor

@@ -59,7 +59,7 @@ class TensorQuantizer(SettableQuantizer, metaclass=ExportSwitch):
         descriptor = as_door_descriptor(quant_desc)
         # fxq's own meaning of both differs.
         super().__init__(descriptor.replace(learn_amax=False, scale_amax=None), disabled, if_quant, False, if_calib)
-        self._learn_amax, self._scale_amax = descriptor.learn_amax, descriptor.scale_amax
+        self._learn_amax, self._scale_amax = bool(descriptor.learn_amax), descriptor.scale_amax
         self._scale: Tensor | None = None
         self._is_fixed = descriptor.amax is not None
         self._calibrator = _make_calibrator(descriptor)
