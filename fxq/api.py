@@ -135,7 +135,9 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     """
     state = require_state(prepared, Stage.PREPARED, "convert")
     if state.islands is not None:
-        return convert_islands(prepared, state, state.islands, _convert_island, Demand(min_sqnr_db, strict))
+        gm = convert_islands(prepared, state, state.islands, _convert_island, Demand(min_sqnr_db, strict))
+        set_state(gm, replace(require_state(gm, Stage.LOWERED, "convert"), source=source_of(prepared)))
+        return gm
     check_values(prepared, "convert")
     _warn_of_passes_without_data(state)
     check_quantized_unaltered(prepared)
@@ -178,8 +180,10 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
 
 
 def _convert_island(island: GraphModule) -> GraphModule:
-    """Return an island converted; how good it is others judge, who know its name."""
-    return convert(island, min_sqnr_db=-math.inf)
+    """Return an island converted; how good it is others judge, who know its name, and the whole is what is saved."""
+    gm = convert(island, min_sqnr_db=-math.inf)
+    set_state(gm, replace(require_state(gm, Stage.LOWERED, "convert"), source=None))
+    return gm
 
 
 def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one

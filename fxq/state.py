@@ -33,7 +33,7 @@ class State:
     ``traced``: how, in words, where not by the first front end.
     ``decisions``: what was decided by sizes while tracing.
     ``frontend`` and ``untraceable``: as ``prepare`` was asked.
-    ``source``: of a converted model, what ``fxq.save`` stores of the prepared one, or why it cannot; None with islands.
+    ``source``: of a converted model, what ``fxq.save`` stores of the prepared one, or why it cannot.
     ``calibration``: what ``fxq.calibrate`` returned, None before.
     """
 

@@ -57,24 +57,8 @@ def prepare_islands(
     copied = copy_model(model).eval()
 
     def prepare_part(path: str, part: nn.Module, call: Inputs) -> GraphModule:
-        within = tuple((above, type(model.get_submodule(above))) for above in _paths_to(path))
-        if ShapeTracer().is_leaf_module(part, path):
-            shell = shell_of(path.rpartition(".")[2], part)
-            within = within if shell is part else within[:-1]
-            part = shell
-        own = [glob.escape(leaf.removeprefix(f"{path}.")) for leaf in leaves if leaf.startswith(f"{path}.")]
-        gm = prepare(
-            part,
-            as_positional(part, (call.args, call.kwargs)),
-            replace(request, leaf_modules=own, within=within, operations=operations),
-        )
-        for quantizer in gm.modules() if within else ():
-            if isinstance(quantizer, TensorQuantizer) and quantizer.descriptor.name:
-                name = f"{within[-1][0]}.{quantizer.descriptor.name}"
-                quantizer._descriptor = quantizer.descriptor.replace(name=name)
-        # Of the part that was copied nothing will be left.
-        set_state(gm, replace(_state(gm), original=Original.of(model.get_submodule(path), gm)))
-        return gm
+        given = as_positional(part, (call.args, call.kwargs))
+        return prepare_island(model, path, part, given, replace(request, operations=operations), prepare)
 
     found = find_islands(copied, Inputs(inputs, {}).fitting(copied), prepare_part, leaves, request.qat)
     left = left_layers(found.left, model)
@@ -85,18 +69,68 @@ def prepare_islands(
         ) from error
     check_rules(request.recipe.rules, model, operations)
     _warn(model, found.islands, left, request.qat)
+    return whole_of(model, copied, inputs, request, Islands(tuple(found.islands), {**left, "": error.reason}))
+
+
+def prepare_island(
+    model: nn.Module,
+    path: str,
+    part: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    request: Request,
+    prepare: PrepareGraph,
+) -> GraphModule:
+    """Return one part of a model prepared.
+
+    Args:
+        model: the whole; not modified.
+        path: of the part.
+        part: it, or a copy of it.
+        inputs: what the part is called with, by position.
+        request: for the whole.
+        prepare: prepares a graph.
+    """
+    within = tuple((above, type(model.get_submodule(above))) for above in _paths_to(path))
+    if ShapeTracer().is_leaf_module(part, path):
+        shell = shell_of(path.rpartition(".")[2], part)
+        within = within if shell is part else within[:-1]
+        part = shell
+    leaves = leaf_paths(model, request.leaf_modules)
+    own = [glob.escape(leaf.removeprefix(f"{path}.")) for leaf in leaves if leaf.startswith(f"{path}.")]
+    gm = prepare(part, inputs, replace(request, leaf_modules=own, within=within))
+    for quantizer in gm.modules() if within else ():
+        if isinstance(quantizer, TensorQuantizer) and quantizer.descriptor.name:
+            name = f"{within[-1][0]}.{quantizer.descriptor.name}"
+            quantizer._descriptor = quantizer.descriptor.replace(name=name)
+    # Of the part that was copied nothing will be left.
+    state = require_state(gm, Stage.PREPARED, "prepare")
+    set_state(gm, replace(state, original=Original.of(model.get_submodule(path), gm)))
+    return gm
+
+
+def whole_of(
+    model: nn.Module, copied: nn.Module, inputs: tuple[Any, ...], request: Request, islands: Islands
+) -> GraphModule:
+    """Return the graph module of the whole.
+
+    Args:
+        model: the user's.
+        copied: a copy of it, with the islands in their places.
+        inputs: on which it runs, by position.
+        request: for the whole.
+        islands: where they are.
+    """
     gm = graph_around(copied, inputs)
     recipe = request.recipe
     settings = Settings(recipe.resolved_target, recipe.default, recipe.rules, recipe.calibrator, request.qat, inputs)
     original = Original.of(model, gm)
-    state = State(Stage.PREPARED, recipe, settings, verify=request.verify, original=original)
+    state = State(
+        Stage.PREPARED, recipe, settings, verify=request.verify, original=original,
+        frontend=request.frontend, untraceable="islands", islands=islands,
+    )  # fmt: skip
     compared = ComparedInputs((Inputs(inputs, {}),), original.prepared, is_original=True)
-    set_state(gm, replace(state, compared=compared, islands=Islands(tuple(found.islands), {**left, "": error.reason})))
+    set_state(gm, replace(state, compared=compared))
     return gm.eval()
-
-
-def _state(gm: GraphModule) -> State:
-    return require_state(gm, Stage.PREPARED, "prepare")
 
 
 def _paths_to(path: str) -> list[str]:

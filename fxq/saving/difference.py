@@ -34,7 +34,7 @@ def diff(first: GraphModule | str | os.PathLike[str], second: GraphModule | str 
     return Difference(
         recipe=tuple(_unified(one.header["recipe"], other.header["recipe"])),
         settings=tuple(_settings(one.header, other.header)),
-        graph=tuple(_lines(one.header["graph"], other.header["graph"])),
+        graph=tuple(_lines(_graph(one), _graph(other))),
         plans=tuple(_unlike(_plans(one), _plans(other))),
         quantizers=tuple(_unlike(_switches(one), _switches(other))),
         ranges=tuple(_ranges(_bounds(one), _bounds(other))),
@@ -67,9 +67,17 @@ def _unlike(first: Mapping[str, str], second: Mapping[str, str]) -> list[Unlike]
     ]
 
 
+def _graph(packed: Packed) -> list[str]:
+    islands = packed.header["islands"].items()
+    return [*packed.header["graph"], *(f"{path}: {line}" for path, fields in islands for line in fields["graph"])]
+
+
 def _plans(packed: Packed) -> dict[str, str]:
     found = {}
-    for node, fields in packed.header["plans"].items():
+    planned = dict(packed.header["plans"])
+    for path, of_island in packed.header["islands"].items():
+        planned |= {f"{path}: {node}": fields for node, fields in of_island["plans"].items()}
+    for node, fields in planned.items():
         for plan in fields["plans"]:
             slot = f"{plan['role']} {plan['slot']}" if isinstance(plan["slot"], int) else plan["slot"]
             found[f"{node} {slot}"] = str(QuantDescriptor.from_dict(plan["descriptor"]))

@@ -11,7 +11,7 @@ from fxq.graph.match import output_edges
 from fxq.graph.modules import add_module
 from fxq.graph.weight_changes import WeightChanges, are_equal, weights_of
 from fxq.saving.module_text import module_from_dict, module_to_dict
-from fxq.saving.packed import AFTER, BEFORE, EQUIVALENT, Packed
+from fxq.saving.packed import AFTER, BEFORE, EQUIVALENT
 
 
 def edits_to_dict(gm: GraphModule, changes: WeightChanges, passes: Iterable[str]) -> dict[str, Any]:
@@ -49,39 +49,57 @@ def do_again(gm: GraphModule, edits: Mapping[str, Any]) -> dict[str, nn.Module]:
     return before
 
 
-def changes_to_tensors(gm: GraphModule, changes: WeightChanges) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return, as names and tensors, the weights before and after calibration; what is stored already is named only."""
+def changes_to_tensors(
+    gm: GraphModule, changes: WeightChanges, within: str = ""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return, as names and tensors, the weights before and after calibration; what is stored already is named only.
+
+    ``within``: what stands before their paths in the names of the tensors.
+    """
     own = weights_of(gm)
-    tensors = {f"{BEFORE}{path}": value for path, value in changes.before.items() if value is not None}
+    tensors = {f"{BEFORE}{within}{path}": value for path, value in changes.before.items() if value is not None}
     for path, value in changes.after.items():
         if path not in own or not are_equal(value, own[path]):
-            tensors[f"{AFTER}{path}"] = value
+            tensors[f"{AFTER}{within}{path}"] = value
     equivalent = {}
     for path, value in changes.equivalent.items():
         before = changes.before[path]
         equivalent[path] = BEFORE if before is not None and are_equal(value, before) else EQUIVALENT
         if equivalent[path] == EQUIVALENT:
-            tensors[f"{EQUIVALENT}{path}"] = value
+            tensors[f"{EQUIVALENT}{within}{path}"] = value
     return {"changed": list(changes.after), "equivalent": equivalent}, tensors
 
 
 def changes_of(
-    gm: GraphModule, packed: Packed, replaced: Mapping[str, nn.Module], inserted: Iterable[str]
+    gm: GraphModule,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    replaced: Mapping[str, nn.Module],
+    within: str = "",
 ) -> WeightChanges:
-    """Return the changes that :func:`changes_to_tensors` stored, of a model that has its tensors back."""
-    fields, own = packed.header["changes"], weights_of(gm)
+    """Return the changes that :func:`changes_to_tensors` stored, of a graph that has its tensors back.
+
+    Args:
+        gm: the graph.
+        fields: what the header has of it: its ``changes`` and ``edits``.
+        tensors: all of the file.
+        replaced: as of :func:`do_again`.
+        within: as it was stored.
+    """
+    own = weights_of(gm)
 
     def placed(prefix: str, path: str) -> Tensor | None:
-        found = packed.tensors.get(f"{prefix}{path}")
+        found = tensors.get(f"{prefix}{within}{path}")
         return None if found is None else found.to(own[path].device)
 
-    after = {path: placed(AFTER, path) for path in fields["changed"]}
-    before = {path: placed(BEFORE, path) for path in fields["changed"]}
-    equivalent = {path: placed(prefix, path) for path, prefix in fields["equivalent"].items()}
+    changes = fields["changes"]
+    after = {path: placed(AFTER, path) for path in changes["changed"]}
+    before = {path: placed(BEFORE, path) for path in changes["changed"]}
+    equivalent = {path: placed(prefix, path) for path, prefix in changes["equivalent"].items()}
     return WeightChanges(
         before,
         {path: own[path].detach().clone() if value is None else value for path, value in after.items()},
         dict(replaced),
-        tuple(inserted),
+        tuple(one["name"] for one in fields["edits"]["inserted"]),
         {path: value for path, value in equivalent.items() if value is not None},
     )

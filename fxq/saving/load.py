@@ -5,7 +5,6 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import tomli_w
@@ -20,6 +19,7 @@ from fxq.errors import FxqError, RecipeError, SavedModelError
 from fxq.float_reference import ComparedInputs, placed_like
 from fxq.given_model import as_module, own_example_inputs
 from fxq.graph.altered import check_copyable
+from fxq.islands.layout import MODEL
 from fxq.model_checks import check_model
 from fxq.nn.batchnorm import set_frozen
 from fxq.original import Original, checksum, form_of
@@ -28,8 +28,8 @@ from fxq.recipe import Recipe
 from fxq.record import Entry, Record
 from fxq.registry import registered_targets
 from fxq.request import Request
-from fxq.saving.edits import changes_of, do_again
-from fxq.saving.graph_text import check_same_graph, note_plans
+from fxq.saving.edits import changes_of
+from fxq.saving.graphs_again import graph_again, islands_again
 from fxq.saving.input_forms import inputs_of_form
 from fxq.saving.packed import CALIBRATOR, Packed
 from fxq.saving.quantizer_state import set_quantizers
@@ -85,13 +85,11 @@ def _load(packed: Packed, given: Any, example_inputs: ExampleInputs) -> GraphMod
     is_made_up = inputs is None and header["inputs"] is not None
     if is_made_up:
         ((inputs, _),) = placed_like(model, (Inputs(inputs_of_form(header["inputs"]), {}),))
-    request = Request(
-        recipe, header["qat"], header["verify"], recipe.leaf_modules, header["frontend"],
-        note_plans=partial(note_plans, planned=header["plans"]),
-    )  # fmt: skip
-    gm = _prepared(model, inputs, replace(request, verify=False), header["untraceable"], is_made_up)
-    replaced = do_again(gm, header["edits"])
-    check_same_graph(gm, header["graph"])
+    request = Request(recipe, header["qat"], False, recipe.leaf_modules, header["frontend"])
+    if header["islands"]:
+        gm = islands_again(model, header, inputs, request, are_real=not is_made_up)
+    else:
+        gm = graph_again(lambda one: _prepared(model, inputs, one, header["untraceable"], is_made_up), header, request)
     put_back(gm, packed.weights, header["ties"], set(header["frozen"]))
     set_quantizers(gm, header["quantizers"], packed.section(CALIBRATOR))
     for path in header["modes"]["frozen_norms"]:
@@ -99,18 +97,45 @@ def _load(packed: Packed, given: Any, example_inputs: ExampleInputs) -> GraphMod
     gm.train(header["modes"]["training"])
     for path in header["modes"]["others"]:
         gm.get_submodule(path).training = not gm.training
-    inserted = [fields["name"] for fields in header["edits"]["inserted"]]
+    for path, fields in header["islands"].items():
+        island, part = gm.get_submodule(f"{MODEL}.{path}"), model.get_submodule(path)
+        assert isinstance(island, GraphModule)
+        _restore(island, fields, packed, (part, part), not is_made_up, f"{MODEL}.{path}.")
+    _restore(gm, header, packed, (given, model), not is_made_up)
+    return _converted(gm, header) if header["is_converted"] else gm
+
+
+def _restore(
+    gm: GraphModule,
+    fields: Mapping[str, Any],
+    packed: Packed,
+    original: tuple[Any, nn.Module],
+    are_real: bool,
+    within: str = "",
+) -> None:
+    """Give a graph that has its tensors back the state that it was saved with.
+
+    Args:
+        gm: that of the whole, or of an island.
+        fields: what the header has of it.
+        packed: the file.
+        original: what the user gave, and the module that it is or stands for.
+        are_real: its example inputs are not made up.
+        within: what stands before its paths in the file.
+    """
+    given, model = original
+    state = require_state(gm, Stage.PREPARED, "load")
+    inputs = state.settings.example_inputs
     state = replace(
-        require_state(gm, Stage.PREPARED, "load"),
-        stage=Stage[header["stage"].upper()],
-        record=_record(header["record"]),
-        verify=header["verify"],
-        changes=changes_of(gm, packed, replaced, inserted),
-        original=_original(given, model, header["model"]),
-        compared=None if is_made_up or inputs is None else _compared(inputs, header["compared"]),
+        state,
+        stage=Stage[fields["stage"].upper()],
+        record=_record(fields["record"]),
+        verify=packed.header["verify"],
+        changes=changes_of(gm, fields, packed.tensors, state.changes.replaced, within),
+        original=_original(given, model, fields["model"]),
+        compared=_compared(inputs, fields["compared"]) if are_real and inputs is not None else None,
     )
     set_state(gm, state)
-    return _converted(gm, header) if header["is_converted"] else gm
 
 
 def _check_same_tensors(saved: Mapping[str, str], model: nn.Module) -> None:

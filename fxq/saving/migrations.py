@@ -1,7 +1,7 @@
 """Files of older versions of the format, as today's: one step a version.
 
 Version 0 (of before the first release) stored the switches of a quantizer as a list, without names, and no ``frozen``
-parameters.
+parameters. Version 1 had no islands.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from fxq.saving.packed import Packed
 
-VERSION = 1
+VERSION = 2
 _SWITCHES_OF_0 = ("enabled", "quant", "clip", "calib")
 
 
@@ -30,4 +30,8 @@ def _from_0(packed: Packed) -> Packed:
     return Packed(header, packed.tensors)
 
 
-_STEPS: Mapping[int, Callable[[Packed], Packed]] = MappingProxyType({0: _from_0})
+def _from_1(packed: Packed) -> Packed:
+    return Packed({**packed.header, "islands": {}, "left": {}, "version": 2}, packed.tensors)
+
+
+_STEPS: Mapping[int, Callable[[Packed], Packed]] = MappingProxyType({0: _from_0, 1: _from_1})

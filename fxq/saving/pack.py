@@ -4,17 +4,20 @@ The header has: ``stage`` of the prepared model, and whether it ``is_converted``
 of it, so that the file needs no other); what ``prepare`` was asked for (``qat``, ``verify``, ``frontend``,
 ``untraceable``, ``inputs``: their form); the ``model`` (the form of its tensors and a checksum); ``graph``, ``plans``,
 ``record``; ``quantizers``, ``edits`` and ``changes`` of calibration; ``ties``, ``frozen`` and ``modes`` of tensors and
-modules; ``compared`` and ``quality``. Of a converted model it is the prepared one, and what was found out about the
-converted: converting it again gives the same.
+modules; ``compared`` and ``quality``. With islands, ``islands`` has of each by its path what is of one graph
+(``stage``, ``inputs``, ``model``, ``graph``, ``plans``, ``record``, ``edits``, ``changes``, ``compared``), and ``left``
+why other parts stay in float; all else is of the whole. Of a converted model it is the prepared one, and what was found
+out about the converted: converting it again gives the same.
 """
 
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxq.errors import FxqError, RecipeError, SavedModelError, StageError
+from fxq.islands.layout import MODEL
 from fxq.nn.batchnorm import FrozenBatchNorm
 from fxq.recipe import Recipe
 from fxq.record import Record
@@ -39,7 +42,6 @@ def pack(model: GraphModule) -> Packed:
     state = find_state(model)
     if state is None or state.stage is not Stage.LOWERED:
         return _pack(model, require_state(model, Stage.PREPARED, "save"))
-    _check_has_no_islands(state)
     if state.source is None:
         raise StageError("the converted model has lost what it was made of (a pickle of it): save the prepared model")
     if isinstance(state.source, FxqError):
@@ -62,14 +64,16 @@ def source_of(prepared: GraphModule) -> Packed | FxqError:
 
 
 def _pack(gm: GraphModule, state: State) -> Packed:
-    _check_has_no_islands(state)
     _check_extra_state(gm)
     tensors, ties = stored_tensors(gm)
     quantizers, states = quantizers_to_dict(gm)
-    changes, changed = changes_to_tensors(gm, state.changes)
-    compared, original = state.compared, state.original
+    graph, changed = _pack_graph(gm, state, "")
+    islands = {}
+    for path, island in ({} if state.islands is None else state.islands.modules(gm)).items():
+        islands[path], own = _pack_graph(island, require_state(island, Stage.PREPARED, "save"), f"{MODEL}.{path}.")
+        changed |= own
     header = {
-        "stage": str(state.stage),
+        **graph,
         "is_converted": False,
         "recipe": _recipe_text(state.recipe),
         "target": state.settings.target.to_dict(),
@@ -77,6 +81,23 @@ def _pack(gm: GraphModule, state: State) -> Packed:
         "verify": state.verify,
         "frontend": state.frontend,
         "untraceable": state.untraceable,
+        "islands": islands,
+        "left": {} if state.islands is None else dict(state.islands.left),
+        "quantizers": quantizers,
+        "ties": ties,
+        "frozen": [path for path, one in gm.named_parameters(remove_duplicate=False) if not one.requires_grad],
+        "modes": modes_of(gm),
+        "quality": None,
+    }
+    return Packed(header, {**tensors, **states, **changed})
+
+
+def _pack_graph(gm: GraphModule, state: State, within: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what is of one graph, and the tensors that its modules do not hold; ``within``: before their paths."""
+    changes, changed = changes_to_tensors(gm, state.changes, within)
+    compared, original = state.compared, state.original
+    fields = {
+        "stage": str(state.stage),
         "inputs": _inputs(state),
         "model": {
             "tensors": {} if original is None else dict(original.form),
@@ -86,16 +107,11 @@ def _pack(gm: GraphModule, state: State) -> Packed:
         "graph": graph_lines(gm),
         "plans": plans_to_dict(gm),
         "record": _record_to_dict(state.record),
-        "quantizers": quantizers,
         "edits": edits_to_dict(gm, state.changes, state.record.passes),
         "changes": changes,
-        "ties": ties,
-        "frozen": [path for path, one in gm.named_parameters(remove_duplicate=False) if not one.requires_grad],
-        "modes": modes_of(gm),
         "compared": None if compared is None else {"checksum": compared.checksum, "is_original": compared.is_original},
-        "quality": None,
     }
-    return Packed(header, {**tensors, **states, **changed})
+    return fields, changed
 
 
 def modes_of(gm: nn.Module) -> dict[str, Any]:
@@ -124,14 +140,6 @@ def _inputs(state: State) -> Any:
 def _record_to_dict(record: Record) -> dict[str, Any]:
     entries = [[one.pass_name, one.action, one.node, one.path, one.text] for one in record.entries]
     return {"passes": list(record.passes), "entries": entries}
-
-
-def _check_has_no_islands(state: State) -> None:
-    if state.islands is not None:
-        raise SavedModelError(
-            f"the model was prepared as islands ({', '.join(state.islands.paths[:5])}), and what fxq saves is one "
-            "graph: save its state_dict, prepare it again in the same way and load that"
-        )
 
 
 def _check_extra_state(gm: GraphModule) -> None:

@@ -12,7 +12,7 @@ CALIBRATOR, BEFORE, AFTER, EQUIVALENT = (f"{OWN}{name}/" for name in ("calibrato
 FIELDS = frozenset({
     "version", "fxq", "stage", "is_converted", "recipe", "target", "qat", "verify", "frontend", "untraceable", "inputs",
     "model", "graph", "plans", "record", "quantizers", "edits", "changes", "ties", "frozen", "modes", "compared",
-    "quality",
+    "quality", "islands", "left",
 })  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def save(model: GraphModule, path: str | os.PathLike[str]) -> None:
 
     Raises:
         StageError: fxq did not make the model.
-        SavedModelError: something in it cannot be stored, such as islands or a module that a plugin's pass put in.
+        SavedModelError: something in it cannot be stored, such as a module that a plugin's pass put in.
         RecipeError: a rule of the recipe is a predicate, which is code.
         ExportError: nothing can be written there.
     """

@@ -29,10 +29,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(file: Path, to: Path, **changes: Any) -> Path:
-    """Write the file again with other fields in its header."""
+    """Write the file again with other fields in its header; one that is None is left out."""
     with safetensors.safe_open(file, "pt") as opened:
         header = json.loads(opened.metadata()["fxq"])
-    safetensors.torch.save_file(safetensors.torch.load_file(file), to, {"fxq": json.dumps({**header, **changes})})
+    header = {name: value for name, value in {**header, **changes}.items() if value is not None or name not in changes}
+    safetensors.torch.save_file(safetensors.torch.load_file(file), to, {"fxq": json.dumps(header)})
     return to
 
 
@@ -134,10 +135,15 @@ def test_a_file_of_version_0_is_read(file: Path, tmp_path: Path) -> None:
         for path, fields in header["quantizers"].items()
     }
     quantizers["up._weight_quantizer"]["switches"][0] = False
-    old = rewritten(file, tmp_path / "old.fxq", version=0, quantizers=quantizers)
+    old = rewritten(file, tmp_path / "old.fxq", version=0, quantizers=quantizers, frozen=None, islands=None, left=None)
     loaded = fxq.load(old, Mobile())
     assert not loaded.up.weight_quantizer.is_enabled
     assert loaded.down.weight_quantizer.is_enabled
+
+
+def test_a_file_of_version_1_is_read(file: Path, tmp_path: Path) -> None:
+    old = rewritten(file, tmp_path / "old.fxq", version=1, islands=None, left=None)
+    assert not fxq.diff(old, fxq.load(old, Mobile()))
 
 
 def test_what_is_not_registered_is_named(file: Path, tmp_path: Path) -> None:

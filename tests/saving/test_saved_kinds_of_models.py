@@ -70,23 +70,6 @@ def test_a_part_that_was_kept_whole_in_float(tmp_path: Path) -> None:
     assert torch.equal(found(x), prepared(x))
 
 
-def test_islands_are_refused_and_what_to_do(tmp_path: Path) -> None:
-    class Detector(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(x) if x.sum() > 0 else x[:, :2]
-
-    x = torch.rand(2, 4)
-    prepared = fxq.prepare(Detector().eval(), x, untraceable="islands")
-    fxq.calibrate(prepared, [x], progress=False)
-    for model in (prepared, fxq.convert(prepared)):
-        with pytest.raises(fxq.SavedModelError, match=r"as islands \(body\).*state_dict"):
-            fxq.save(model, tmp_path / "model.fxq")
-
-
 def test_weights_that_are_computed_while_training(tmp_path: Path) -> None:
     def make() -> nn.Module:
         return nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2)).eval()
