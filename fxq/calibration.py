@@ -69,8 +69,8 @@ def calibrate(
     Where torch.distributed runs several processes (torchrun), all of them call this, each with its share of the
     batches: what they saw is merged by one collective, and each ends with the model that one process would have that
     read all batches, the first of each rank, then the second, and so on. With passes that improve, the samples that are
-    kept are exchanged too, and every process runs the passes. ``fxq.Data(..., share=False)``: this process
-    alone.
+    kept are exchanged too, and every process runs the passes, which share out their searches (``rw.share_out``). A
+    process that fails stops them all. ``fxq.Data(..., share=False)``: this process alone.
 
     Returns:
         What each pass did, measured for those that improve.
@@ -108,6 +108,8 @@ def calibrate(
         with _eval_mode(prepared):
             _start_anew(prepared, state)
             report, calibrated = _run(prepared, state, passes, data)
+        if data is not None and data.team is not None and not data.team.is_over:
+            data.team.exchange("that all passes are done", None, is_last=True)
     except BaseException as error:
         snapshot.restore()
         forget(observers)  # half the data must not pass for all of it in fit_ranges

@@ -198,6 +198,11 @@ class Data:
         return self.held_out_were_fed or not self._samples.held_out
 
     @property
+    def keeps_samples(self) -> bool:
+        """Are samples kept, for passes that need them again?"""
+        return self._samples.most > 0
+
+    @property
     def seen(self) -> int:
         """How many samples were read, those held out included."""
         return self._samples.seen
@@ -279,7 +284,6 @@ class Data:
                     self._take(gm, batch, runs, streamed)
         self._was_read, self._batch_count, self.is_unmerged = True, self._own.batches, runs
         self._samples.seen = self._own.seen
-        team.is_over = team.is_over or not runs
 
     def _keep_shared(self, gm: GraphModule, batches: Iterator[tuple[int, Any]], runs: bool, team: Team) -> None:
         """Read on until no process keeps more; exchange what is kept; run what is left of these batches."""

@@ -11,15 +11,17 @@ one list dealt out in turn, as by ``batches[rank::world_size]``.
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import distributed
+from torch import Tensor, distributed
+from torch.utils import _pytree as pytree
 
 from fxq.errors import CalibrationError
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,20 @@ class Team:
         with self._explained(what):
             distributed.broadcast_object_list(message, src=owner)
         return message[0].value
+
+    def share_out(self, what: str, items: Sequence[Item], compute: Callable[[Item], Found]) -> list[Found]:
+        """Return what ``compute`` finds for each item, in order; each process computes every ``size``-th of them.
+
+        Args:
+            what: is found, for messages.
+            items: the same in all processes.
+            compute: returns what pickle can hold; tensors come to the CPU.
+
+        Raises:
+            CalibrationError: as of :meth:`exchange`.
+        """
+        own = [pytree.tree_map_only(Tensor, Tensor.cpu, compute(item)) for item in items[self.rank :: self.size]]
+        return [one for _, _, one in in_turn(self.exchange(what, own))]
 
     def _check(self, found: list[_Message]) -> None:
         failed = {rank: one.error for rank, one in enumerate(found) if one.error is not None}

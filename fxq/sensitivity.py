@@ -217,7 +217,10 @@ def read_samples(prepared: GraphModule, data: Data) -> list[Inputs]:
     """Return the samples to measure on."""
     own = Data(data.batches, data.forward, data.max_samples, 0, data.progress, data.share)
     own.begin(keep=True, hold_out=False)
-    return own.kept(prepared)
+    kept = own.kept(prepared)
+    if own.team is not None:
+        own.team.is_over = True
+    return kept
 
 
 def _calibrated(model: nn.Module, data: Data, recipe: str | Recipe) -> GraphModule:

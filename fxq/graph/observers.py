@@ -108,7 +108,7 @@ def share_observations(model: nn.Module, observers: Mapping[str, TensorQuantizer
         if found.calibrator is not None
     }
     message = {"model": checksum(model), "seen": own, "members": noted_members(model), "read": data.summary()}
-    shares = team.exchange("what was observed", message, is_last=True)
+    shares = team.exchange("what was observed", message, is_last=not data.keeps_samples)
     unlike = [rank for rank, one in enumerate(shares) if one["model"] != shares[0]["model"]]
     if unlike or any(one["seen"].keys() != own.keys() for one in shares):
         named = f"rank {unlike[0]} has other weights than rank 0" if unlike else "their quantizers differ"

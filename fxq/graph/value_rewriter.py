@@ -1,11 +1,12 @@
 """ValueRewriter: the part of the rewriter that shows data to passes, and changes weights and biases."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from fxq.data import Data
 from fxq.errors import PassError
@@ -14,6 +15,9 @@ from fxq.graph.float_model import in_float
 from fxq.graph.parameters import Parameters
 from fxq.graph.streams import Streams, Values
 from fxq.record import Entry, Record
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class ValueRewriter:
@@ -78,6 +82,26 @@ class ValueRewriter:
         """
         for node, values in self._streams(only_float=True).walk(nodes, self.pass_name):
             yield node, values.float_values
+
+    def share_out(self, items: Sequence[Item], compute: Callable[[Item], Found]) -> list[Found]:
+        """Return what ``compute`` finds for each item, in order; each in one process, where several calibrate together.
+
+        For what takes long and is independent: a search for each layer. All processes then hold what one of them found.
+
+        Args:
+            items: the same in all processes.
+            compute: changes nothing, and returns what pickle can hold; tensors come back on the model's device.
+
+        Raises:
+            PassError: there is no data.
+            CalibrationError: another process failed or is gone.
+        """
+        team = self.data.team
+        if team is None:
+            return [compute(item) for item in items]
+        device = next((tensor.device for tensor in (*self.gm.parameters(), *self.gm.buffers())), None)
+        found = team.share_out(f"what {self.pass_name} found", items, compute)
+        return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), found)  # type: ignore[no-any-return]
 
     @contextmanager
     def in_float(self) -> Iterator[None]:

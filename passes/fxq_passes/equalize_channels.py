@@ -71,13 +71,17 @@ class EqualizeChannels(Pass):
         consumers = {node for group in groups if group.blocked is None for node in group.consumers}
         consumers.update(reader for readers in norms.values() for reader in readers)
         seen = self._look(rw, consumers) if consumers else {}
+        free = [group for group in groups if group.blocked is None]
+        # All searches come before the first change: none depends on another.
+        found = dict(zip(map(id, free), rw.share_out(free, lambda one: self._search(rw, one, seen)), strict=True))
+        before = rw.share_out(list(norms), lambda node: _search_before(rw, node, seen[node]))
         for group in groups:
             if group.blocked is None:
-                self._scale_group(rw, group, seen)
+                self._scale_group(rw, group, found[id(group)])
             elif any(_is_quantized(rw, node) for node in group.consumers):
                 rw.skip(group.producers[0], f"its channels are not scaled: {group.blocked}")
-        for quantizer, readers in norms.items():
-            self._scale_before(rw, quantizer, readers, seen[quantizer])
+        for (quantizer, readers), scales in zip(norms.items(), before, strict=True):
+            self._scale_before(rw, quantizer, readers, *scales)
 
     def _look(self, rw: Rewriter, consumers: set[Node]) -> dict[Node, _Seen]:
         by_source: dict[Node, list[Node]] = {}
@@ -97,38 +101,43 @@ class EqualizeChannels(Pass):
             seen[source] = found
         return seen
 
-    def _scale_group(self, rw: Rewriter, group: ChannelGroup, seen: dict[Node, _Seen]) -> None:
+    def _search(self, rw: Rewriter, group: ChannelGroup, seen: dict[Node, _Seen]) -> str | tuple[Tensor, float, str]:
+        """Return the best factors (channels,), the error with them and why they are; or why there are none."""
         sources = list(dict.fromkeys(node.all_input_nodes[0] for node in group.consumers))
         tensors = [seen[source] for source in sources]
         readers = [reader for tensor in tensors for reader in tensor.readers]
-        first = group.producers[0]
         extremes = Extremes.joined([tensor.extremes for tensor in tensors])
         quantizer = _quantizer_of(rw, group, sources)
         if all(reader.matrix.is_depthwise and _has_range_by_channel(reader.matrix.layer) for reader in readers):
             amax_c = extremes.amax()
             spread = float(amax_c.max() / amax_c.median().clamp(min=torch.finfo(amax_c.dtype).tiny))
             if spread < self.least_spread:
-                rw.skip(first, f"its largest channel is {spread:.1f} times the median one: nothing to gain")
-                return
+                return f"its largest channel is {spread:.1f} times the median one: nothing to gain"
             if not _are_read_as_clipped(group, sources):
-                rw.skip(first, f"{group.clips[0].name!r} bounds its channels, and what is read is computed from them")
-                return
+                return f"{group.clips[0].name!r} bounds its channels, and what is read is computed from them"
             scale_c, ratio = equal_ranges(readers, extremes, quantizer)
-            why = f"channels differed {spread:.1f} times, and the error of its readers falls to {ratio:.2f}"
-        else:
-            if group.clips:
-                rw.skip(first, f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it")
-                return
-            scale_c, ratio = best_scale(readers, extremes, quantizer, _EXPONENTS)
-            why = f"the error of its readers falls to {ratio:.2f}"
+            return (
+                scale_c,
+                ratio,
+                f"channels differed {spread:.1f} times, and the error of its readers falls to {ratio:.2f}",
+            )
+        if group.clips:
+            return f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it"
+        scale_c, ratio = best_scale(readers, extremes, quantizer, _EXPONENTS)
+        return scale_c, ratio, f"the error of its readers falls to {ratio:.2f}"
+
+    def _scale_group(self, rw: Rewriter, group: ChannelGroup, found: str | tuple[Tensor, float, str]) -> None:
+        if isinstance(found, str):
+            rw.skip(group.producers[0], found)
+            return
+        scale_c, ratio, why = found
         if ratio >= self.most_error:
-            rw.skip(first, f"no factors bring the error of its readers below {ratio:.2f} of what it is")
+            why = f"no factors bring the error of its readers below {ratio:.2f} of what it is"
+            rw.skip(group.producers[0], why)
             return
         _apply(rw, group, scale_c, why)
 
-    def _scale_before(self, rw: Rewriter, node: Node, readers: list[Node], seen: _Seen) -> None:
-        quantizer = rw.module(node)
-        scale_c, ratio = best_scale(seen.readers, seen.extremes, quantizer, _EXPONENTS)
+    def _scale_before(self, rw: Rewriter, node: Node, readers: list[Node], scale_c: Tensor, ratio: float) -> None:
         source = node.all_input_nodes[0]
         if ratio >= self.most_error_of_product:
             rw.skip(source, f"a multiplication would bring the error of its readers to {ratio:.2f} only")
@@ -139,6 +148,10 @@ class EqualizeChannels(Pass):
         rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(factor), why)
         for reader in readers:
             _scale_columns(rw, reader, scale_c, why)
+
+
+def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> tuple[Tensor, float]:
+    return best_scale(seen.readers, seen.extremes, rw.module(node), _EXPONENTS)
 
 
 def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:

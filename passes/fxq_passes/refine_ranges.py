@@ -68,8 +68,15 @@ class RefineRanges(Pass):
         seen = {path: _Seen() for path in calls}
         for node, values in rw.run_float(wanted):
             self._note(rw, node, values, seen[str(node.target)])
-        for path, nodes in calls.items():
-            self._choose(rw, nodes[0], seen[path])
+        chosen = rw.share_out(list(calls), lambda path: self._choose(rw.module(calls[path][0]), seen[path]))
+        for nodes, choice in zip(calls.values(), chosen, strict=True):
+            if choice is not None:
+                share, error = choice
+                quantizer = rw.module(nodes[0])
+                low, high = quantizer.range
+                quantizer.range = low * share, high * share
+                why = f"range narrowed to {share:g} of what was fitted: its readers err {error:.2f} times as much"
+                rw.edit(nodes[0], why)
 
     def _note(self, rw: Rewriter, node: Node, values: list[Tensor], seen: _Seen) -> None:
         matrices = [LayerMatrix.of(rw.module(reader)) if is_weighted(reader) else None for reader in node.users]
@@ -79,12 +86,11 @@ class RefineRanges(Pass):
         found = reaches(values)
         seen.reach_h = [max(pair) for pair in zip(found, seen.reach_h or found, strict=True)]
 
-    def _choose(self, rw: Rewriter, node: Node, seen: _Seen) -> None:
-        quantizer = rw.module(node)
-        low, high = quantizer.range
+    def _choose(self, quantizer: TensorQuantizer, seen: _Seen) -> tuple[float, float] | None:
+        """Return the best share of the range, and the error with it in terms of that without; None to leave it."""
         largest = max(seen.reach_h)
         if largest == 0:
-            return
+            return None
         best, least = 1.0, self.most_error
         start = [_judged(seen, quantizer, fold, seen.reach_h[fold[0]] / largest) for fold in FOLDS]
         for share in _SHARES:
@@ -94,10 +100,7 @@ class RefineRanges(Pass):
             )
             if ratio < least:
                 best, least = share, ratio
-        if best == 1.0:
-            return
-        quantizer.range = low * best, high * best
-        rw.edit(node, f"range narrowed to {best:g} of what was fitted: its readers err {least:.2f} times as much")
+        return None if best == 1.0 else (best, least)
 
 
 def _is_fitted(quantizer: TensorQuantizer) -> bool:

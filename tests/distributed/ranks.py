@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -122,6 +122,39 @@ def failing(rank: int, size: int) -> dict[str, Any]:
     }
 
 
+@fxq.register_pass("search_in_turn")
+class SearchInTurn(fxq.Pass):
+    """Notes which rank looked at which of five items; a rank that ``fails`` does not come to an end."""
+
+    stage = fxq.Stage.CALIBRATED
+    fails = -1
+    found: ClassVar[list[tuple[int, Tensor]]] = []
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        def look(item: int) -> tuple[int, Tensor]:
+            rank = distributed.get_rank()
+            if rank == self.fails:
+                raise RuntimeError(f"rank {rank} fell over item {item}")
+            return rank, torch.tensor(float(item))
+
+        self.found[:] = rw.share_out(range(5), look)
+
+
+def sharing(rank: int, size: int) -> dict[str, Any]:
+    """A pass shares its items out."""
+    prepared = fxq.prepare(net(), batches()[0][:2], fxq.recipe("tensorrt").with_pass("search_in_turn"))
+    fxq.calibrate(prepared, own(batches(), rank, size), progress=False)
+    return {"by": [by for by, _ in SearchInTurn.found], "items": [item.item() for _, item in SearchInTurn.found]}
+
+
+def failing_pass(rank: int, size: int) -> dict[str, Any]:
+    """One rank fails in a pass, when what was observed is merged already."""
+    prepared = fxq.prepare(net(), batches()[0][:2], fxq.recipe("tensorrt").with_pass("search_in_turn"))
+    SearchInTurn.fails = size - 1
+    found = error_of(lambda: fxq.calibrate(prepared, own(batches(), rank, size), progress=False))
+    return {**found, "has_range": prepared.get_submodule("fc_input_quantizer").has_range}
+
+
 def without_data(rank: int, size: int) -> dict[str, Any]:
     return error_of(lambda: fxq.calibrate(fxq.prepare(net(), batches()[0]), [], progress=False))
 
@@ -175,6 +208,8 @@ WORK: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "sensitivity": sensitive,
     "trained": trained,
     "failing": failing,
+    "sharing": sharing,
+    "failing_pass": failing_pass,
     "without_data": without_data,
     "of_other_weights": of_other_weights,
     "in_order": in_order,

@@ -16,7 +16,10 @@ from torch import Tensor
 # That unlike tensors are joined is on purpose: what all ranks saw of them is in the report.
 pytestmark = pytest.mark.filterwarnings("ignore:2 operations join, or read joined")
 SCRIPT = Path(ranks.__file__)
-OF_TWO = "plain,best,sensitivity,trained,failing,without_data,of_other_weights,in_order,alone,searching,elsewhere,dying"
+OF_TWO = (
+    "plain,best,sensitivity,trained,sharing,failing,failing_pass,without_data,of_other_weights,in_order,alone,searching,"
+    "elsewhere,dying"
+)
 OF_THREE = "plain,empty,best_empty"
 
 
@@ -96,6 +99,19 @@ def test_a_rank_whose_loader_fails_stops_the_others_with_its_words(found: Any) -
     assert second["error"] == "OSError: the disk is gone"
     assert not first["has_range"]
     assert not second["has_range"]
+
+
+def test_a_pass_shares_its_items_out_and_all_hold_what_was_found(found: Any) -> None:
+    for one in found[2]:
+        assert one["sharing"] == {"by": [0, 1, 0, 1, 0], "items": [0, 1, 2, 3, 4]}
+
+
+def test_a_rank_that_fails_in_a_pass_stops_the_others_and_nothing_stays(found: Any) -> None:
+    first, second = (one["failing_pass"] for one in found[2])
+    assert "rank 1: PassError" in first["error"]
+    for one in (first, second):
+        assert "rank 1 fell over item 1" in one["error"]
+        assert not one["has_range"]
 
 
 def test_a_rank_that_is_gone_ends_the_others(found: Any) -> None:

@@ -76,7 +76,7 @@ def _extremes(values: list[Tensor], axis: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Reader:
-    """A layer that reads a tensor, with samples of what it reads.
+    """A layer that reads a tensor, with samples of what it reads; its weight stays as it is while it is asked.
 
     Args:
         matrix: the layer.
@@ -92,6 +92,7 @@ class Reader:
         ]
         self._wanted = [matrix.outputs(one.inputs, self.weight) for one in self._samples]
         self._power = self._find_power()
+        self._rounded: Tensor | None = None  # the weight as it is quantized, once asked
 
     def weight_reach(self) -> Tensor:
         """Return, for each input channel, the largest weight in terms of its output channel's largest: (channels,)."""
@@ -109,13 +110,17 @@ class Reader:
             half: 0 or 1.
         """
         layer, sampled = self.matrix.layer, self._samples[half]
-        inputs, weight = sampled.inputs, self.weight
-        if scale_c is not None:
+        inputs = sampled.inputs
+        if scale_c is None:
+            if self._rounded is None:
+                self._rounded = quantized_weight(layer, self.weight)
+            rounded = self._rounded
+        else:
             per_group = layer.weight.shape[1]
             kernel = inputs.shape[2] // per_group
             inputs = inputs / scale_c.reshape(self.matrix.groups, per_group, 1).expand(-1, -1, kernel).flatten(1)
-            weight = self.matrix.scale_inputs(weight, scale_c)
-        found = self.matrix.outputs(inputs if quantizer is None else quantizer(inputs), quantized_weight(layer, weight))
+            rounded = quantized_weight(layer, self.matrix.scale_inputs(self.weight, scale_c))
+        found = self.matrix.outputs(inputs if quantizer is None else quantizer(inputs), rounded)
         return float((_variance(found - self._wanted[half], sampled.counts) / self._power).sum())
 
     def _find_power(self) -> Tensor:
@@ -172,7 +177,7 @@ def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
 
 def ranged(quantizer: TensorQuantizer, low: Tensor, high: Tensor) -> TensorQuantizer:
     """Return a copy of ``quantizer`` with another range."""
-    copied = copy.deepcopy(quantizer)
+    copied = copy.deepcopy(quantizer, {id(quantizer.calibrator): None})  # without what was observed: that takes time
     copied.range = low, torch.maximum(low, high)
     return copied
 
