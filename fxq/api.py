@@ -134,11 +134,11 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         StageError: this is not a prepared model.
     """
     state = require_state(prepared, Stage.PREPARED, "convert")
+    check_values(prepared, "convert")
     if state.islands is not None:
         gm = convert_islands(prepared, state, state.islands, _convert_island, Demand(min_sqnr_db, strict))
         set_state(gm, replace(require_state(gm, Stage.LOWERED, "convert"), source=source_of(prepared)))
         return gm
-    check_values(prepared, "convert")
     _warn_of_passes_without_data(state)
     check_quantized_unaltered(prepared)
     explanation = explain_graph(prepared, state)

@@ -37,7 +37,7 @@ from fxq.original import checksum
 from fxq.passbase import Pass
 from fxq.quant.registry import find_fit
 from fxq.stage import Stage
-from fxq.state import State, check_values, require_state, set_state
+from fxq.state import State, check_has_all, check_values, require_state, set_state
 from fxq.surroundings import in_plain_surroundings
 
 _MOST_SHOWN = 5
@@ -156,6 +156,7 @@ def fit_ranges(prepared: GraphModule, method: str | None = None, **options: Any)
             no such option; or a percentile is a fraction, or no percentage.
     """
     require_state(prepared, Stage.PREPARED, "fit_ranges")
+    check_has_all(prepared, "fit_ranges")
     observers = observing_quantizers(prepared)
     chosen = options if method is None else {"method": method, **options}
     _check_percentile(options.get("percentile"))

@@ -15,7 +15,7 @@ from fxq.graph.plan import Plan, inserted_for, planned_input, plans_by_module
 from fxq.islands.explanation import explain_islands
 from fxq.nn import InputQuantized, Quantized, TensorQuantizer
 from fxq.nn.quantized import quantizer_name
-from fxq.state import State, find_state
+from fxq.state import State, check_has_all, find_state
 
 _SILENT = frozenset({"placeholder", "get_attr", "getattr", "shape", "quantizer"})
 
@@ -29,6 +29,7 @@ def explain(model: nn.Module) -> Explanation:
     state = find_state(model)
     if state is None or not isinstance(model, GraphModule):
         raise StageError(f"explain takes the result of fxq.prepare or fxq.convert, got {type(model).__name__}")
+    check_has_all(model, "explain")
     return state.explanation or explain_graph(model, state)
 
 

@@ -80,8 +80,24 @@ def find_state(model: nn.Module) -> State | None:
     return state if isinstance(state, State) else None
 
 
+def check_has_all(model: nn.Module, call: str) -> None:
+    """Raise a StageError if a parameter of ``model`` is sharded over processes, of which each has a part."""
+    for path, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):  # a DTensor: its module is heavy to import
+            raise StageError(
+                f"{call} computes with whole parameters, and {path!r} is sharded over processes (fully_shard): take "
+                "the whole state in all of them (torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+                "options=StateDictOptions(full_state_dict=True, cpu_offload=False))), prepare the model again by the "
+                "same recipe, load_state_dict it, and go on with that"
+            )
+
+
 def check_values(model: nn.Module, call: str) -> None:
-    """Raise a StageError if a tensor of ``model`` is on the meta device, where there are shapes and no values."""
+    """Raise a StageError if ``call`` cannot read a tensor of ``model``.
+
+    It is sharded, or on the meta device, where there are shapes and no values.
+    """
+    check_has_all(model, call)
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise StageError(

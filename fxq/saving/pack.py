@@ -28,7 +28,7 @@ from fxq.saving.packed import CALIBRATOR, Packed
 from fxq.saving.quantizer_state import quantizers_to_dict
 from fxq.saving.stored_tensors import stored_tensors
 from fxq.stage import Stage
-from fxq.state import State, find_state, require_state
+from fxq.state import State, check_has_all, find_state, require_state
 
 
 def pack(model: GraphModule) -> Packed:
@@ -64,6 +64,7 @@ def source_of(prepared: GraphModule) -> Packed | FxqError:
 
 
 def _pack(gm: GraphModule, state: State) -> Packed:
+    check_has_all(gm, "save")
     _check_extra_state(gm)
     tensors, ties = stored_tensors(gm)
     quantizers, states = quantizers_to_dict(gm)

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import fxq
@@ -96,6 +98,52 @@ def trained(rank: int, size: int) -> dict[str, Any]:
     after = {f"trained {name}": value for name, value in kept.items()}
     moved = sorted(name for name, value in kept.items() if not torch.equal(value, before[name]))
     return {**after, "moved": moved}
+
+
+def sharded(rank: int, size: int) -> dict[str, Any]:
+    """Train with learned ranges, each rank with a part of every parameter, and convert what all hold together."""
+    learned = fxq.QConfig(fxq.QuantDescriptor(learn_amax="lsq"), fxq.QuantDescriptor(axis=0, learn_amax="pact"))
+    recipe = fxq.recipe("tensorrt").with_rules(("fc", learned), ("first", learned))
+
+    def prepare() -> Any:
+        return fxq.prepare(net(), batches()[0][:2], recipe, qat=True)
+
+    prepared = prepare()
+    fxq.calibrate(prepared, own(batches(), rank, size), progress=False)
+    before = {name: value.detach().clone() for name, value in prepared.state_dict().items()}
+    model: Any = fully_shard(prepared.train(), mesh=distributed.init_device_mesh("cpu", (size,)))
+    # The gradient of a range is small by LSQ's scaling.
+    rates = {name: 1.0 if "input_quantizer" in name else 1e-4 for name, _ in model.named_parameters()}
+    optimizer = torch.optim.SGD([{"params": [one], "lr": rates[name]} for name, one in model.named_parameters()])
+    for images in batches()[:3]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[rank::size]), torch.arange(len(images[rank::size])) % 4).backward()
+        optimizer.step()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    alike = {name: value for name, value in state.items() if "running_" not in name}
+    fxq.freeze_batchnorm(model)
+    fxq.freeze_ranges(model)
+    refused = {
+        name: error_of(lambda call=call: call(model))["error"]  # type: ignore[misc]  # mypy takes no default there
+        for name, call in {
+            "convert": fxq.convert,
+            "explain": fxq.explain,
+            "save": lambda gm: fxq.save(gm, "never.fxq"),
+            "fit_ranges": fxq.fit_ranges,
+        }.items()
+    }
+    outputs = model.eval()(batches()[0]).detach()
+    whole = prepare()
+    whole.load_state_dict(state)
+    return {
+        "state": alike,
+        "moved": sorted(name for name, value in alike.items() if not torch.equal(value, before[name])),
+        "requires": [name for name, value in model.named_parameters() if value.requires_grad],
+        "refused": refused,
+        "outputs": outputs,
+        "whole": whole(batches()[0]).detach(),
+        "converted": fxq.convert(whole)(batches()[0]).detach(),
+    }
 
 
 def error_of(call: Callable[[], Any]) -> dict[str, Any]:
@@ -208,6 +256,7 @@ WORK: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "sensitivity": sensitive,
     "trained": trained,
     "failing": failing,
+    "sharded": sharded,
     "sharing": sharing,
     "failing_pass": failing_pass,
     "without_data": without_data,

@@ -17,7 +17,7 @@ from torch import Tensor
 pytestmark = pytest.mark.filterwarnings("ignore:2 operations join, or read joined")
 SCRIPT = Path(ranks.__file__)
 OF_TWO = (
-    "plain,best,sensitivity,trained,sharing,failing,failing_pass,without_data,of_other_weights,in_order,alone,searching,"
+    "plain,best,sensitivity,trained,sharded,sharing,failing,failing_pass,without_data,of_other_weights,in_order,alone,searching,"
     "elsewhere,dying"
 )
 OF_THREE = "plain,empty,best_empty"
@@ -89,6 +89,23 @@ def test_training_under_ddp_keeps_ranges_and_weights_alike(found: Any) -> None:
     assert_same(second, first)
     assert "fc_input_quantizer._amax" in first["moved"]
     assert all(math.isfinite(float(value.sum())) for value in first.values() if isinstance(value, Tensor))
+
+
+def test_a_sharded_model_trains_ranges_alike_and_converts_to_what_all_hold(found: Any) -> None:
+    first, second = (one["sharded"] for one in found[2])
+    assert_same(second["state"], first["state"])
+    for name in ("first_input_quantizer", "fc._weight_quantizer", "first._weight_quantizer"):
+        assert f"{name}._amax" in first["moved"]
+    assert not any(name.endswith("_amax") for name in first["requires"])  # frozen
+    for one in (first, second):  # each has statistics of its own in its batch norm, as with any module
+        torch.testing.assert_close(one["whole"], one["outputs"], rtol=0, atol=0)
+        # A rounding tie, of activations in the hundreds, may fall to the other side.
+        torch.testing.assert_close(
+            one["converted"], one["whole"], rtol=0.02, atol=0.02 * float(one["whole"].abs().max())
+        )
+        for message in one["refused"].values():
+            assert "StageError" in message
+            assert "'first.weight' is sharded over processes" in message
 
 
 def test_a_rank_whose_loader_fails_stops_the_others_with_its_words(found: Any) -> None:
