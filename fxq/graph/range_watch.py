@@ -21,7 +21,7 @@ class RangeWatch:
         self._had_nan: Tensor | None = None  # did the inputs of the last call hold NaN?
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Raise a RangeError for a range that is negative or not finite, by the name of its quantizer."""
+        """Raise a RangeError for a range that is not positive or not finite, by the name of its quantizer."""
         if not model.training or torch.compiler.is_compiling():
             return
         check_ranges(model, self._had_nan)
@@ -42,7 +42,7 @@ def stop_watching(model: nn.Module) -> None:
 
 
 def check_ranges(model: nn.Module, had_nan: Tensor | None = None) -> None:
-    """Raise a RangeError if training made a range of ``model`` negative or not finite.
+    """Raise a RangeError if training made a range of ``model`` negative or not finite, or a learned one 0.
 
     Args:
         model: with quantizers.
@@ -56,7 +56,9 @@ def check_ranges(model: nn.Module, had_nan: Tensor | None = None) -> None:
     if bool(_is_valid(torch.cat([bound.flatten().to(device) for bound in moved.values()]))):
         return
     bad = [path for path, bound in moved.items() if not bool(_is_valid(bound))]
-    worst = float(moved[bad[0]].min())
+    found = model.get_submodule(bad[0])
+    assert isinstance(found, TensorQuantizer)
+    worst = min(float(_local(bound).detach().min()) for bound in found.bounds)
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
     raise RangeError(f"training made the range of quantizer {bad[0]!r}{more} {worst:g}: {_reason(model, had_nan)}")
 
@@ -83,12 +85,20 @@ def _reason(model: nn.Module, had_nan: Tensor | None) -> str:
 
 
 def _moved_ranges(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the bounds that training moves, by the paths of their quantizers; those of affine ranges as magnitudes."""
+    """Yield the bounds that training moves, by the paths of their quantizers; those of affine ranges as magnitudes.
+
+    One that it closed is -inf.
+    """
     for path, found in model.named_modules():
         if isinstance(found, TensorQuantizer) and found.is_enabled and (found.learn_amax or found.is_tracking):
             bounds = [_local(bound).detach() for bound in found.bounds]
-            if bounds:
-                yield path, bounds[0] if len(bounds) == 1 else torch.stack(bounds).abs()
+            if not bounds:
+                continue
+            bound = bounds[0] if len(bounds) == 1 else torch.stack(bounds).abs()
+            # A channel may be off. Where all are, nothing is left, unless that is what calibration saw.
+            is_whole = 0 < bound.numel() == found.bounds[0].numel()
+            must_be_open = found.learn_amax and not found.began_at_zero and is_whole
+            yield path, torch.where(bound.amax() > 0, bound, -torch.inf) if must_be_open else bound
 
 
 def _is_valid(bound: Tensor) -> Tensor:

@@ -28,7 +28,12 @@ class RangeHolder(nn.Module):
     """The range of one tensor: buffers, or parameters with ``descriptor.learn_amax``.
 
     Always float32, whatever the model is cast to. Checked when it is stored, never in forward.
+
+    Attributes:
+        began_at_zero: the range that was stored last was 0: what it quantizes was 0 throughout.
     """
+
+    began_at_zero = False
 
     def __init__(self, descriptor: QuantDescriptor) -> None:
         super().__init__()
@@ -236,6 +241,7 @@ class RangeHolder(nn.Module):
         bounds = [as_bound(value, self._descriptor, self.owner) for value in values]
         if self._descriptor.symmetric and bool((bounds[0] < 0).any()):
             raise RangeError(f"Negative values in amax of {self.owner}")
+        self.began_at_zero = not any(bound.is_meta or bool(bound.any()) for bound in bounds)
         for name, bound in zip(self._range_names, bounds, strict=True):
             kept = getattr(self, name, None)
             if isinstance(kept, nn.Parameter) and kept.shape in (bound.shape, (1, *bound.shape)):

@@ -138,6 +138,19 @@ def test_a_range_that_training_makes_negative_is_named() -> None:
         fxq.convert(prepared)
 
 
+def test_a_learned_range_that_training_closes_is_named_and_one_that_began_at_zero_is_not() -> None:
+    prepared = ready(LEARNED).train()
+    quantizer = prepared.get_submodule("conv2_input_quantizer")
+    quantizer.amax = 0.0  # calibration saw zeros alone
+    prepared(images(2))
+    quantizer.amax = 1.0
+    prepared.get_parameter("conv2._weight_quantizer._amax").data[0] = 0.0  # a channel that is off
+    prepared(images(2))
+    prepared.get_parameter("conv2_input_quantizer._amax").data.zero_()
+    with pytest.raises(fxq.RangeError, match=r"'conv2_input_quantizer' 0: the weights are finite"):
+        prepared(images(2))
+
+
 @pytest.mark.parametrize("config", [fxq.QConfig(), LEARNED], ids=["tracked", "learned"])
 def test_a_step_that_fails_in_float_as_well_is_told_apart(config: fxq.QConfig) -> None:
     prepared = ready(config)
