@@ -1,5 +1,6 @@
 """Which front end traces a model: torch.fx follows its Python (symbolic), or torch.export runs it (export)."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,11 +17,11 @@ from fxq.graph.trace import trace
 from fxq.graph.training import trace_for_training
 
 Frontend = Literal["auto", "symbolic", "export"]
-Trace = Callable[[nn.Module, Any, Sequence[str]], GraphModule]
+Trace = Callable[..., GraphModule]
 NAMES = ("auto", "symbolic", "export")
 
 
-def _export(model: nn.Module, inputs: Any, leaf_modules: Sequence[str]) -> GraphModule:
+def _export(model: nn.Module, inputs: Any, leaf_modules: Sequence[str], is_trained: bool = False) -> GraphModule:
     # torch.export takes as long to import as all of fxq, and most models do not need it.
     from fxq.frontend.exported import trace_exported  # noqa: PLC0415
 
@@ -106,5 +107,6 @@ def _traced(
     if training_level is None:
         gm = trace(model, inputs, leaf_modules)
     else:
-        gm = trace_for_training(model, inputs, leaf_modules, training_level + 2, trace)
+        trained = functools.partial(trace, is_trained=True)
+        gm = trace_for_training(model, inputs, leaf_modules, training_level + 2, trained)
     return gm, Checked(has_numbers=False) if inputs is None else check_traced(model, gm, inputs)

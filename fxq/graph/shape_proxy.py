@@ -5,9 +5,7 @@ number. A size that is passed on stays a node, and the graph works for other siz
 number (``if``, ``int``, ``range``) is burned in.
 """
 
-import contextlib
 import dis
-import functools
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -18,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 from torch.fx.proxy import Attribute, TraceError
-from torch.overrides import TorchFunctionMode
 
 from fxq.graph.callee import is_in_torch
 from fxq.graph.source_lines import is_user_code
+from fxq.graph.stored_values import UnsettledError
 
 # Answered at once and without a node: they ask for the kind of a tensor, which no other batch changes.
 _KIND_METHODS = frozenset({
@@ -31,9 +29,7 @@ _KIND_METHODS = frozenset({
 _KIND_FUNCTIONS = frozenset({
     torch.is_floating_point, torch.is_complex, torch.is_signed, torch.is_conj, torch.is_neg, torch.is_inference,
 })  # fmt: skip
-_SIZED = ("zeros", "ones", "empty", "rand", "randn")
-_MADE = (*_SIZED, "full", "randint", "randperm", "eye", "linspace", "tril_indices", "triu_indices")
-_UNKNOWN = object()
+UNKNOWN = object()
 
 
 class ShapeProxy(Proxy):
@@ -47,19 +43,23 @@ class ShapeProxy(Proxy):
         value, frame = value_of(self), sys._getframe(1)
         if isinstance(value, Tensor) and is_in_torch(frame):
             return ShapeProxy
-        if not isinstance(value, Tensor) and _is_asked_by_the_model(frame):
-            self.tracer.take_type_for_given(self.node)
-            return type_of(self)
-        return ShapeProxy if value is _UNKNOWN else type_of(self)
+        if not isinstance(value, Tensor) and is_asked_by_the_model(frame):
+            return self.asked_type()
+        return ShapeProxy if value is UNKNOWN else type_of(self)
+
+    def asked_type(self) -> type:
+        """Return the type of the value, for the model's code, which may decide by it."""
+        self.tracer.take_type_for_given(self.node)
+        return type_of(self)
 
     def __getattr__(self, name: str) -> Any:
         value = value_of(self)
-        if value is _UNKNOWN:
+        if value is UNKNOWN:
             is_question = not hasattr(Tensor, name) or name.startswith("is_") or name == "requires_grad"
             is_question = is_question or (name in ("dtype", "layout") and _is_compared_by_identity(sys._getframe(1)))
             if is_question and not name.startswith("__") and is_user_code(sys._getframe(1).f_code.co_filename):
                 raise TraceError(f"{name!r} of '{self.node}' is asked for, and is not known while tracing")
-            return _UnknownAttribute(self, name)
+            return UnknownAttribute(self, name)
         attribute = getattr(value, name)  # AttributeError as in eager code, so that hasattr tells the truth
         if name in _KIND_METHODS:
             return attribute
@@ -112,7 +112,7 @@ class ShapeProxy(Proxy):
     ) -> Any:
         """Record a torch function as a node; an assertion about shapes is decided here and leaves no node."""
         if orig_method in _KIND_FUNCTIONS and args and isinstance(args[0], Proxy):
-            if value_of(args[0]) is _UNKNOWN:
+            if value_of(args[0]) is UNKNOWN:
                 raise TraceError(f"{orig_method.__name__}({args[0].node}) is asked, and is not known while tracing")
             return orig_method(value_of(args[0]))
         if orig_method is torch._assert and args and not _holds_tensor(args[0]):
@@ -122,55 +122,24 @@ class ShapeProxy(Proxy):
 
     def _number(self, wanted: str) -> Any:
         value = value_of(self)
-        if value is _UNKNOWN:
+        if value is UNKNOWN:
             raise TraceError(f"{wanted} of '{self.node}' is needed while tracing, and its shape is not known")
         if isinstance(value, Tensor) and wanted != "len":
-            raise TraceError(f"{wanted} of the tensor '{self.node}' depends on data")
+            return number_in(self, f"{wanted} of the tensor '{self.node}' depends on data")
         self.tracer.take_for_given(self.node, "len" if wanted == "len" else "number")
         return value
 
 
-class _UnknownAttribute(Attribute):
+class UnknownAttribute(Attribute):
     """An attribute or method of a value that is not known."""
 
     @property  # type: ignore[misc]  # of object it can be set
     def __class__(self) -> Any:
-        if _is_asked_by_the_model(sys._getframe(1)):
-            raise TraceError(f"the type of {self.attr!r} of '{self.root.node}' is asked for, and is not known")
-        return _UnknownAttribute
+        return self.asked_type() if is_asked_by_the_model(sys._getframe(1)) else UnknownAttribute
 
-
-class RecordSizes(TorchFunctionMode):
-    """Records torch functions that take a size from a proxy and no tensor, such as ``torch.arange(x.shape[0])``.
-
-    Without it, torch would read the size as a number, and the graph would work for this size only.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Record ``func`` as a node if a proxy is among its arguments, else call it."""
-        kwargs = kwargs or {}
-        if has_proxy(args) or has_proxy(kwargs):
-            return ShapeProxy.__torch_function__(func, types, args, kwargs)
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def sizes_may_be_proxies() -> Iterator[None]:
-    """Let torch functions take sizes from proxies, also spelled ``torch.zeros(x.shape[0], 3)``.
-
-    torch reads sizes as numbers, there and in a tuple, before it asks who wants to record the call.
-    """
-    originals = {name: getattr(torch, name) for name in _MADE}
-    for name, function in originals.items():
-        setattr(torch, name, _recorded(function, is_sized=name in _SIZED))
-    try:
-        with RecordSizes():
-            yield
-    finally:
-        for name, function in originals.items():
-            setattr(torch, name, function)
+    def asked_type(self) -> type:
+        """Refuse: the type is not known."""
+        raise TraceError(f"the type of {self.attr!r} of '{self.root.node}' is asked for, and is not known")
 
 
 def _in_place(name: str) -> Callable[[ShapeProxy, Any], Any]:
@@ -191,14 +160,14 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 def type_of(proxy: Proxy) -> type:
     """Return the type of what the proxy stands for."""
     value = value_of(proxy)
-    if value is _UNKNOWN:
+    if value is UNKNOWN:
         raise TraceError(f"the type of '{proxy.node}' is asked for, and is not known while tracing")
     return Tensor if isinstance(value, Tensor) else type(value)
 
 
 def value_of(proxy: Proxy) -> Any:
     """Return what the proxy's node computed on the example inputs, or a marker that is like no value."""
-    return proxy.node.meta.get("val", _UNKNOWN)
+    return proxy.node.meta.get("val", UNKNOWN)
 
 
 def item_of(proxy: Proxy, key: Any) -> Proxy:
@@ -220,18 +189,30 @@ def has_proxy(argument: Any) -> bool:
 def truth(proxy: Any) -> bool:
     """Return the truth of a proxy whose value is a number, a string or a container."""
     value = value_of(proxy)
-    if value is _UNKNOWN:
+    if value is UNKNOWN:
         raise TraceError(f"control flow depends on '{proxy.node}', whose value is not known while tracing")
     if isinstance(value, Tensor):
-        raise TraceError(f"control flow depends on the data in the tensor '{proxy.node}'")
+        return bool(number_in(proxy, f"control flow depends on the data in the tensor '{proxy.node}'"))
     proxy.tracer.take_for_given(proxy.node, "truth")
     return bool(value)
+
+
+def number_in(proxy: Any, refusal: str) -> Any:
+    """Return the number in a tensor that no data of the model's inputs reaches: a stored one, or a size.
+
+    Raises:
+        TraceError: it may be another number in the next call, as ``refusal`` says.
+    """
+    try:
+        return proxy.tracer.numbers.number_in(proxy.node, refusal)
+    except UnsettledError as error:
+        raise TraceError(f"{refusal}, which {error}") from error
 
 
 def elements(proxy: Any) -> Iterator[Any]:
     """Return the elements of a proxy that stands for a container, a shape or a tensor (along its first dimension)."""
     value = value_of(proxy)
-    if value is _UNKNOWN:
+    if value is UNKNOWN:
         raise TraceError(f"iteration over '{proxy.node}', whose length is not known while tracing")
     proxy.tracer.take_for_given(proxy.node, "len")
     if isinstance(value, dict):
@@ -241,23 +222,12 @@ def elements(proxy: Any) -> Iterator[Any]:
     return iter([item_of(proxy, index) for index in range(len(value))])
 
 
-def _recorded(function: Callable[..., Tensor], is_sized: bool) -> Callable[..., Tensor]:
-    @functools.wraps(function)
-    def recorded(*args: Any, **options: Any) -> Tensor:
-        if not (has_proxy(args) or has_proxy(options)):
-            return function(*args, **options)
-        gathered = (args,) if is_sized and len(args) > 1 else args
-        return ShapeProxy.__torch_function__(function, (), gathered, options)  # type: ignore[no-any-return]
-
-    return recorded
-
-
 def _may_vary(attribute: Any) -> bool:
     """Whether an attribute is a tensor or a size, which must stay in the graph; dtype, device and flags need not."""
     return isinstance(attribute, Tensor | tuple) or type(attribute) is int
 
 
-def _is_asked_by_the_model(frame: FrameType) -> bool:
+def is_asked_by_the_model(frame: FrameType) -> bool:
     """Whether the model's code asks for a type, itself or through ``torch.is_tensor``.
 
     torch and fx ask a lot too, and where torch does in C++, the frame is that of whoever called it.
@@ -276,4 +246,4 @@ def _is_compared_by_identity(frame: FrameType) -> bool:
 
 def _holds_tensor(condition: Any) -> bool:
     value: Any = value_of(condition) if isinstance(condition, Proxy) else condition
-    return value is _UNKNOWN or isinstance(value, Tensor)
+    return value is UNKNOWN or isinstance(value, Tensor)

@@ -4,21 +4,24 @@ Values are computed on fake tensors (shape, dtype and device without data), so t
 look at each node.
 """
 
+import contextlib
 import functools
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
-from torch.utils._pytree import tree_leaves
 
 from fxq.graph.arguments import Fact, facts_about, type_fact
 from fxq.graph.evaluation import Evaluation
-from fxq.graph.shape_proxy import ShapeProxy, elements, sizes_may_be_proxies, truth, value_of
+from fxq.graph.numbers_in_tensors import NumbersInTensors, holds_tensors
+from fxq.graph.recorded_sizes import sizes_may_be_proxies
+from fxq.graph.shape_proxy import UNKNOWN, ShapeProxy, elements, truth, value_of
 from fxq.graph.size_decisions import Decision
 from fxq.graph.source_lines import user_line, user_stack
 from fxq.graph.trace_transformer import STACKS, plain_forward
@@ -59,7 +62,7 @@ class ShapeTracer(Tracer):
         self._evaluating = False
         self._evaluation = Evaluation()
         self._names: dict[int, str] = {}
-        self._stored: set[Node] = set()  # computed from stored tensors alone, whose shapes no input changes
+        self.numbers = NumbersInTensors(self)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
         """Return the graph of ``root``; torch's own classes are patched meanwhile and restored after."""
@@ -113,6 +116,8 @@ class ShapeTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return a proxy's node, and whatever else a graph can hold; a proxy looks like what it stands for."""
+        if isinstance(a, np.generic):
+            return a.item()
         return a.node if isinstance(a, Proxy) else super().create_arg(a)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +133,10 @@ class ShapeTracer(Tracer):
         value = value_of(proxy)
         if _is_missing_weights(proxy.node, self.root):
             return None
-        if proxy.node in self._stored and _is_size(value):
+        if value is UNKNOWN and not _is_of_others(proxy.node):
+            found = self.numbers.find_out(proxy.node)
+            return proxy if found is None else found
+        if proxy.node in self.numbers.stored and not _is_of_others(proxy.node) and not holds_tensors(value):
             return value
         if not _is_known_for_good(proxy.node, value):
             return proxy
@@ -144,14 +152,31 @@ class ShapeTracer(Tracer):
         self.facts += [fact for fact in facts_about(node) if fact not in self.facts]
         if question == "len" and not isinstance(node.meta.get("val"), Tensor):
             return  # of a shape: the number of dimensions
-        path = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-        self.decisions.append(Decision(node, question, path, user_line(sys._getframe())))
+        self.decisions.append(Decision(node, question, self.running, user_line(sys._getframe())))
 
     def take_type_for_given(self, node: Node) -> None:
         """Remember that the model's Python asked whether ``node`` is a list, a tuple or a dict."""
         fact = type_fact(node)
         if fact is not None and fact not in self.facts:
             self.facts.append(fact)
+
+    def as_fake(self, value: Any) -> Any:
+        """Return ``value`` with fake tensors in place of tensors."""
+        return self._evaluation.as_fake(value)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let modules run for real: their calls and attributes make no nodes."""
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    @property
+    def running(self) -> str:
+        """The path of the module whose forward is running."""
+        return next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
 
     def proxy(self, node: Node) -> ShapeProxy:
         """Wrap a node."""
@@ -190,16 +215,23 @@ class ShapeTracer(Tracer):
         if node.op == "placeholder":
             self._place(node)
             return node
-        if node.op == "get_attr" or (node.all_input_nodes and self._stored.issuperset(node.all_input_nodes)):
-            self._stored.add(node)
-        self._evaluating = True  # a leaf module now runs for real: its calls and attributes make no nodes
-        try:
-            # Of what is kept whole, because it does not trace, fake tensors may find out nothing.
-            is_kept = node.op == "call_module" and self._is_kept(str(node.target))
-            self._evaluation.evaluate(node, self.root, is_kept)
-        finally:
-            self._evaluating = False
+        self.numbers.stored.note(node)
+        is_stored = node in self.numbers.stored
+        with contextlib.suppress(*(Exception,) if is_stored else ()):  # it may want data, and can have them
+            self._evaluate(node)
+        if "val" not in node.meta and not is_stored and not _is_of_others(node):
+            before = node.args, node.kwargs
+            if self.numbers.replace_numbers(node):
+                self._evaluate(node)
+                if "val" not in node.meta:
+                    node.args, node.kwargs = before
         return node
+
+    def _evaluate(self, node: Node) -> None:
+        # Of what is kept whole, because it does not trace, fake tensors may find out nothing.
+        is_kept = node.op == "call_module" and self._is_kept(str(node.target))
+        with self.evaluating():
+            self._evaluation.evaluate(node, self.root, is_kept)
 
     def _is_kept(self, path: str) -> bool:
         return path in self.leaves or isinstance(self.root.get_submodule(path), torch.jit.ScriptModule)
@@ -237,20 +269,21 @@ def _needs_weights(call: Node) -> bool:
 
 def _is_known_for_good(node: Node, value: Any) -> bool:
     """Whether a result is None, a text, a dtype or an answer, and not a number that another input may change."""
-    package = str(getattr(node.target, "__module__", None)).partition(".")[0]
-    if node.op == "placeholder" or (node.op == "call_function" and package not in _PACKAGES):
-        return False  # torch.fx.wrap wants a proxy for the functions of others
+    if node.op == "placeholder" or _is_of_others(node):
+        return False
     if isinstance(value, bool):
         return node.target not in _COMPARISONS
     return value is None or isinstance(value, str | torch.dtype | torch.device | torch.layout)
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int or isinstance(value, torch.Size)
+def _is_of_others(node: Node) -> bool:
+    """Whether it calls a function of others, of which torch.fx.wrap wants a proxy, whatever it returns."""
+    package = str(getattr(node.target, "__module__", None)).partition(".")[0]
+    return node.op == "call_function" and package not in _PACKAGES
 
 
 def _stays_an_input(value: Any) -> bool:
     """Whether an input may differ in the next call: tensors, what holds tensors, and numbers; not flags and None."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return True
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+    return holds_tensors(value)

@@ -42,7 +42,12 @@ _QUESTION_FUNCTIONS = frozenset({
 })  # fmt: skip
 
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules: Sequence[str] = ()) -> GraphModule:
+def trace(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None,
+    leaf_modules: Sequence[str] = (),
+    is_trained: bool = False,
+) -> GraphModule:
     """Return ``model`` as a graph module with the same call signature; its leaf modules are shared, not copied.
 
     Modules of torch.nn (but not containers, nor stacks of transformer layers) and of fxq stay whole. A parameter of
@@ -53,6 +58,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
         model: traced in the mode it is in.
         example_inputs: positional inputs; without them, tests of shapes cannot be followed and ``val`` is missing.
         leaf_modules: further modules to keep whole, as globs on module paths or class names.
+        is_trained: parameters will change, so that the model's Python may not decide by them.
 
     Raises:
         InputError: the model cannot run on the example inputs.
@@ -76,6 +82,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules
             erase_dead_questions(graph)
             check_names(graph)
             traced = GraphModule(model, graph, plain_type(model).__name__)
+            _check_answers(model, tracer, is_trained)
             if decisions is not None:
                 traced.meta[KEY] = decisions
     except (TraceError, KeyboardInterrupt):
@@ -162,6 +169,14 @@ def _check_no_buffer_was_assigned(model: nn.Module) -> None:
                 )
                 cure = f"change it in place (copy_, add_), or {leaf_cure(model, path)}"
                 raise TraceError(f"{failed}; {cure}", path, failed)
+
+
+def _check_answers(model: nn.Module, tracer: ShapeTracer, is_trained: bool) -> None:
+    """Refuse a graph that holds what the model's Python made of a stored tensor which is going to change."""
+    found = tracer.numbers.stored.why_unsettled(model, is_trained)
+    if found is not None:
+        path, reason = found
+        raise TraceError(f"{reason}; or {leaf_cure(model, path)}", path, reason)
 
 
 def _given(graph: Graph, inputs: dict[str, Any]) -> list[Fact]:

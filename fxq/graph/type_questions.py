@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from fxq.graph.recorded_sizes import as_spelled
 from fxq.graph.shape_proxy import ShapeProxy, type_of, value_of
 
 _builtin_type, _builtin_callable = type, callable
@@ -22,9 +23,9 @@ class _Asked(type):
 
     def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
         if len(arguments) == 1 and _builtin_type(arguments[0]) is ShapeProxy:
-            arguments[0].tracer.take_type_for_given(arguments[0].node)
-            return type_of(arguments[0])
-        return _builtin_type(*arguments, **keywords)
+            return as_spelled(arguments[0].asked_type())
+        found = _builtin_type(*arguments, **keywords)
+        return found if len(arguments) > 1 else as_spelled(found)
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, _builtin_type)

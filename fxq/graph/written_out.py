@@ -73,7 +73,7 @@ class _CallTracer(ShapeTracer):
     def _argument(self, proxy: Any) -> Any:
         given = self._arguments[str(proxy.node.target)]
         if isinstance(given, Node) and is_constant(given):
-            self._stored.add(proxy.node)
+            self.numbers.stored.add(proxy.node)
         if not _nodes_in(given):
             return given
         if isinstance(given, tuple | list):

@@ -116,11 +116,8 @@ class EqualizeChannels(Pass):
             if not _are_read_as_clipped(group, sources):
                 return f"{group.clips[0].name!r} bounds its channels, and what is read is computed from them"
             scale_c, ratio = equal_ranges(readers, extremes, quantizer)
-            return (
-                scale_c,
-                ratio,
-                f"channels differed {spread:.1f} times, and the error of its readers falls to {ratio:.2f}",
-            )
+            why = f"channels differed {spread:.1f} times, and the error of its readers falls to {ratio:.2f}"
+            return scale_c, ratio, why
         if group.clips:
             return f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it"
         scale_c, ratio = best_scale(readers, extremes, quantizer, _EXPONENTS)
@@ -144,7 +141,9 @@ class EqualizeChannels(Pass):
             return
         why = f"the error of its readers falls to {ratio:.2f}"
         edges = [edge for edge in output_edges(source) if edge.consumer is node]
-        factor = scale_c.reciprocal().reshape(-1, *[1] * (-1 - seen.readers[0].matrix.channel_axis))
+        matrix = LayerMatrix.of(rw.module(readers[0]))
+        assert matrix is not None
+        factor = scale_c.reciprocal().reshape(-1, *[1] * (-1 - matrix.channel_axis))
         rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(factor), why)
         for reader in readers:
             _scale_columns(rw, reader, scale_c, why)

@@ -20,9 +20,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from fxq import Rewriter, TensorQuantizer
 from fxq.graph import aliases, free_path, owner_path, writes_in_place
+from fxq.graph.stored_values import UnsettledError, evaluate, is_literal, leading_to, writes_into
 from fxq.nn import computed_tensors, plain_type, store_computed
 from fxq_passes.canonical.canonical_forms import WEIGHTED
-from fxq_passes.folding.evaluation import evaluate, is_literal
 
 # Position and name of the arguments that are weights.
 _STORED: Mapping[Any, tuple[tuple[int, str], ...]] = MappingProxyType(
@@ -56,10 +56,13 @@ class Expression:
 
 def stored_value(rw: Rewriter, node: Node) -> Tensor | None:
     """Return the value of ``node`` where it is computed from stored tensors alone, None if it may be another."""
-    nodes = _leading_to(node)
+    nodes = leading_to(node)
     if not _constant_among(rw, nodes).issuperset(nodes):
         return None
-    value = evaluate(rw, nodes, node)
+    try:
+        value = evaluate(rw.gm, nodes, node)
+    except UnsettledError:
+        return None
     return value if isinstance(value, Tensor) else None
 
 
@@ -76,7 +79,7 @@ def weight_expressions(rw: Rewriter) -> list[Expression]:
         for position, name in _STORED.get(node.target, ()):
             value = node.args[position] if len(node.args) > position else node.kwargs.get(name)
             if isinstance(value, Node) and value in constant and _is_computed_weight(value, name):
-                found.setdefault(value, Expression(value, _leading_to(value))).readers.append((node, name))
+                found.setdefault(value, Expression(value, leading_to(value))).readers.append((node, name))
     return list(found.values())
 
 
@@ -95,7 +98,7 @@ def _fold(rw: Rewriter, expressions: Sequence[Expression]) -> None:
     for expression in expressions:
         key = _number(expression, numbers)
         if key not in values:
-            values[key] = evaluate(rw, expression.nodes, expression.root)
+            values[key] = _value(rw, expression)
         reason = values[key]
         if isinstance(reason, str):
             for reader, name in expression.readers:
@@ -114,6 +117,15 @@ def _fold(rw: Rewriter, expressions: Sequence[Expression]) -> None:
             why = f"{names.get(user, 'a tensor')} computed from {expression.sources} and stored"
             rw.replace_input(user, expression.root, stored, why)
     rw.erase_unread(sorted(dying))
+
+
+def _value(rw: Rewriter, expression: Expression) -> Tensor | str:
+    """Return what to store, or why that may be something else in the next call."""
+    try:
+        value: Tensor = evaluate(rw.gm, expression.nodes, expression.root)
+    except UnsettledError as error:
+        return str(error)
+    return value
 
 
 def _fold_in_modules(rw: Rewriter) -> None:
@@ -158,7 +170,7 @@ def _varying_memory(sharing: list[Node], constant: Set[Node]) -> list[Node]:
         # Whoever reads what is stored learns that it is changed.
         return [alias for alias in sharing if writes_in_place(alias)]
     readers = {user for alias in sharing for user in alias.users}
-    writers = {user for alias in sharing for user in alias.users if _writes_into(user, alias)}
+    writers = {user for alias in sharing for user in alias.users if writes_into(user, alias)}
     last = max(writers)
     is_settled = writers <= constant and all(user > last for user in readers - constant)
     return [] if is_settled else sharing
@@ -184,29 +196,6 @@ def _is_computed_weight(value: Node, name: str) -> bool:
         return False
     known = value.meta.get("val")
     return name != "other" or (isinstance(known, Tensor) and known.dim() == 2 and known.is_floating_point())
-
-
-def _leading_to(root: Node) -> list[Node]:
-    found = {root: None}
-    waiting = [root]
-    for node in waiting:  # grows while it is walked
-        sources = [] if is_literal(node) else [*node.all_input_nodes, *_writers(node)]
-        new = dict.fromkeys(source for source in sources if source not in found)
-        found.update(new)
-        waiting += new
-    return sorted(found)
-
-
-def _writers(node: Node) -> list[Node]:
-    """Return what writes into the memory of ``node``, but for that of a stored tensor."""
-    sharing = [] if node.op == "get_attr" else aliases(node)
-    if any(alias.op == "get_attr" for alias in sharing):
-        return []
-    return [user for alias in sharing for user in alias.users if _writes_into(user, alias)]
-
-
-def _writes_into(node: Node, tensor: Node) -> bool:
-    return writes_in_place(node) and node.all_input_nodes[0] is tensor
 
 
 def _dying(expressions: Sequence[Expression]) -> set[Node]:
