@@ -1,6 +1,6 @@
 """Prepare one graph: that of a whole model, or of an island in one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fxq.graph.dead_nodes import erase_dead_nodes
 from fxq.graph.foreign_state import warn_of_foreign_states
 from fxq.graph.range_watch import watch_ranges
 from fxq.graph.settings import Settings
+from fxq.graph.untraceable_modules import untraceable_modules
 from fxq.model_checks import (
     copy_model,
     levels_to_caller,
@@ -63,7 +64,10 @@ def prepare_graph(
     def trace(whole: Sequence[str]) -> Traced:
         return trace_model(copied, inputs, whole, request.frontend, 1 + levels_to_caller() if qat else None)
 
-    traced, kept = trace_around(copied, trace, leaves) if untraceable == "float" else (trace(leaves), {})
+    def find(whole: Sequence[str]) -> Mapping[str, str]:
+        return {} if request.frontend == "export" else untraceable_modules(copied, inputs, whole)
+
+    traced, kept = trace_around(copied, trace, find, leaves) if untraceable == "float" else (trace(leaves), {})
     gm, record = traced.gm, Record()
     warn_of_chance(traced.checked.chance)
     warn_of_memory(traced.checked.kept)

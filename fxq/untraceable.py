@@ -1,7 +1,7 @@
 """``prepare(untraceable="float")``: the smallest modules that do not trace stay whole, in float.
 
-A module that fails becomes a leaf and the model is traced again, until it works. A graph that computes something else
-than the model names no module: then each part of the model is tried as a leaf, from the top down.
+All modules that fail are found in one go and become leaves, and the model is traced again, until it works. A graph
+that computes something else than the model names no module: then each part is tried as a leaf, from the top down.
 """
 
 import glob
@@ -27,13 +27,17 @@ def check_untraceable(value: str) -> None:
 
 
 def trace_around(
-    model: nn.Module, trace: Callable[[Sequence[str]], Traced], leaves: Sequence[str]
+    model: nn.Module,
+    trace: Callable[[Sequence[str]], Traced],
+    find: Callable[[Sequence[str]], Mapping[str, str]],
+    leaves: Sequence[str],
 ) -> tuple[Traced, Mapping[str, str]]:
     """Trace ``model`` around what does not trace.
 
     Args:
         model: the model.
         trace: traces and checks it, given globs of modules to keep whole.
+        find: finds those that fail, by path, and why, given the same; it may miss some.
         leaves: globs of those that are kept anyway.
 
     Returns:
@@ -49,6 +53,9 @@ def trace_around(
             return trace(globs), kept
         except TraceError as error:
             path = _culprit(model, trace, globs) if error.path is None else error.path
+            if path and path not in kept:
+                kept = _outermost({**kept, path: error.reason, **find(globs)})
+                continue
             while path in kept:  # whole, and still in the way
                 path = path.rpartition(".")[0]
             if path is None:
@@ -57,8 +64,7 @@ def trace_around(
                 raise TraceError(
                     f'untraceable="float" keeps a submodule whole, and here it is the model itself: {error}', ""
                 ) from error
-            kept = {other: why for other, why in kept.items() if not other.startswith(f"{path}.")}
-            kept[path] = error.reason
+            kept = _outermost({**kept, path: error.reason})
 
 
 def note_kept(gm: GraphModule, record: Record, kept: Mapping[str, str], stacklevel: int) -> None:
@@ -70,6 +76,10 @@ def note_kept(gm: GraphModule, record: Record, kept: Mapping[str, str], stacklev
     if kept:
         named = "; ".join(f"{path!r}: {why}" for path, why in kept.items())
         warnings.warn(f"kept whole in float, for it does not trace: {named}", stacklevel=stacklevel)
+
+
+def _outermost(kept: Mapping[str, str]) -> dict[str, str]:
+    return {path: why for path, why in kept.items() if not any(path.startswith(f"{other}.") for other in kept)}
 
 
 def _culprit(model: nn.Module, trace: Callable[[Sequence[str]], Traced], globs: Sequence[str]) -> str | None:

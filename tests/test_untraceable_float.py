@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxq
+from fxq.graph.shape_tracer import ShapeTracer
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -93,6 +94,39 @@ def test_two_of_them_stay_whole() -> None:
     with pytest.warns(UserWarning, match=r"'0': cannot trace.*'2': cannot trace"):
         prepared = fxq.prepare(model, X, untraceable="float")
     assert fxq.explain(prepared).coverage.quantized == ("1", "3")
+
+
+@pytest.mark.parametrize("inner", [Gate, Counts, Picks], ids=["control flow", "assigned buffer", "a layer inside"])
+def test_many_of_them_are_found_in_one_go(inner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def count(self: ShapeTracer, *args: Any) -> Any:
+        traced.append(self)
+        return original(self, *args)
+
+    original = ShapeTracer.trace
+    monkeypatch.setattr(ShapeTracer, "trace", count)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Sequential(inner())) for _ in range(6)]).eval()
+    with pytest.warns(UserWarning, match=r"'0\.1\.0': .*'5\.1\.0': "):
+        prepared = fxq.prepare(model, X, frontend="symbolic", untraceable="float")
+    assert fxq.explain(prepared).coverage.quantized == tuple(f"{index}.0" for index in range(6))
+    assert len(traced) == 3  # the first attempt, the search, and around what was found
+
+
+def test_what_fails_because_of_a_part_is_kept_for_it() -> None:
+    class Reads(nn.Module):
+        """Takes from its part what is not known when that is kept whole."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.layer = ThroughNumpy(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.part(x).shape[0] if self.part(x).shape[0] > 2 else x
+
+    with pytest.warns(UserWarning, match=r"for it does not trace: 'inner\.1': "):
+        prepared = fxq.prepare(around(Reads()), X, frontend="symbolic", untraceable="float")
+    assert fxq.explain(prepared).coverage.quantized == ("first", "last")
 
 
 def test_a_leaf_that_is_in_the_way_takes_its_parent_along() -> None:

@@ -67,7 +67,7 @@ def trace_exported(model: nn.Module, example_inputs: tuple[Any, ...], leaf_modul
             rebuilt = RebuiltGraph(model, program, calls, bound)
             check_names(rebuilt.graph)
             if not model.training:
-                refuse_hidden_writes(rebuilt.graph)
+                refuse_hidden_writes(rebuilt.graph.nodes)
             erase_dead_questions(rebuilt.graph)
             check_calls(rebuilt.graph, _facts(bound), _guards(program, bound), rebuilt.result_structure)
             gm = GraphModule(model, rebuilt.graph, plain_type(model).__name__)

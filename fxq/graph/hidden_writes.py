@@ -1,5 +1,6 @@
 """Writes into a tensor that nothing in a graph shows: through ``.data``, into ``out=``, into the tensors of a list."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -17,13 +18,13 @@ def show_data(graph: Graph) -> None:
             node.op, node.target, node.args = "call_method", "detach", (source,)
 
 
-def refuse_hidden_writes(graph: Graph) -> None:
+def refuse_hidden_writes(nodes: Iterable[Node]) -> None:
     """Refuse what writes into a tensor other than its first argument.
 
     Raises:
         TraceError: something does; the line is named.
     """
-    for node in graph.nodes:
+    for node in nodes:
         if node.op != "call_function":
             continue
         name = str(getattr(node.target, "__name__", node.target))

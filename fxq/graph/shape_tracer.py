@@ -160,6 +160,11 @@ class ShapeTracer(Tracer):
         if fact is not None and fact not in self.facts:
             self.facts.append(fact)
 
+    @property
+    def is_evaluating(self) -> bool:
+        """Whether modules run for real."""
+        return self._evaluating
+
     def as_fake(self, value: Any) -> Any:
         """Return ``value`` with fake tensors in place of tensors."""
         return self._evaluation.as_fake(value)

@@ -10,7 +10,7 @@ import inspect
 import keyword
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from types import FunctionType
 from typing import Any
@@ -67,7 +67,7 @@ def trace(
     """
     leaves = leaf_paths(model, leaf_modules)
     _check_followable(model)
-    inputs, defaults = _bind(model, example_inputs)
+    inputs, defaults = bound_inputs(model, example_inputs)
     tracer = ShapeTracer(leaves, inputs, defaults)
     try:
         with PROCESS_LOCK, restored_state(model), types_may_be_asked(model):
@@ -75,10 +75,10 @@ def trace(
                 graph = tracer.trace(model)
             show_data(graph)
             if not model.training:  # else the graph is only compared with that of evaluation
-                refuse_hidden_writes(graph)
+                refuse_hidden_writes(graph.nodes)
             decisions = SizeDecisions.of(model, graph, tracer.decisions)
             check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
-            _check_no_buffer_was_assigned(model)
+            refuse_assigned_buffers(model, model.named_modules())
             erase_dead_questions(graph)
             check_names(graph)
             traced = GraphModule(model, graph, plain_type(model).__name__)
@@ -137,7 +137,7 @@ def _check_followable(model: nn.Module) -> None:
         )
 
 
-def _bind(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def bound_inputs(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the inputs by parameter name, and the defaults of the parameters that got none."""
     signature = inspect.signature(inspect.unwrap(type(model).forward))
     parameters = list(signature.parameters.values())[1:]
@@ -159,9 +159,14 @@ def _bind(model: nn.Module, example_inputs: tuple[Any, ...] | None) -> tuple[dic
     return given, {name: value for name, value in bound.arguments.items() if name not in given}
 
 
-def _check_no_buffer_was_assigned(model: nn.Module) -> None:
-    """Refuse a forward that assigns a buffer: in the graph it would keep the value that it has now."""
-    for path, module in model.named_modules():
+def refuse_assigned_buffers(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse a forward that assigned a buffer: in the graph it would keep the value that it has now.
+
+    Args:
+        model: was traced, and not put back since.
+        modules: some of it, with their paths.
+    """
+    for path, module in modules:
         for name, buffer in module._buffers.items():
             if isinstance(buffer, torch.fx.Proxy):
                 failed = (

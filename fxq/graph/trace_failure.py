@@ -21,20 +21,26 @@ def explain_failure(
     tracer: ShapeTracer, model: nn.Module, example_inputs: tuple[Any, ...] | None, error: BaseException
 ) -> FxqError:
     """Return the error for the user: InputError if the model itself refuses the inputs, TraceError otherwise."""
-    path, kind = _module(tracer, model)
-    module = f"module '{path}' ({kind})" if path else f"the model itself ({kind})"
-    where = f"{module}, {source_line(error)}"
-    if tracer.newest is not None:
-        where += f", at node '{tracer.newest.name}'"
-    reason = f"{type(error).__name__}: {error}".strip().rstrip(".:")
+    path, failed = failed_where(tracer, model, error)
     if example_inputs is not None and model_refuses(model, example_inputs):
         return InputError(
-            f"the model fails on the example inputs, in {where}: {reason}; it got ({describe(example_inputs)}): "
+            f"the model fails on the example inputs, in {failed}; it got ({describe(example_inputs)}): "
             f"pass example_inputs for which model(*example_inputs) runs"
         )
     shapes = "pass example_inputs, so that shapes are known; or " if example_inputs is None else ""
-    failed = f"cannot trace {where}: {reason}"
+    failed = f"cannot trace {failed}"
     return TraceError(f"{failed}; {shapes}{leaf_cure(model, path)}", path, failed)
+
+
+def failed_where(tracer: ShapeTracer, model: nn.Module, error: BaseException) -> tuple[str, str]:
+    """Return the path of the module whose forward fails, and in words where it does and why."""
+    path, kind = _module(tracer, model)
+    where = f"module '{path}' ({kind})" if path else f"the model itself ({kind})"
+    where = f"{where}, {source_line(error)}"
+    if tracer.newest is not None:
+        where += f", at node '{tracer.newest.name}'"
+    reason = f"{type(error).__name__}: {error}".strip().rstrip(".:")
+    return path, f"{where}: {reason}"
 
 
 def leaf_cure(model: nn.Module, path: str) -> str:
