@@ -21,7 +21,7 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.act = nn.SiLU()
+        self.act = nn.GELU()
         self.project = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def test_each_operation_of_a_profile_belongs_to_a_group(gm: torch.fx.GraphModule
         "Transpose": "wide.depthwise",  # before all others
         "wide.depthwise_input_quantizer/QuantizeLinear": "wide.depthwise",
         "wide.depthwise/Conv_token_1": "wide.depthwise",
-        "wide.act/Mul/QuickGeluFusion/": "wide.depthwise",  # no group of its own
+        "wide.act/Mul/GeluFusion/": "wide.depthwise",  # no group of its own
         "wide/Add": "wide.add",
         "wide.project/Conv/WithoutBiases": "wide.project",
         "ReorderOutput_token_3": "wide.project",  # where it stands
