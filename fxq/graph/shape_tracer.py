@@ -123,9 +123,8 @@ class ShapeTracer(Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         """Record a node; what is no tensor, no size and no container is known for good and is returned as it is."""
         kind, target, values, *others = args
-        if (
-            kind == "placeholder"
-        ):  # its default, which may be anything, is none of the values that a graph computes with
+        if kind == "placeholder":
+            # Its default, which may be anything, is none of the values that a graph computes with.
             proxy = super().create_proxy(kind, target, (), *others, **kwargs)
             proxy.node.args = values
         else:

@@ -86,7 +86,7 @@ class PlanOps(Pass):
             if planned_inputs(node) and is_sliced_for_integers(rw, node):
                 _plan_output(rw, node)
         for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kind(node), "all_readers_quantized"))):
-            _plan_surrounded(rw, node)
+            _plan_surrounded(rw, node, in_float.get(node))
 
 
 def _plan_node(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
@@ -190,9 +190,11 @@ def _plan_read_output(rw: Rewriter, node: Node) -> None:
         rw.skip(node, f"nothing that reads its output computes in integers, and {rw.target.name} gives it in float")
 
 
-def _plan_surrounded(rw: Rewriter, node: Node) -> None:
+def _plan_surrounded(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
     """Plan the inputs of an operation that runs in integers only if all that read it do."""
-    if rw.config(node) is None:
+    if why_in_float is not None:
+        rw.skip(node, why_in_float)
+    elif rw.config(node) is None:
         rw.skip(node, f"rule {rw.settings.rule_for(node)} leaves it in float")
     elif not is_read_quantized(node):
         rw.skip(node, "not all that read it take quantized input: all operands or none")

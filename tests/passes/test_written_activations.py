@@ -81,7 +81,7 @@ class Net(nn.Module):
 
 def prepared(activation: Callable[[Tensor], Tensor], **options: bool) -> tuple[nn.Module, torch.fx.GraphModule]:
     model = Net(activation).eval()
-    return model, fxq.prepare(model, X, "onnxruntime", verify=True, **options)
+    return model, fxq.prepare(model, X, "tensorrt", verify=True, **options)
 
 
 def activations(gm: torch.fx.GraphModule) -> list[str]:
