@@ -32,8 +32,14 @@ class Inputs(NamedTuple):
 
     @property
     def samples(self) -> int | None:
-        """The size of dimension 0 of the first tensor that has one; None without such a tensor."""
-        return next((len(leaf) for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor) and leaf.dim()), None)
+        """The size of dimension 0 of the first tensor that has one; None without such a tensor.
+
+        None too where integers are of another size: edges of a graph are indices of its nodes, which are no samples.
+        """
+        tensors = [leaf for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor) and leaf.dim()]
+        count = len(tensors[0]) if tensors else None
+        others = (one for one in tensors if not one.is_floating_point() and one.dtype is not torch.bool)
+        return None if any(len(one) not in (1, count) for one in others) else count
 
     def fitting(self, model: nn.Module) -> "Inputs":
         """Return them as ``model`` takes them, whose graph takes all by position: those by keyword only get a name."""

@@ -65,7 +65,7 @@ def prepare_graph(
         return trace_model(copied, inputs, whole, request.frontend, 1 + levels_to_caller() if qat else None)
 
     def find(whole: Sequence[str]) -> Mapping[str, str]:
-        return {} if request.frontend == "export" else untraceable_modules(copied, inputs, whole)
+        return {} if request.frontend == "export" else untraceable_modules(copied, inputs, whole, qat)
 
     traced, kept = trace_around(copied, trace, find, leaves) if untraceable == "float" else (trace(leaves), {})
     gm, record = traced.gm, Record()

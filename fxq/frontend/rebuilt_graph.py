@@ -17,7 +17,7 @@ from fxq.errors import TraceError
 from fxq.frontend.aten_forms import DROPPED, RETURN_MORE, Form, torch_form
 from fxq.frontend.whole_calls import LeftOut, WholeCalls
 from fxq.graph.evaluation import Evaluation
-from fxq.graph.source_lines import user_lines
+from fxq.graph.source_lines import line_of, user_lines
 
 _META = ("nn_module_stack", "stack_trace")
 # They run a part of the model under a setting, the last that is no tensor; here settings are as at inference.
@@ -154,6 +154,11 @@ class RebuiltGraph:
             return args[0][args[1]]
         if isinstance(target, HigherOrderOperator):
             return self._inlined(node, args)
+        if str(getattr(target, "__module__", "")).startswith("torch._functorch"):
+            raise TraceError(
+                f"the model's Python calls a transform of torch.func (vmap, grad) in {line_of(node)}, which a graph "
+                "cannot hold; move it into a submodule and name that in recipe.replace(leaf_modules=...)"
+            )
         if not isinstance(target, OpOverload):
             return self._add(Form("call_function", target, args, kwargs), meta)
         name = target._schema.name.removeprefix("aten::")

@@ -27,6 +27,16 @@ def is_in_torch(frame: FrameType) -> bool:
     return isinstance(function, BuiltinFunctionType) and function.__module__ != "builtins"
 
 
+@functools.lru_cache(maxsize=4096)
+def asks_for_types(code: CodeType) -> bool:
+    """Return whether Python code asks for the class of something itself: by ``isinstance``, or in a ``match``.
+
+    Elsewhere it is C++ that does, such as that of ``torch.vmap``.
+    """
+    names = {"isinstance", "__class__"}
+    return not names.isdisjoint(code.co_names) or any(one.opname == "MATCH_CLASS" for one in dis.get_instructions(code))
+
+
 def _named(names: tuple[str, ...], frame: FrameType) -> Any:
     if not names:
         return _UNKNOWN

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.fx.proxy import Attribute, TraceError
 
-from fxq.graph.callee import is_in_torch
+from fxq.graph.callee import asks_for_types, is_in_torch
 from fxq.graph.source_lines import is_user_code
 from fxq.graph.stored_values import UnsettledError
 
@@ -41,7 +41,7 @@ class ShapeProxy(Proxy):
     def __class__(self) -> Any:
         """What ``isinstance`` finds: the type of the value."""
         value, frame = value_of(self), sys._getframe(1)
-        if isinstance(value, Tensor) and is_in_torch(frame):
+        if isinstance(value, Tensor) and (not asks_for_types(frame.f_code) or is_in_torch(frame)):
             return ShapeProxy
         if not isinstance(value, Tensor) and is_asked_by_the_model(frame):
             return self.asked_type()

@@ -22,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from fxq.batches import Inputs
 from fxq.errors import InputError, RecipeError, TraceError
 from fxq.graph.arguments import Fact, check_calls
+from fxq.graph.autograd_functions import functions_traced_through
 from fxq.graph.hidden_writes import refuse_hidden_writes, show_data
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.size_decisions import KEY, SizeDecisions
@@ -71,7 +72,8 @@ def trace(
     tracer = ShapeTracer(leaves, inputs, defaults)
     try:
         with PROCESS_LOCK, restored_state(model), types_may_be_asked(model):
-            with torch.no_grad():  # as at inference, whatever the caller's mode is
+            # As at inference, whatever the caller's mode is.
+            with torch.no_grad(), functions_traced_through(is_trained):
                 graph = tracer.trace(model)
             show_data(graph)
             if not model.training:  # else the graph is only compared with that of evaluation

@@ -8,6 +8,7 @@ from torch import nn
 from torch.fx import Node
 
 from fxq.errors import TraceError
+from fxq.graph.autograd_functions import functions_traced_through
 from fxq.graph.hidden_writes import refuse_hidden_writes
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
@@ -18,7 +19,7 @@ from fxq.process_lock import PROCESS_LOCK
 
 
 def untraceable_modules(
-    model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules: Sequence[str]
+    model: nn.Module, example_inputs: tuple[Any, ...] | None, leaf_modules: Sequence[str], is_trained: bool
 ) -> dict[str, str]:
     """Return the smallest modules around each failure, by path, and why; what the model itself does is not among them.
 
@@ -26,10 +27,17 @@ def untraceable_modules(
         model: as for :func:`fxq.graph.trace.trace`; it runs on the example inputs.
         example_inputs: positional inputs.
         leaf_modules: modules that stay whole anyway, as globs.
+        is_trained: parameters will change.
     """
     tracer = _AroundFailures(model, leaf_paths(model, leaf_modules), *bound_inputs(model, example_inputs))
     try:
-        with PROCESS_LOCK, restored_state(model), types_may_be_asked(model), torch.no_grad():
+        with (
+            PROCESS_LOCK,
+            restored_state(model),
+            types_may_be_asked(model),
+            torch.no_grad(),
+            functions_traced_through(is_trained),
+        ):
             tracer.trace(model)
     except KeyboardInterrupt:
         raise
