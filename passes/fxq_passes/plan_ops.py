@@ -65,9 +65,8 @@ class PlanOps(Pass):
         layers = LayerPlanner(rw, LayerOptions(self.min_channels, self.depthwise))
         for node in rw.nodes(lambda node: node.op == "call_module"):
             check_placed_by_hand(rw, node)
-        in_float = kept_in_float(rw) | masking_adds(rw)
-        for value, why in infinite_values(rw).items():
-            in_float |= dict.fromkeys(value.users, why)
+        infinite = {reader: why for value, why in infinite_values(rw).items() for reader in value.users}
+        in_float = kept_in_float(rw) | masking_adds(rw) | infinite
         for expression in weight_expressions(rw):
             in_float |= dict.fromkeys(expression.nodes, "computes a weight")
         for node in rw.nodes(lambda node: kind(node) not in _SILENT):
@@ -86,7 +85,7 @@ class PlanOps(Pass):
             if planned_inputs(node) and is_sliced_for_integers(rw, node):
                 _plan_output(rw, node)
         for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kind(node), "all_readers_quantized"))):
-            _plan_surrounded(rw, node, in_float.get(node))
+            _plan_surrounded(rw, node, infinite.get(node))
 
 
 def _plan_node(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
