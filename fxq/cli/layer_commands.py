@@ -66,6 +66,7 @@ def compare(  # noqa: PLR0913 - typer makes an option of each argument
     calibrator: options.Calibrator = None,
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
+    frontend: options.Frontend = "auto",
     calib_data: NeededData,
     skip_bad_images: options.SkipBadImages = False,
     input_shape: options.InputShape = None,
@@ -97,6 +98,7 @@ def sensitivity(  # noqa: PLR0913 - typer makes an option of each argument
     calibrator: options.Calibrator = None,
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
+    frontend: options.Frontend = "auto",
     calib_data: NeededData,
     skip_bad_images: options.SkipBadImages = False,
     input_shape: options.InputShape = None,
@@ -136,7 +138,9 @@ def layers_job(given: dict[str, Any]) -> "LayersJob":
         model=ModelSource(given["model"], given["weights"], given["num_classes"], given["random_weights"]),
         data=data,
         example=ExampleSource(tuple(given["input_shape"] or ()), images),
-        recipe=RecipeChoice(given["recipe"], given["calibrator"], None, in_float, leaf),
+        recipe=RecipeChoice(
+            given["recipe"], given["calibrator"], None, in_float, leaf, frontend=given.get("frontend", "auto")
+        ),
         plot=given.get("plot"),
         as_json=given["as_json"],
     )
