@@ -272,3 +272,18 @@ def test_a_concatenation_that_a_convolution_reads_behind_others_is_quantized() -
     reader = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(7, 4, 1))
     explained = fxq.explain(fxq.prepare(Detector(reader).eval(), X, "onnxruntime"))
     assert "input" in {tensor.role for tensor in explained["cat"].quantized}
+
+
+def test_what_scales_a_float_activation_stays_in_float() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, activation: nn.Module) -> None:
+            super().__init__()
+            self.first, self.activation, self.last = nn.Conv2d(4, 4, 1), activation, nn.Conv2d(4, 4, 1)
+            self.register_buffer("factor", torch.tensor([1.5]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.activation(self.first(x)) * self.factor)
+
+    explained = fxq.explain(fxq.prepare(Scaled(nn.Hardswish()).eval(), X, "onnxruntime"))
+    assert explained["mul"].reason == "scales or shifts by a constant what 'activation' gives in float"
+    assert fxq.explain(fxq.prepare(Scaled(nn.Sigmoid()).eval(), X, "onnxruntime"))["mul"].is_quantized

@@ -12,6 +12,7 @@ Gimpel 2016, arXiv:1606.08415 (GELU and its approximation by tanh); Misra 2019, 
 
 import math
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -86,8 +87,11 @@ class _Formulas:
         if not _is(constant * factor, 0.5) or not _is(constant * summand, 0.5):
             return None
         if _calls(inner, _ERF) and len(inner.all_input_nodes) == 1:
-            argument, slope, shift = self._affine(inner.all_input_nodes[0])
-            return nn.GELU() if argument is source and _is(slope, math.sqrt(0.5)) and shift == 0 else None
+            is_same = any(
+                argument is source and _is(slope, math.sqrt(0.5)) and shift == 0
+                for argument, slope, shift in self._chain(inner.all_input_nodes[0])
+            )
+            return nn.GELU() if is_same else None
         if kind(inner) == "tanh" and self._is_cubic(self._argument(inner), source):
             return nn.GELU("tanh")
         return None
@@ -101,11 +105,14 @@ class _Formulas:
         argument = self._argument(clip) if bounds is not None else None
         if bounds is None or argument is None:
             return None
-        source, slope, shift = self._affine(argument)
         factor, summand = constant * factor, constant * summand
-        found = (factor * slope, factor * shift + summand, factor * bounds[1] + summand)
-        is_same = all(_is(*pair) for pair in zip(found, (1 / 6, 0.5, 1.0), strict=True))
-        return source if is_same and abs(factor * bounds[0] + summand) < _CLOSE else None
+        low, high = (factor * bound + summand for bound in bounds)
+        if abs(low) > _CLOSE or not _is(high, 1):
+            return None
+        for source, slope, shift in self._chain(argument):
+            if _is(factor * slope, 1 / 6) and _is(factor * shift + summand, 0.5):
+                return source
+        return None
 
     def _is_cubic(self, node: Node | None, source: Node) -> bool:
         """Return whether ``node`` is sqrt(2 / pi) * (source + 0.044715 * source ** 3)."""
@@ -168,26 +175,33 @@ class _Formulas:
                 assert isinstance(operand, Node)
                 self._multiply(operand, found, depth + 1)
 
-    def _affine(self, node: object, depth: int = 0) -> tuple[Node, float, float]:
-        """Return x, a and b so that ``node`` is ``a * x + b``; x is ``node`` itself where it is nothing simpler."""
-        assert isinstance(node, Node)
-        word = kind(node)
-        is_step = word in ("mul", "div", "add", "sub") and depth < _DEEPEST
-        operands = self._operands(node) if is_step else None
-        numbers = [self._number(one) for one in operands or []]
-        if operands is None or numbers.count(None) != 1 or (word == "div" and not numbers[1]):
-            return node, 1.0, 0.0
-        inner, number = operands[numbers.index(None)], next(one for one in numbers if one is not None)
-        source, factor, summand = self._affine(inner, depth + 1)
-        if word == "mul":
-            return source, factor * number, summand * number
-        if word == "div":
-            return source, factor / number, summand / number
-        if word == "add":
-            return source, factor, summand + number
-        if numbers[0] is None:
-            return source, factor, summand - number
-        return source, -factor, number - summand
+    def _affine(self, node: Node) -> tuple[Node, float, float]:
+        """Return x, a and b so that ``node`` is ``a * x + b``, and x nothing of that kind."""
+        *_, last = self._chain(node)
+        return last
+
+    def _chain(self, node: Node) -> Iterator[tuple[Node, float, float]]:
+        """Yield x, a and b so that ``node`` is ``a * x + b``: first the node itself, then each x further back."""
+        factor, summand = 1.0, 0.0
+        yield node, factor, summand
+        for _ in range(_DEEPEST):
+            word = kind(node)
+            operands = self._operands(node) if word in ("mul", "div", "add", "sub") else None
+            numbers = [self._number(one) for one in operands or []]
+            if operands is None or numbers.count(None) != 1 or (word == "div" and not numbers[1]):
+                return
+            inner, number = operands[numbers.index(None)], next(one for one in numbers if one is not None)
+            assert isinstance(inner, Node)
+            if word == "mul":
+                factor *= number
+            elif word == "div":
+                factor /= number
+            elif word == "sub" and numbers[0] is not None:
+                summand, factor = summand + factor * number, -factor
+            else:
+                summand += factor * (number if word == "add" else -number)
+            node = inner
+            yield node, factor, summand
 
     def _operands(self, node: Node) -> list[object] | None:
         """Return both operands of an operator; None where there are others."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.fx import Node
 
-from fxq import QuantDescriptor, Rewriter, TargetError, TensorQuantizer
+from fxq import QuantDescriptor, Rewriter, Target, TargetError, TensorQuantizer
 from fxq.graph import (
     ACTIVATIONS,
     MOVES_DATA,
@@ -129,7 +129,27 @@ def kept_in_float(rw: Rewriter) -> dict[Node, str]:
                 found[node] = found[reader]
         if kind(node) == "cat" and node not in found and not _is_read_in_integers(rw, node, found):
             found[node] = "nothing that reads it computes in integers, and in float its members keep their own ranges"
+    return found | _scaled_in_float(rw)
+
+
+def _scaled_in_float(rw: Rewriter) -> dict[Node, str]:
+    """Return the sums and products of a stored tensor and what an activation without integer kernel gives.
+
+    In integers each would round once more, and none of the activation's channels could have a factor of its own.
+    """
+    found: dict[Node, str] = {}
+    for node in rw.nodes(lambda node: kind(node) in ELEMENTWISE):
+        varying = [edge.producer for edge in tensor_edges(node) if not is_constant(edge.producer)]
+        if len(varying) != 1 or len(tensor_edges(node)) != 2:
+            continue
+        (source,) = varying
+        if source in found or _has_no_integer_kernel(rw.target, kind(source)):
+            found[node] = f"scales or shifts by a constant what {source.name!r} gives in float"
     return found
+
+
+def _has_no_integer_kernel(target: Target, word: str) -> bool:
+    return word in ACTIVATIONS and word not in target.fused_activations and not target.quantizes_inputs(word)
 
 
 def _is_read_in_integers(rw: Rewriter, node: Node, in_float: Mapping[Node, str]) -> bool:
