@@ -24,7 +24,9 @@ def lsq_by_autograd(inputs: Tensor, amax: Tensor, bounds: tuple[int, int]) -> Te
     factor = 1 / math.sqrt(elements * hi)
     step = amax / hi
     step = (step - step * factor).detach() + step * factor
-    scaled = (inputs / step).clamp(lo, hi)
+    scaled = inputs / step
+    # A value on a bound is clipped, as the paper has it; the gradient of torch's clamp there is that of its version.
+    scaled = torch.where(scaled >= hi, float(hi), torch.where(scaled <= lo, float(lo), scaled))
     return ((scaled.round() - scaled).detach() + scaled) * step
 
 
