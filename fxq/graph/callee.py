@@ -5,8 +5,10 @@ import functools
 from types import BuiltinFunctionType, CodeType, FrameType
 from typing import Any
 
-_NAMES = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE", "LOAD_CLASSDEREF")
+# Of Python 3.11 and later ones; what is not among them counts as unknown.
+_NAMES = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW")
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
+_QUESTIONS = frozenset({"isinstance", "__class__"})  # that Python code asks for types by
 _UNKNOWN = object()
 
 
@@ -23,7 +25,7 @@ def is_in_torch(frame: FrameType) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     if function is _UNKNOWN:  # a call of what another call returned, for example
-        return {"isinstance", "__class__"}.isdisjoint(frame.f_code.co_names)
+        return _QUESTIONS.isdisjoint(frame.f_code.co_names)
     return isinstance(function, BuiltinFunctionType) and function.__module__ != "builtins"
 
 
@@ -33,8 +35,9 @@ def asks_for_types(code: CodeType) -> bool:
 
     Elsewhere it is C++ that does, such as that of ``torch.vmap``.
     """
-    names = {"isinstance", "__class__"}
-    return not names.isdisjoint(code.co_names) or any(one.opname == "MATCH_CLASS" for one in dis.get_instructions(code))
+    if not _QUESTIONS.isdisjoint(code.co_names):
+        return True
+    return any(one.opname == "MATCH_CLASS" for one in dis.get_instructions(code))
 
 
 def _named(names: tuple[str, ...], frame: FrameType) -> Any:

@@ -235,7 +235,7 @@ def is_asked_by_the_model(frame: FrameType) -> bool:
     code = frame.f_code
     if code is torch.is_tensor.__code__:
         return True
-    return is_user_code(code.co_filename) and not {"isinstance", "__class__"}.isdisjoint(code.co_names)
+    return is_user_code(code.co_filename) and asks_for_types(code)
 
 
 def _is_compared_by_identity(frame: FrameType) -> bool:

@@ -163,6 +163,7 @@ def test_copies_and_pickles_hold_one_batch_norm() -> None:
     file = io.BytesIO()
     torch.save(prepared, file)
     file.seek(0)
+    # A whole module, written two lines above: weights_only=True could not read it.
     for copied in (copy.deepcopy(prepared), torch.load(file, weights_only=False)):
         layer = copied.get_submodule("0")
         assert isinstance(layer, BatchNormFolded)
