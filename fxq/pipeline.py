@@ -55,9 +55,11 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
             numbers.before(gm, step)
         before, start, entries = _structure(gm), time.perf_counter(), len(record.entries)
         _run(step, Rewriter(gm, settings, record, step.name or type(step).__name__, data_stage), previous)
-        broken = _check(gm, step, settings, previous, broken)
-        drop_unused(gm)
-        if _structure(gm) != before:
+        is_same = _structure(gm) == before
+        if not is_same or len(record.entries) > entries or step is passes[-1]:
+            broken = _check(gm, step, settings, previous, broken)
+            drop_unused(gm)
+        if not is_same:
             gm.recompile()
         if idle is not None:
             idle = _check_none_idle(gm, step, idle)

@@ -32,7 +32,8 @@ def named_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
 
     It runs as in :func:`running_alike`, on copies of the inputs.
     """
-    return run_once(model, inputs).outputs
+    with running_alike(model):
+        return _called(model, inputs)
 
 
 class Run(NamedTuple):
@@ -54,15 +55,19 @@ def run_once(model: nn.Module, inputs: tuple[Any, ...], seed: int = _SEED, times
     with running_alike(model, seed) as generators:
         before, attributes = [generator.get_state() for generator in generators], _attributes(model)
         for _ in range(times):
-            # Not model(...): where it fails, a graph module's own call prints a traceback of generated code.
-            args, kwargs = Inputs(copies(inputs), {}).fitting(model)
-            result = nn.Module.__call__(model, *args, **kwargs)
+            outputs = _called(model, inputs)
         has_drawn = any(
             not torch.equal(generator.get_state(), state) for generator, state in zip(generators, before, strict=True)
         )
-        outputs = [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
         changed = tuple(name for name, value in _attributes(model).items() if attributes.get(name) != value)
     return Run(outputs, has_drawn, changed)
+
+
+def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
+    # Not model(...): where it fails, a graph module's own call prints a traceback of generated code.
+    args, kwargs = Inputs(copies(inputs), {}).fitting(model)
+    result = nn.Module.__call__(model, *args, **kwargs)
+    return [(name, value.detach().clone()) for name, value in named_leaves(result, "output", Tensor)]
 
 
 @contextlib.contextmanager

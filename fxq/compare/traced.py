@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from fxq.compare.outputs import Named, Run, run_once
+from fxq.compare.outputs import Named, named_outputs, run_once
 from fxq.compare.parity import compare, is_rounding
 from fxq.compare.random_values import are_equal, lines_of_chance
 from fxq.errors import InputError, TraceError
@@ -51,11 +51,17 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
         return Checked(has_numbers=False)
     with PROCESS_LOCK, plain_transformers():
-        expected, has_drawn, kept = _run(model, model, inputs)
+        with _explained(model, model, inputs):
+            expected, has_drawn, kept = run_once(model, inputs)
         chance = lines_of_chance(model, inputs, expected) if has_drawn else None
-        if has_drawn or (kept and are_equal(expected, _run(model, model, inputs, times=2).outputs)):
-            kept = ()
-        found = _run(gm, model, inputs).outputs
+        if has_drawn:
+            kept = ()  # what differs may do so for that
+        elif kept:
+            with _explained(model, model, inputs):
+                again = run_once(model, inputs, times=2).outputs
+            kept = () if are_equal(expected, again) else kept
+        with _explained(gm, model, inputs):
+            found = named_outputs(gm, inputs)
     for name, value in expected:
         if value.layout is not torch.strided:
             raise TraceError(
@@ -78,9 +84,11 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
     return Checked(has_numbers=True, chance=chance, kept=kept)
 
 
-def _run(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...], times: int = 1) -> Run:
+@contextlib.contextmanager
+def _explained(running: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Say of what ``running``, the model or its graph, raises which of the two it was, and what it got."""
     try:
-        return run_once(running, inputs, times=times)
+        yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the model's own code ran: it may raise anything
