@@ -77,26 +77,29 @@ class Streams:
             self._values[node] = self._computed(node)
             if node in asked:
                 asked.remove(node)
-                before, mark = _state(node), len(self._changed)
+                before, in_first, mark = _state(node), self._float_state(node), len(self._changed)
                 yield node, self._values[node]
                 self._refuse_changes_behind(self._changed[mark:], node, pass_name)
                 if not _is_same_state(before, _state(node)):
-                    self._values[node] = self._computed(node)
+                    is_known = _is_same_state(in_first, self._float_state(node))
+                    self._values[node] = self._computed(node, self._values[node].float_values if is_known else None)
             for path in parameter_paths(node):
                 self._passed.setdefault(path, node.name)
             for read in dying.get(node, ()):
                 del self._values[read]
 
-    def _computed(self, node: Node) -> Values:
+    def _computed(self, node: Node, in_first: list[Any] | None = None) -> Values:
+        """Return what ``node`` computes; ``in_first``: in the float model, where that is known."""
         if node.op == "placeholder":
             return self._placeholder(node)
         sources = [self._values[source] for source in node.all_input_nodes]
         if not self._has_writers and all(source.are_same for source in sources) and self._is_float(node):
             shared = self._run(node, [source.float_values for source in sources])
             return Values(shared, shared)
-        module = module_of(node) if node.op == "call_module" else torch.nn.Module()
-        with in_float(module, self._weights, str(node.target) if node.op == "call_module" else ""):
-            in_first = self._run(node, [source.float_values for source in sources], self._weights)
+        if in_first is None:
+            module = module_of(node) if node.op == "call_module" else torch.nn.Module()
+            with in_float(module, self._weights, str(node.target) if node.op == "call_module" else ""):
+                in_first = self._run(node, [source.float_values for source in sources], self._weights)
         if self._only_float:
             return Values(in_first, in_first)
         return Values(in_first, self._run(node, [source.quantized_values for source in sources]))
@@ -127,6 +130,11 @@ class Streams:
                 args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
                 results.append(function(*args, **kwargs))
         return results
+
+    def _float_state(self, node: Node) -> list[tuple[Tensor, int]]:
+        """Return what the float model has for the parameters that ``node`` reads, as :func:`_state` does."""
+        found = [self._weights[path] for path in parameter_paths(node) if path in self._weights]
+        return [(tensor, tensor._version) for tensor in found]
 
     def _refuse_changes_behind(self, changed: Sequence[str], node: Node, pass_name: str) -> None:
         for path in changed:

@@ -157,7 +157,8 @@ def _mean(values: list[Tensor], axis: int) -> Tensor:
     channels = values[0].shape[axis]
     total_c, count = torch.zeros(channels, dtype=torch.float64, device=values[0].device), 0
     for value in values:
-        by_channel = value.float().movedim(axis, 0).flatten(1)
-        total_c += by_channel.mean(1).double() * by_channel.shape[1]
-        count += by_channel.shape[1]
+        others = [dim for dim in range(value.dim()) if dim != value.dim() + axis]
+        positions = value.numel() // channels
+        total_c += (value.float().mean(others) if others else value.float()).double() * positions
+        count += positions
     return total_c / count

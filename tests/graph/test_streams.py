@@ -94,6 +94,27 @@ def test_an_equivalent_rewrite_changes_both_streams_inside_and_neither_in_the_en
     torch.testing.assert_close(after[two].float_values[0], before[two].float_values[0])
 
 
+def test_the_float_stream_sees_an_equivalent_rewrite_at_a_node_and_no_other() -> None:
+    gm = calibrated(nn.Sequential(nn.Linear(6, 4), nn.Identity(), nn.Linear(4, 3)).eval(), torch.randn(8, 6))
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    rw = rewriter(gm, x)
+    one, two = rw.nodes(is_weighted)
+    before = dict(rw.run_both([one, two]))
+    for found, _ in (walk := rw.run_both([one, two])):
+        layer = rw.module(found)
+        rw.set_weight("0", layer.weight.detach() * 2, "a factor of 2 moves on", is_equivalent=True)
+        rw.set_bias("0", layer.bias.detach() * 2, "a factor of 2 moves on", is_equivalent=True)
+        rw.set_weight("2", rw.module(two).weight.detach() / 2, "a factor of 2 moves on", is_equivalent=True)
+        break
+    [(_, after)] = walk
+    torch.testing.assert_close(after.float_values[0], before[two].float_values[0])
+    for found, _ in (walk := rw.run_both([one, two])):
+        rw.set_bias("0", rw.module(found).bias.detach() + 1, "a correction")
+        break
+    [(_, corrected)] = walk
+    torch.testing.assert_close(corrected.float_values[0], before[two].float_values[0])
+
+
 def test_an_equivalent_rewrite_of_a_corrected_bias_is_refused() -> None:
     gm = calibrated(residual())
     rw = rewriter(gm)

@@ -3,7 +3,6 @@
 Samples are in two halves, so that what one half suggests can be judged by the other.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxq import TensorQuantizer
+from fxq.graph.modules import deep_copy
 from fxq.graph.stored import fit_quantizer
 from fxq_passes.accuracy.layer_matrix import LayerMatrix, Sampled
 
@@ -169,7 +169,7 @@ def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
     quantizer = getattr(layer, "weight_quantizer", None)
     if quantizer is None or not quantizer.is_enabled:
         return weight
-    fitted = copy.deepcopy(quantizer)
+    fitted = deep_copy(quantizer)
     fit_quantizer("", weight, fitted)
     quantized: Tensor = fitted(weight)
     return quantized
@@ -177,7 +177,7 @@ def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
 
 def ranged(quantizer: TensorQuantizer, low: Tensor, high: Tensor) -> TensorQuantizer:
     """Return a copy of ``quantizer`` with another range."""
-    copied = copy.deepcopy(quantizer, {id(quantizer.calibrator): None})  # without what was observed: that takes time
+    copied = deep_copy(quantizer, {id(quantizer.calibrator): None})  # without what was observed: that takes time
     copied.range = low, torch.maximum(low, high)
     return copied
 
