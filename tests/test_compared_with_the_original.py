@@ -191,6 +191,22 @@ def test_a_graph_that_computes_something_else_on_the_data_is_refused() -> None:
     assert quality(fxq.convert(prepared)).verdict == "good"
 
 
+def test_a_model_that_amplifies_rounding_is_no_other_model() -> None:
+    class Contrast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - x.mean((2, 3), keepdim=True)) * 1e4
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Contrast()).eval()
+    data = 1 + 1e-4 * torch.randn(8, 3, 8, 8)
+    prepared = fxq.prepare(model, data[:2])
+    fxq.calibrate(prepared, [data], progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 8 bits keep nothing of it
+        found = quality(fxq.convert(prepared))
+    assert found.against == "the original model"
+
+
 def test_the_users_model_is_not_kept_alive_or_changed() -> None:
     model = residual().train()
     hidden = {name: tensor.clone() for name, tensor in model.state_dict().items()}
