@@ -48,6 +48,7 @@ MODULE_KINDS: Mapping[type[nn.Module], str] = MappingProxyType(
         nn.Softmax: "softmax",
         nn.LogSoftmax: "log_softmax",
         nn.LayerNorm: "layer_norm",
+        nn.RMSNorm: "rms_norm",
         nn.GroupNorm: "group_norm",
         **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), "instance_norm"),
         nn.Flatten: "reshape",
@@ -87,6 +88,7 @@ FUNCTION_KINDS: Mapping[Callable[..., Any], str] = MappingProxyType(
         F.interpolate: "resize",
         F.scaled_dot_product_attention: "attention",
         F.layer_norm: "layer_norm",
+        F.rms_norm: "rms_norm",
         F.embedding: "embedding",
     }
 )

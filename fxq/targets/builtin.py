@@ -22,7 +22,7 @@ _LAYERS = frozenset({"conv", "conv_transpose", "linear", "multihead_attention"})
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_cell"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn"}) | _CELLS
 # The residual stream of a transformer runs through these: in 8 bits it would lose what the small tokens say.
-_NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "instance_norm"})
+_NORMALIZATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm"})
 _KEEPS_SCALE = Same(("max_pool", "reshape", "transpose", "slice"))
 _UINT8 = QuantDescriptor(unsigned=True, symmetric=False)
 _WITH_INTEGER_KERNELS = frozenset(

@@ -22,14 +22,14 @@ from torch.fx import Node
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, is_weighted, kind, output_edges
 from fxq.nn import ScaledChannels
-from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups
+from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups, stored_factor
 from fxq_passes.accuracy.channel_scales import best_scale, equal_ranges
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.reader import Extremes, Reader
 from fxq_passes.folding.computed_weights import constant_nodes
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_IN_FLOAT = frozenset({"layer_norm", "gelu", "silu", "hardswish", "mish"})
+_IN_FLOAT = frozenset({"layer_norm", "rms_norm", "gelu", "silu", "hardswish", "mish"})
 _IN_FLOAT_IF_NOT_QUANTIZED = frozenset({"mul", "div"})
 _EXPONENTS = tuple(pair for pair in itertools.product(_STEPS, _STEPS) if pair != (0.0, 0.0))
 
@@ -225,11 +225,17 @@ def _apply(rw: Rewriter, group: ChannelGroup, scale_c: Tensor, why: str) -> None
 
 
 def _divide_rows(rw: Rewriter, node: Node, scale_c: Tensor, why: str) -> None:
+    factor_node = stored_factor(node)
+    if factor_node is not None:
+        stored = rw.tensor(factor_node).detach()
+        divided = stored / scale_c.to(stored.dtype).reshape(stored.shape)
+        rw.set_weight(str(factor_node.target), divided, f"divided: {why}", is_equivalent=True)
+        return
     module, path = rw.module(node), str(node.target)
     factor = scale_c.to(module.weight.dtype).reciprocal()
     by_row = factor.reshape(-1, *[1] * (module.weight.dim() - 1))
     rw.set_weight(path, module.weight.detach() * by_row, f"rows scaled: {why}", is_equivalent=True)
-    if module.bias is not None:
+    if getattr(module, "bias", None) is not None:
         rw.set_bias(path, module.bias.detach() * factor, "scaled as the weight", is_equivalent=True)
 
 

@@ -15,6 +15,7 @@ from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, M
 from fxq_passes.canonical.functional_layers import StoredLayers, batch_norm_from, layer_from
 from fxq_passes.canonical.written_activations import activations_from_formulas
 from fxq_passes.canonical.written_forms import add, subtract, sum_of
+from fxq_passes.canonical.written_norms import norms_from_formulas
 
 _POOLS = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
 
@@ -30,6 +31,7 @@ class FunctionalToModule(Pass):
     def run(self, rw: Rewriter) -> None:
         """Look each call up in the tables of ``forms``."""
         _layers_to_modules(rw)
+        norms_from_formulas(rw)
         for node in rw.nodes(lambda node: node.op in ("call_function", "call_method")):
             target = node.target
             form = METHODS.get(str(target)) if node.op == "call_method" else FUNCTIONS.get(target)

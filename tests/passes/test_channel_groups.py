@@ -144,6 +144,41 @@ def test_a_pre_norm_transformer_has_the_norms_and_the_hidden_layer() -> None:
     assert shown(groups_of(model, TOKENS)) == ["norm > up", "up > down"]
 
 
+class Factor(nn.Module):
+    """Multiplies by a stored factor for each channel, which something else may read too."""
+
+    def __init__(self, shape: tuple[int, ...], kind: str = "") -> None:
+        super().__init__()
+        self.factor, self.kind = nn.Parameter(torch.rand(shape) + 1), kind
+        if kind == "buffer":
+            del self.factor
+            self.register_buffer("factor", torch.rand(shape) + 1)
+        self.last = conv(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sin()
+        y: Tensor = self.last(self.factor * x)
+        return y + (x + self.factor).mean() if self.kind == "read" else y
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "expected"),
+    [
+        ((6, 1, 1), "", ["mul > last"]),
+        ((1, 6, 1, 1), "", ["mul > last"]),
+        ((8,), "", []),  # along another dimension
+        ((1, 1, 1), "", []),
+        ((6, 8, 1), "", []),
+        ((6, 1, 1), "read", []),
+        ((6, 1, 1), "buffer", []),
+    ],
+)
+def test_a_stored_factor_of_a_product_takes_others(shape: tuple[int, ...], kind: str, expected: list[str]) -> None:
+    x = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = [group for group in groups_of(Factor(shape, kind), x) if group.blocked is None]
+    assert [f"{group.producers[0].name} > {group.consumers[0].name}" for group in found] == expected
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -81,9 +81,26 @@ def residual_stream() -> nn.Module:
     return Net(forward, first=first, up=up, down=down, last=last)
 
 
-def pre_norm() -> nn.Module:
+class WrittenRMSNorm(nn.Module):
+    """As language models have it: no module of torch's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def rms_norm(channels: int) -> nn.Module:
+    norm: Any = nn.RMSNorm(channels)
+    norm.bias = None
+    return norm  # type: ignore[no-any-return]
+
+
+def pre_norm(make: Callable[[int], nn.Module] = nn.LayerNorm) -> nn.Module:
     torch.manual_seed(0)
-    norm, up, down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+    norm, up, down = make(8), nn.Linear(8, 16), nn.Linear(16, 8)
     spread(norm, up)
     return Net(lambda m, x: x + m.down(F.relu(m.up(m.norm(x)))), norm=norm, up=up, down=down)
 
@@ -131,6 +148,8 @@ MODELS = {
     "depthwise with relu6": (mobile, images),
     "residual stream": (residual_stream, images),
     "norm before": (pre_norm, tokens),
+    "root mean square": (lambda: pre_norm(rms_norm), tokens),
+    "written norm": (lambda: pre_norm(WrittenRMSNorm), tokens),
     "norm behind": (post_norm, tokens),
 }
 

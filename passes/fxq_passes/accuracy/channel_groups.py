@@ -21,7 +21,7 @@ from fxq_passes.accuracy.channel_axes import CARRIERS, carried_axis
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 
 _CLIPS = frozenset({"relu6", "clip"})
-_NORMS = frozenset({"layer_norm", "batch_norm"})
+_NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm"})
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ChannelGroup:
 
     Args:
         channels: how many.
-        producers: layers and norms that make them; each output channel can be divided.
+        producers: layers, norms and products with a stored factor that make them; each output channel can be divided.
         consumers: layers that read them; each input channel can be multiplied.
         clips: ReLU6 and the like in between; their bounds take the factor.
         quantizers: calls of quantizers in between.
@@ -128,7 +128,7 @@ class _Finder:
             return
         if self.layers.why_not_norm(node) is not None or module.weight.dim() != 1:
             return
-        self._begin(node, len(shape) - 1 if isinstance(module, nn.LayerNorm) else 1)
+        self._begin(node, len(shape) - 1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else 1)
         self._roles.append(("producers", node, node))
 
     def _quantizer(self, node: Node) -> None:
@@ -178,8 +178,20 @@ class _Finder:
         self._block(second, f"{node.name!r} multiplies by it")
         if first is second or first not in self.axes or shape_of(first) != shape_of(node):
             self._block(first, f"{node.name!r} multiplies by it")
+            self._stored_factor(node)
             return
         self._tie(node, first)
+
+    def _stored_factor(self, node: Node) -> None:
+        """Begin a group where a factor for each channel is stored, as that of an RMSNorm that is written out."""
+        found, shape = stored_factor(node), shape_of(node)
+        if found is None or shape is None or self.layers.why_not_stored(found) is not None:
+            return
+        stored = self._rw.tensor(found)
+        long = [dim - stored.dim() for dim, size in enumerate(stored.shape) if size > 1]  # counted from the end
+        if len(long) == 1 and len(shape) + long[0] > 0 and shape[long[0]] == stored.numel():
+            self._begin(node, len(shape) + long[0])
+            self._roles.append(("producers", node, node))
 
     def _begin(self, node: Node, axis: int) -> None:
         self.axes[node] = axis
@@ -225,6 +237,19 @@ class UsableLayers:
         if any(self._paths[id(one)] > 1 for one in module.parameters(recurse=False)):
             return f"{node.target!r} shares its weight"
         return None
+
+    def why_not_stored(self, node: Node) -> str | None:
+        """The same of a parameter that ``node`` reads, as no module's own."""
+        stored = self._rw.tensor(node)
+        if not isinstance(stored, nn.Parameter):
+            return f"{node.target!r} is no parameter"
+        is_alone = self._paths[id(stored)] == 2 and len(node.users) == 1  # its own path, and this node
+        return None if is_alone else f"{node.target!r} is read elsewhere"
+
+
+def stored_factor(node: Node) -> Node | None:
+    """Return the read of a stored tensor that ``node`` multiplies by, None where it is no such product."""
+    return next((one for one in node.all_input_nodes if one.op == "get_attr"), None) if kind(node) == "mul" else None
 
 
 def is_clip_at_zero(module: nn.Module) -> bool:

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 from torch.nn import functional as F
 
 from fxq import Rewriter
 from fxq.graph import kind, only_reader, owner_path, why_altered
+from fxq_passes.canonical.formulas import are_alike, calls, replace_formula
 from fxq_passes.folding.computed_weights import constant_nodes, stored_value
 
 _CLOSE = 1e-5  # relative: constants are written with six digits and more
@@ -34,15 +35,11 @@ def activations_from_formulas(rw: Rewriter) -> None:
     formulas = _Formulas(rw)
     for node in reversed(rw.nodes(lambda node: kind(node) in ("mul", "div", "relu6", "clip"))):
         found = formulas.activation(node) if node.users else None
-        if found is None or not _are_alike(found[0], node):
+        if found is None or not are_alike(found[0], node):
             continue
         source, module = found
-        steps = sorted(step for step in _leading_to(node, source) if step.op != "get_attr" or step not in node.args)
         path = f"{owner_path(node)}.{type(module).__name__.lower()}".lstrip(".")
-        rw.call_module_instead(
-            node, path, module, (source,), f"canonical form of a formula: nn.{type(module).__name__}"
-        )
-        rw.erase_unread(steps)
+        replace_formula(rw, node, source, module, path)
 
 
 @dataclass
@@ -86,7 +83,7 @@ class _Formulas:
         inner, factor, summand = self._affine(gate)
         if not _is(constant * factor, 0.5) or not _is(constant * summand, 0.5):
             return None
-        if _calls(inner, _ERF) and len(inner.all_input_nodes) == 1:
+        if calls(inner, _ERF) and len(inner.all_input_nodes) == 1:
             is_same = any(
                 argument is source and _is(slope, math.sqrt(0.5)) and shift == 0
                 for argument, slope, shift in self._chain(inner.all_input_nodes[0])
@@ -142,7 +139,7 @@ class _Formulas:
         for factor in product.factors:
             if factor is source:
                 exponent += 1
-            elif _calls(factor, _POWER) and len(factor.args) == 2 and factor.args[0] is source:
+            elif calls(factor, _POWER) and len(factor.args) == 2 and factor.args[0] is source:
                 power = self._number(factor.args[1])
                 if power not in (2, 3):
                     return None
@@ -231,31 +228,8 @@ class _Formulas:
     def _softplus(self, node: Node) -> Node | None:
         if node.op == "call_module" and type(module := self._rw.module(node)) is nn.Softplus:
             return self._argument(node) if (module.beta, module.threshold) == (1, 20) else None
-        is_plain = _calls(node, (F.softplus,)) and len(node.args) == 1 and not node.kwargs
+        is_plain = calls(node, (F.softplus,)) and len(node.args) == 1 and not node.kwargs
         return node.all_input_nodes[0] if is_plain else None
-
-
-def _are_alike(source: Node, node: Node) -> bool:
-    """Return whether both are floating-point tensors of one shape and dtype."""
-    first, second = source.meta.get("val"), node.meta.get("val")
-    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not second.is_floating_point():
-        return False
-    return first.shape == second.shape and first.dtype == second.dtype
-
-
-def _leading_to(node: Node, source: Node) -> set[Node]:
-    """Return the steps from ``source``, which is none of them, to ``node``, and the stored tensors that they read."""
-    found, waiting = set[Node](), list(node.all_input_nodes)
-    while waiting:
-        step = waiting.pop()
-        if step is not source and step not in found:
-            found.add(step)
-            waiting += step.all_input_nodes
-    return found
-
-
-def _calls(node: Node, functions: tuple[object, ...]) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in functions
 
 
 def _is(found: float, wanted: float) -> bool:
