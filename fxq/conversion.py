@@ -1,4 +1,6 @@
-"""Run the passes of convert, and hold them to the numbers of the prepared model, where example inputs are known.
+"""Run the passes of convert, and hold them to the numbers of the prepared model, where it is known what it takes.
+
+That is the example inputs, or else a batch of the samples that calibration kept to compare on.
 
 Without ``verify`` the two ends are compared once, around passes that promise nothing. Where they differ, the passes run
 again on a fresh copy, one by one, to find out which it was.
@@ -15,6 +17,7 @@ from fxq.graph.moved import follow_move
 from fxq.graph.observers import empty_ranges, measured_quantizers
 from fxq.graph.range_watch import check_ranges, stop_watching
 from fxq.graph.stored import fit_weights, weight_quantizers
+from fxq.graph.streams import by_placeholder
 from fxq.graph.training import settle_modes
 from fxq.nn import TensorQuantizer
 from fxq.number_check import NumberCheck
@@ -29,7 +32,7 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
 
     Raises:
         PassError: a pass failed, or moved the numbers further than it promises.
-        InputError: the prepared model no longer runs on the example inputs.
+        InputError: the prepared model no longer runs on what it was prepared or calibrated with.
         RangeError: the last step of training made a range negative or not finite.
     """
     check_ranges(prepared)
@@ -53,8 +56,10 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
 
 
 def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any, ...] | None]:
-    """Return a copy in eval mode, and the example inputs where the model is now."""
+    """Return a copy in eval mode, and inputs to run it on, where the model is now; None where there are none."""
     gm, inputs = copy_graph(prepared).eval(), state.settings.example_inputs
+    if inputs is None and state.compared is not None:
+        inputs = tuple(by_placeholder(gm, state.compared.inputs[0]).values())
     settle_modes(gm)
     for _, graph in graphs_in(gm):
         stop_watching(graph)
@@ -82,7 +87,7 @@ def _watched(gm: GraphModule, inputs: tuple[Any, ...], each_pass: bool) -> Numbe
     """Return a check that has seen the prepared model.
 
     Raises:
-        InputError: it does not run on the example inputs.
+        InputError: it does not run on the inputs.
     """
     fit_weights(gm, only_missing=True)  # a pass will do that, and may do no more
     numbers = NumberCheck(inputs, each_pass)
@@ -92,7 +97,7 @@ def _watched(gm: GraphModule, inputs: tuple[Any, ...], each_pass: bool) -> Numbe
         raise
     except BaseException as error:  # the model's own code runs: it may raise anything
         raise InputError(
-            f"the prepared model does not run on the example inputs that prepare() got: {type(error).__name__}: "
+            f"the prepared model does not run on the inputs that prepare() or calibrate() got: {type(error).__name__}: "
             f"{error}; convert compares its numbers on them, so prepare again with inputs that it runs on"
         ) from error
     return numbers

@@ -64,7 +64,8 @@ class NumberCheck:
             raise
         except BaseException as error:  # the model's own code runs: it may raise anything
             raise PassError(
-                f"{self._blamed()} left a graph that fails on the example inputs: {type(error).__name__}: {error}"
+                f"{self._blamed()} left a graph that fails on inputs that it ran on before: {type(error).__name__}: "
+                f"{error}"
             ) from error
         self._compare(gm, found)
         self.look_at(gm, found)

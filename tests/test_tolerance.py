@@ -150,9 +150,17 @@ def test_one_unit_in_the_last_place_breaks_exact_and_the_error_offers_rounding()
         converted(AddsOneUlp, verify=True)
 
 
-@pytest.mark.filterwarnings("ignore:the converted model is far:UserWarning")  # as it should be
-def test_without_example_inputs_there_is_nothing_to_compare_on() -> None:
-    converted(DropsRelu, verify=False, x=None)
+def test_without_example_inputs_calibration_samples_are_compared_on() -> None:
+    with pytest.raises(fxq.PassError, match=r"^pass 'dropsrelu' .*, run after lower_to_qdq, changed 'output' by up to"):
+        converted(DropsRelu, verify=False, x=None)
+
+
+def test_samples_that_came_by_keyword_are_compared_on_too() -> None:
+    fxq.register_pass("dropsrelu")(DropsRelu)
+    prepared = fxq.prepare(net(), None, fxq.recipe("tensorrt").with_pass("dropsrelu"))
+    fxq.calibrate(prepared, [{"input": X}], progress=False)
+    with pytest.raises(fxq.PassError, match=r"^pass 'dropsrelu' .* changed 'output' by up to"):
+        fxq.convert(prepared)
 
 
 def test_convert_leaves_the_prepared_model_and_the_example_inputs_as_they_were() -> None:
