@@ -48,7 +48,7 @@ def run_calibrated_passes(
     judge = _Judge(gm, stage)
     if stage.data is not None and begins:
         keep, hold_out = any(not step.streams for step in passes), any(step.improves for step in passes)
-        stage.data.begin(keep, hold_out, sample_bytes=largest_sample(gm))
+        stage.data.begin(keep, hold_out, sample_bytes=largest_sample(gm), model=gm)
     plain: _Saved | None = None
     steps = []
     for step in passes:

@@ -85,6 +85,7 @@ class Data:
         self.team: Team | None = None
         self.is_unmerged = False
         self._own = Share()
+        self._model: GraphModule | None = None
 
     @property
     def max_samples(self) -> int:
@@ -96,7 +97,14 @@ class Data:
         """Did memory decide how many samples were kept, and were there more?"""
         return self.max_samples < min(self.seen, MAX_SAMPLES) and self._most_given is None
 
-    def begin(self, keep: bool, hold_out: bool, are_whole: bool = False, sample_bytes: int = 0) -> None:
+    def begin(
+        self,
+        keep: bool,
+        hold_out: bool,
+        are_whole: bool = False,
+        sample_bytes: int = 0,
+        model: GraphModule | None = None,
+    ) -> None:
         """Start a run.
 
         Args:
@@ -104,7 +112,9 @@ class Data:
             hold_out: hold some of them out.
             are_whole: a batch is one sample, whatever its tensors look like.
             sample_bytes: what the largest tensor of the model takes for one sample; 0 where that is not known.
+            model: whose inputs the batches are; None: they cannot be iterated over before something feeds them.
         """
+        self._model = model
         # What a generator gave is gone: what was kept of it stays, and what was held out stays held out.
         self.team, self.is_unmerged = None, False
         if self._was_read and self._samples.learned and iter(self.batches) is self.batches:
@@ -124,13 +134,18 @@ class Data:
     def feed(self, gm: GraphModule, description: str = "Running the model") -> None:
         """Run ``gm`` on all batches but the samples held out, one batch at a time, without gradients.
 
-        A second call reads the batches again, or what was kept of a generator.
+        Where samples are kept a second call runs it on those. Where all passes only stream it reads the batches again.
 
         Raises:
-            CalibrationError: there is no batch, or a quantizer saw NaN or infinity.
+            CalibrationError: there is no batch, a generator is used up, or a quantizer saw NaN or infinity.
             InputError: a batch does not fit the model.
         """
-        if not self._was_read:
+        if self._was_read and not self.keeps_samples and iter(self.batches) is self.batches:
+            raise CalibrationError(
+                "an iterator was read by an earlier pass, and nothing of it was kept: give batches that can be read "
+                "again (a list, a DataLoader), or let a pass declare streams = False, so that samples are kept"
+            )
+        if not self._was_read or not self.keeps_samples:
             self._read(gm, description, runs=True)
             return
         with torch.no_grad():
@@ -141,12 +156,13 @@ class Data:
         """Yield (args, kwargs) of the samples that were kept to learn from, batch by batch, as often as asked.
 
         Raises:
-            CalibrationError: none were kept: no pass of the run needs them again.
+            CalibrationError: none are kept: no pass of the run needs them again.
         """
-        if not self._was_read or not self._samples.learned:
+        if not self._was_read and self.keeps_samples and self._model is not None:
+            self.kept(self._model)
+        if not self._samples.learned:
             raise CalibrationError(
-                "no samples were kept: they are where a pass of the recipe (without streams = True) needs them again, "
-                "once observe_ranges has read the batches"
+                "no samples were kept: they are where a pass of the recipe declares streams = False (the default)"
             )
         return iter(self._samples.learned)
 

@@ -71,6 +71,33 @@ class StreamsAndSets(fxq.Pass):
         rw.set_bias("fc", torch.zeros(10), "why not")
 
 
+@fxq.register_pass("test_counts_samples")
+@dataclass(frozen=True)
+class CountsSamples(fxq.Pass):
+    """Shows the batches to a statistic of its own."""
+
+    stage = fxq.Stage.CALIBRATED
+    streams: ClassVar[bool] = True
+    seen: ClassVar[list[int]] = []
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        hook = rw.gm.register_forward_pre_hook(lambda module, inputs: self.seen.append(len(inputs[0])))
+        rw.data.feed(rw.gm)
+        hook.remove()
+
+
+@fxq.register_pass("test_looks_at_samples")
+@dataclass(frozen=True)
+class LooksAtSamples(fxq.Pass):
+    """Goes over the kept samples before anything else has read the batches."""
+
+    stage = fxq.Stage.CALIBRATED
+    seen: ClassVar[list[int]] = []
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        self.seen[:] = [len(args[0]) for args, _ in rw.data]
+
+
 def prepared(recipe: fxq.Recipe = TRT) -> GraphModule:
     return fxq.prepare(residual(), images(2), recipe)
 
@@ -320,6 +347,24 @@ def test_a_pass_that_declares_to_stream_is_held_to_it(asks: bool) -> None:
     gm = prepared(TRT.with_pass("test_streams_and_sets", asks=asks))
     with pytest.raises(fxq.PassError, match="'test_streams_and_sets' declares streams = True"):
         fxq.calibrate(gm, DATA.split(8))
+
+
+def test_a_second_pass_that_streams_reads_the_batches_again_but_not_those_of_an_iterator() -> None:
+    gm = prepared(TRT.with_pass("test_counts_samples"))
+    CountsSamples.seen.clear()
+    fxq.calibrate(gm, DATA.split(8))
+    assert CountsSamples.seen == [8, 8, 8, 8]
+    with pytest.raises(
+        fxq.CalibrationError, match="an iterator was read by an earlier pass, and nothing of it was kept"
+    ):
+        fxq.calibrate(gm, iter(DATA.split(8)))
+
+
+def test_samples_can_be_gone_over_before_anything_has_read_the_batches() -> None:
+    recipe = fxq.recipe("dynamic").with_pass("test_looks_at_samples")
+    gm = fxq.prepare(torch.nn.Sequential(torch.nn.Linear(8, 4)).eval(), torch.randn(2, 8), recipe)
+    fxq.calibrate(gm, [torch.randn(8, 8), torch.randn(4, 8)])
+    assert LooksAtSamples.seen == [8, 4]
 
 
 def test_a_recipe_without_passes_for_its_observers_is_refused() -> None:

@@ -90,7 +90,7 @@ def _improve(
         return CalibrationReport((), (note,)), state, DataStage()
     own = Data(calls, _feed, data.max_samples, data.held_out, progress=False)
     record = state.record.copy(without={step.name for step in passes})
-    own.begin(keep=True, hold_out=any(step.improves for step in passes))
+    own.begin(keep=True, hold_out=any(step.improves for step in passes), model=gm)
     own.kept(gm)
     stage = DataStage(own, copied_weights(gm))
     report = run_calibrated_passes(gm, passes, state.settings, record, stage, begins=False)
