@@ -22,6 +22,7 @@ from fxq.graph.observers import empty_ranges, measured_quantizers, widen_observe
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
+from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
 from fxq.pipeline import run_passes
 from fxq.record import Entry, Record
@@ -170,10 +171,18 @@ def _fit_stale(gm: GraphModule, step: Pass, record: Record, stage: DataStage, ch
 
 
 def _check_finite(gm: GraphModule, step: Pass) -> None:
-    """Refuse weights that a pass wrote NaN or infinity into, past ``rw.set_weight``, which looks."""
+    """Refuse NaN and infinity that a pass wrote past ``rw.set_weight`` and ``quantizer.amax = ...``, which look."""
     for path, parameter in gm.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise PassError(f"after pass {step.name!r} the parameter {path!r} holds NaN or infinity")
+    for path, quantizer in gm.named_modules():
+        if isinstance(quantizer, TensorQuantizer) and quantizer.has_range:
+            low, high = quantizer.range
+            if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
+                raise PassError(
+                    f"after pass {step.name!r} the range of quantizer {path!r} is negative or not finite: assign "
+                    "ranges (quantizer.amax = ..., or quantizer.range = (low, high)), which are looked at then"
+                )
 
 
 def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge", took_in: bool) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
     broken = set(find_problems(gm, passes[0].stage, settings.qat)) if passes else set()
     idle = set(idle_quantizers(gm).values()) if passes and passes[0].stage <= Stage.PREPARED else None
     for step in passes:
-        switched_on = _switched_on(gm) if step.stage in (Stage.CALIBRATED, Stage.FROZEN) else {}
+        had = _quantizing(gm) if step.stage in (Stage.CALIBRATED, Stage.FROZEN) else {}
         if numbers is not None:
             numbers.before(gm, step)
         before, start, entries = _structure(gm), time.perf_counter(), len(record.entries)
@@ -63,7 +63,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
             gm.recompile()
         if idle is not None:
             idle = _check_none_idle(gm, step, idle)
-        _check_still_on(step, switched_on)
+        _check_still_quantizing(step, had)
         if numbers is not None:
             numbers.after(gm, step)
         changed = len(record.entries) - entries
@@ -104,18 +104,25 @@ def _check_none_idle(gm: GraphModule, step: Pass, before: set[TensorQuantizer]) 
     return set(found.values())
 
 
-def _switched_on(gm: GraphModule) -> dict[str, TensorQuantizer]:
+def _quantizing(gm: GraphModule) -> dict[str, tuple[TensorQuantizer, bool]]:
+    """Return the quantizers that are on, by path, and whether they have a range."""
     found = {path: module for path, module in gm.named_modules() if isinstance(module, TensorQuantizer)}
-    return {path: module for path, module in found.items() if module.is_enabled and module.is_quant_enabled}
+    return {path: (one, one.has_range) for path, one in found.items() if one.is_enabled and one.is_quant_enabled}
 
 
-def _check_still_on(step: Pass, before: dict[str, TensorQuantizer]) -> None:
-    """Refuse a pass that switches off what was planned: explain would have no reason for it, and the file be float."""
-    off = [path for path, quantizer in before.items() if not (quantizer.is_enabled and quantizer.is_quant_enabled)]
+def _check_still_quantizing(step: Pass, before: dict[str, tuple[TensorQuantizer, bool]]) -> None:
+    """Refuse a pass that switches off what was planned, or takes its range: nobody would know why."""
+    off = [path for path, (found, _) in before.items() if not (found.is_enabled and found.is_quant_enabled)]
     if off:
         raise PassError(
             f"{describe_pass(step)} switches quantizers off: {summary(off)}. Leave in float what is not to be "
             "quantized while it is planned: by a rule of the recipe with None, or by rw.drop_plan"
+        )
+    without = [path for path, (found, had_range) in before.items() if had_range and not found.has_range]
+    if without:
+        raise PassError(
+            f"{describe_pass(step)} takes the ranges of quantizers: {summary(without)}. Give them others "
+            "(quantizer.amax = ..., or quantizer.range = (low, high)), or let the pass run before fit_ranges"
         )
 
 

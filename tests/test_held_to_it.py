@@ -74,6 +74,47 @@ def test_not_a_number_in_a_weight_is_refused_and_the_weights_are_as_before() -> 
     assert PoisonsWeights.seen == [(4, 6), (4, 6)]  # rw.data can be iterated over
 
 
+class PoisonsRange(fxq.Pass):
+    """Writes into a range itself, past the assignment, which would refuse it."""
+
+    stage = fxq.Stage.CALIBRATED
+    name = "poisons_range"
+    value: ClassVar[float] = 0.0
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        rw.gm.get_submodule("0_input_quantizer").amax.fill_(self.value)
+
+
+class TakesRange(fxq.Pass):
+    stage = fxq.Stage.CALIBRATED
+    name = "takes_range"
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        rw.gm.get_submodule("0_input_quantizer").reset_amax()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1.0])
+def test_a_range_that_is_none_is_refused_and_the_ranges_are_as_before(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PoisonsRange, "value", value)
+    fxq.register_pass("poisons_range")(PoisonsRange)
+    gm = fxq.prepare(model(), X, fxq.recipe("tensorrt").with_pass("poisons_range"))
+    message = r"after pass 'poisons_range' the range of quantizer '0_input_quantizer' is negative or not finite: assign"
+    with pytest.raises(fxq.PassError, match=message):
+        fxq.calibrate(gm, [X], progress=False)
+    assert not gm.get_submodule("0_input_quantizer").has_range
+
+
+def test_a_pass_that_takes_a_range_is_refused_by_name() -> None:
+    fxq.register_pass("takes_range")(TakesRange)
+    gm = fxq.prepare(model(), X, fxq.recipe("tensorrt").with_pass("takes_range"))
+    with pytest.raises(
+        fxq.PassError, match=r"'takes_range' .* takes the ranges of quantizers: 0_input_quantizer\. Give"
+    ):
+        fxq.calibrate(gm, [X], progress=False)
+
+
 def test_a_pass_with_data_that_never_ran_is_told_of() -> None:
     gm = fxq.prepare(model(), X, fxq.recipe("dynamic").with_pass("correct_bias"))
     with pytest.warns(UserWarning, match="correct_bias did not run: call fxq.calibrate"):

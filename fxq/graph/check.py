@@ -72,7 +72,7 @@ def _structure(gm: GraphModule) -> Iterator[str]:
     try:
         gm.graph.lint()
     except (RuntimeError, ValueError) as error:
-        yield str(error)
+        yield str(error).partition("\n")[0]  # behind it comes the whole graph
         return
     for node in gm.graph.nodes:
         if not (node.users or has_effect(node) or writes_in_place(node)):

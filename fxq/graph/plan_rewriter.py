@@ -56,8 +56,11 @@ class PlanRewriter:
     def plan_input(self, node: Node, position: int, descriptor: QuantDescriptor, why: str, role: str = "input") -> None:
         """Plan a quantizer on the node argument of ``node`` at ``position`` (see Edge). Roles: see Plan."""
         edges = input_edges(node)
-        if not 0 <= position < len(edges):
-            raise PassError(f"pass {self.pass_name!r}: node {node.name!r} has {len(edges)} inputs, no input {position}")
+        if not isinstance(position, int) or not 0 <= position < len(edges):
+            raise PassError(
+                f"pass {self.pass_name!r}: node {node.name!r} has {len(edges)} inputs, counted from 0, no input "
+                f"{position!r}; what its module holds, such as a weight, is planned by rw.plan_inside"
+            )
         if self._is_overwritten(node, edges[position].producer):
             return
         self._plan(node, plans.Plan(position, descriptor, role, self.pass_name, why))

@@ -142,7 +142,11 @@ WRONG: dict[str, tuple[Wanted, str]] = {
     ),
     "input of a layer": (("conv", "input", INT8), "no such tensor to quantize; it has weight"),
     "a function": (("tanh", "weight", INT8), "'tanh': it calls no module; plan an input of it, or its output"),
-    "no such input": (("conv", 3, INT8), "node 'conv' has 1 inputs, no input 3"),
+    "no such input": (("conv", 3, INT8), "node 'conv' has 1 inputs, counted from 0, no input 3"),
+    "an input that is no number": (
+        ("conv", None, INT8),  # type: ignore[dict-item]  # the mistake under test
+        "no input None; what its module holds, such as a weight, is planned by rw.plan_inside",
+    ),
 }
 
 
