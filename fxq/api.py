@@ -128,7 +128,8 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         CalibrationError: quantizers have no range; their module paths are listed.
         PassError: a quantized module has forward hooks, which would be lost; or the result computes something else
             than ``prepared``; the pass is named. Compared on the example
-            inputs of ``prepare``, if it got any: after each pass if it was asked to verify, else at the end.
+            inputs of ``prepare``, or else on samples of calibration: after each pass if ``prepare`` was asked to
+            verify, else at the end.
         TraceError: on the samples the traced graph computes something else than the original model.
         InputError: the prepared model does not run on these inputs.
         StageError: this is not a prepared model.

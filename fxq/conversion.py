@@ -17,7 +17,6 @@ from fxq.graph.moved import follow_move
 from fxq.graph.observers import empty_ranges, measured_quantizers
 from fxq.graph.range_watch import check_ranges, stop_watching
 from fxq.graph.stored import fit_weights, weight_quantizers
-from fxq.graph.streams import by_placeholder
 from fxq.graph.training import settle_modes
 from fxq.nn import TensorQuantizer
 from fxq.number_check import NumberCheck
@@ -57,12 +56,11 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
 
 def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any, ...] | None]:
     """Return a copy in eval mode, and inputs to run it on, where the model is now; None where there are none."""
-    gm, inputs = copy_graph(prepared).eval(), state.settings.example_inputs
-    if inputs is None and state.compared is not None:
-        inputs = tuple(by_placeholder(gm, state.compared.inputs[0]).values())
+    gm = copy_graph(prepared).eval()
     settle_modes(gm)
     for _, graph in graphs_in(gm):
         stop_watching(graph)
+    inputs = state.known_inputs(gm)
     moved = follow_move(gm, inputs or ())
     return gm, None if inputs is None else moved
 

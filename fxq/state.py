@@ -12,6 +12,7 @@ from fxq.explanation import Explanation
 from fxq.float_reference import ComparedInputs, FloatReference
 from fxq.graph.settings import Settings
 from fxq.graph.size_decisions import SizeDecisions
+from fxq.graph.streams import by_placeholder
 from fxq.graph.weight_changes import WeightChanges
 from fxq.islands.layout import Islands
 from fxq.original import Original
@@ -62,6 +63,13 @@ class State:
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":
         """Nothing in it is ever modified but the record."""
         return replace(self, record=self.record.copy())
+
+    def known_inputs(self, gm: GraphModule) -> tuple[Any, ...] | None:
+        """Return positional inputs that ``gm`` ran on: the example inputs, or else samples of calibration."""
+        if self.settings.example_inputs is not None:
+            return self.settings.example_inputs
+        kept = self.compared or self.reference
+        return None if kept is None else tuple(by_placeholder(gm, kept.inputs[0]).values())
 
     def at(self, stage: Stage) -> "State":
         """Return the state at another stage."""

@@ -42,6 +42,7 @@ def to_integer(converted: GraphModule) -> GraphModule:
     Raises:
         GraphError: an operation between quantizers has no integer form, or codes are not 8-bit integers; names the
             node, its module, its line in the model's code, and the operations that have one.
+        PassError: an integer form of a plugin failed, or returned no node; names the form and the node.
         StageError: this is not a converted model, or one with islands.
     """
     state = require_state(converted, Stage.LOWERED, "to_integer")
@@ -154,8 +155,8 @@ def _erase_dead(rw: Rewriter, touched: Mapping[Node, None]) -> None:
 
 
 def _check_numbers(converted: GraphModule, gm: GraphModule, state: State) -> None:
-    """Compare with the model that was converted, on the example inputs, as export compares a runtime's integers."""
-    inputs = state.settings.example_inputs
+    """Compare with the model that was converted, as export compares a runtime's integers."""
+    inputs = state.known_inputs(converted)
     if inputs is None:
         return
     expected = named_outputs(converted, inputs)

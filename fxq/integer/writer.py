@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxq.errors import GraphError
+from fxq.errors import FxqError, GraphError, PassError
 from fxq.graph import Rewriter, free_path, kind, module_path
 from fxq.graph.kinds import produces_values
 from fxq.graph.source_lines import line_of
@@ -64,7 +64,9 @@ class Writer:
             GraphError: it, or what it reads, has no integer form.
         """
         if (node, grid) not in self._codes:
-            found = self._given(node, grid) if node in self.grids else self._form(node).codes(self, node, grid)
+            found = self._given(node, grid) if node in self.grids else self._written(node, "codes", grid)
+            if not isinstance(found, Node):
+                raise _misled(self._form(node), "codes", node, f"returned {found!r}, and not the node that it inserted")
             self._codes[node, grid] = found
             self.alike.setdefault(node, found)
         return self._codes[node, grid]
@@ -86,7 +88,7 @@ class Writer:
                         f"to_integer: {described(node)} is read by what adds up integers, and no quantizer makes "
                         "integers of its result; let the recipe quantize its output, as 'onnxruntime' does"
                     )
-                found = tuple(form.terms(self, node))
+                found = tuple(self._written(node, "terms"))
             self._terms[node] = found
             if found:
                 self.alike.setdefault(node, found[0].node)
@@ -202,6 +204,16 @@ class Writer:
             return _source(node)
         return self.table(_source(node), own, node, grid, lambda values: values)
 
+    def _written(self, node: Node, method: str, *arguments: Any) -> Any:
+        """Let the form of ``node`` write it. A plugin's may fail in any way, sys.exit too: say which one it was."""
+        form = self._form(node)
+        try:
+            return getattr(form, method)(self, node, *arguments)
+        except (FxqError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise _misled(form, method, node, f"failed: {type(error).__name__}: {error}") from error
+
     def _form(self, node: Node) -> Any:
         found = kind_of(node)
         form = find_integer_form(found)
@@ -227,6 +239,11 @@ class Writer:
 def described(node: Node) -> str:
     """Return a node in words: its name, its module, and the line of the model's code."""
     return f"node {node.name!r} ({module_path(node) or 'the model itself'}; {line_of(node)})"
+
+
+def _misled(form: Any, method: str, node: Node, what: str) -> PassError:
+    kind = type(form)
+    return PassError(f"to_integer: {kind.__module__}.{kind.__qualname__}.{method} of {described(node)} {what}")
 
 
 def in_dtype(value: Any, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 import fxq
-from fxq.registry import find_integer_form, tables
+from fxq.registry import find_integer_form, load_plugins, tables
 
 
 class Mirrored(nn.Module):
@@ -33,6 +33,7 @@ class IntegerMirror:
 
 @pytest.fixture(autouse=True)
 def _forgotten_afterwards() -> Iterator[None]:
+    load_plugins()
     before = tables.snapshot()
     fxq.register_kind("test_mirrored", Mirrored)
     yield
@@ -53,6 +54,45 @@ def test_an_operation_gets_a_form_from_outside() -> None:
     integer = fxq.to_integer(qdq)
     assert float((integer(x) - qdq(x)).abs().max()) < 1.5 * step_of(qdq)
     assert any(node.target is torch.flip for node in integer.graph.nodes)
+
+
+class FailingMirror(IntegerMirror):
+    def codes(self, writer: fxq.integer.Writer, node: Node, grid: fxq.integer.Grid) -> Node:
+        raise KeyError("flip")
+
+
+class ForgetfulMirror(IntegerMirror):
+    def codes(self, writer: fxq.integer.Writer, node: Node, grid: fxq.integer.Grid) -> Node:
+        super().codes(writer, node, grid)  # and no return
+
+
+class WrongMirror(IntegerMirror):
+    """Forgets to mirror."""
+
+    def codes(self, writer: fxq.integer.Writer, node: Node, grid: fxq.integer.Grid) -> Node:
+        return writer.codes(node.all_input_nodes[0], grid)
+
+
+@pytest.mark.parametrize(
+    ("form", "what"),
+    [(FailingMirror, "failed: KeyError: 'flip'"), (ForgetfulMirror, "returned None, and not the node")],
+)
+def test_a_form_that_fails_is_named_with_the_node(form: type[IntegerMirror], what: str) -> None:
+    qdq, _ = converted_mirror()
+    fxq.integer_form("test_mirrored")(form)
+    with pytest.raises(fxq.PassError, match=rf"^to_integer: .*{form.__name__}\.codes of node '.*{what}"):
+        fxq.to_integer(qdq)
+
+
+@pytest.mark.parametrize("is_given", [True, False], ids=["example inputs", "calibration samples"])
+def test_a_form_that_computes_something_else_is_found_out(is_given: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6)
+    prepared = fxq.prepare(Between(Mirrored(), 4).eval(), x if is_given else None, "onnxruntime")
+    fxq.calibrate(prepared, [x], progress=False)
+    fxq.integer_form("test_mirrored")(WrongMirror)
+    with pytest.raises(fxq.GraphError, match="the integers compute another 'output' than the converted model"):
+        fxq.to_integer(fxq.convert(prepared))
 
 
 def test_the_same_class_defined_again_takes_its_place() -> None:
