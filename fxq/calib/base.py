@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxq.calib.state import OPTION, as_tensor, check_names, stored_options
-from fxq.errors import CalibrationError
+from fxq.errors import CalibrationError, FxqError
 from fxq.quant.descriptor import QuantDescriptor
 
 
@@ -138,7 +138,10 @@ class Calibrator(ABC):
                     f"this state is of a {cls.__name__} with {name}={stored.get(name, 'no such option')}, and {name}="
                     f"{value} was asked for: make both alike"
                 )
-        calibrator = cls(**stored)
+        try:
+            calibrator = cls(**stored)
+        except (FxqError, TypeError) as error:
+            raise CalibrationError(f"this state has options that no {cls.__name__} has: {error}") from error
         observed = {name: tensor for name, tensor in state.items() if not name.startswith(OPTION)}
         check_names(observed, calibrator._observed(), cls.__name__)
         calibrator._restore({name: tensor.detach().clone() for name, tensor in observed.items()})

@@ -19,8 +19,8 @@ from fxq.calib.base import Calibrator, not_finite_error
 from fxq.calib.bins import Bins
 from fxq.calib.minmax import flat_view
 from fxq.calib.state import check_tensor
-from fxq.errors import CalibrationError, DescriptorError
-from fxq.quant.registry import find_fit
+from fxq.errors import CalibrationError, DescriptorError, FxqError
+from fxq.quant.registry import Fit, find_fit
 
 DEFAULT_METHOD = "percentile"
 MAX_NUM_BINS = 2**16
@@ -77,8 +77,10 @@ class HistogramCalibrator(Calibrator):
             raise DescriptorError(
                 f"a histogram is per tensor, got axis={axis}: use axis=None, or a MaxCalibrator per channel"
             )
-        if not 2 <= num_bins <= MAX_NUM_BINS:
+        if not isinstance(num_bins, int) or not 2 <= num_bins <= MAX_NUM_BINS:
             raise DescriptorError(f"num_bins must be from 2 to {MAX_NUM_BINS}, got {num_bins}")
+        if not isinstance(skip_zeros, bool):
+            raise DescriptorError(f"skip_zeros must be True or False, got {skip_zeros!r}")
         self.num_bins = num_bins
         self.skip_zeros = skip_zeros
         self.reset()
@@ -133,18 +135,18 @@ class HistogramCalibrator(Calibrator):
             CalibrationError: there is no such method, it has no such option, or it finds no range.
             RangeError: an option is out of range.
         """
-        fit = find_fit(method or DEFAULT_METHOD)
+        name = method or DEFAULT_METHOD
+        fit = find_fit(name)
         known = list(inspect.signature(fit).parameters)[1:]
         for option in options:
             if option not in known:
                 raise CalibrationError(
-                    f"method {method or DEFAULT_METHOD!r} has no option {option!r}; its options: "
-                    f"{', '.join(known) or 'none'}"
+                    f"method {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}"
                 )
         if not self._has_seen:
             return None
         histogram = self._histogram()
-        low, high = (0.0, 0.0) if histogram is None else fit(histogram, **options)
+        low, high = (0.0, 0.0) if histogram is None else _found_by(name, fit, histogram, options)
         as_tensor = torch.tensor((low, high), dtype=torch.float32, device=self._device)
         return self._bounds(as_tensor[0], as_tensor[1])
 
@@ -195,6 +197,33 @@ class HistogramCalibrator(Calibrator):
 
     def _seen(self) -> str:
         return f"saw {self._low:.4g} to {self._high:.4g}" if self._has_seen else "saw nothing"
+
+
+def _found_by(name: str, fit: Fit, histogram: Histogram, options: Mapping[str, Any]) -> tuple[float, float]:
+    """Return low and high by a method, which may be anybody's.
+
+    Raises:
+        CalibrationError: it fails, or returns no range.
+    """
+    try:
+        found = fit(histogram, **options)
+    except (FxqError, TypeError):  # TypeError: an option of another type
+        raise
+    except Exception as error:
+        raise CalibrationError(f"method {name!r} failed: {type(error).__name__}: {error}") from error
+    try:
+        low, high = map(float, found)
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"method {name!r} returned {found!r}; it must return two numbers, low and high"
+        ) from error
+    least = 0.0 if histogram.symmetric else low
+    if not (math.isfinite(low) and least <= high < math.inf):
+        wanted = "high, which is amax, must not be negative" if histogram.symmetric else "low must not exceed high"
+        raise CalibrationError(
+            f"method {name!r} returned low {low:g} and high {high:g}: both must be finite, and {wanted}"
+        )
+    return low, high
 
 
 def finite_extremes(values: Tensor) -> tuple[float, float]:

@@ -26,12 +26,14 @@ def register_fit(name: str) -> Callable[[FitType], FitType]:
     of a symmetric histogram high is amax, and low is not looked at.
 
     Raises:
-        PluginError: the name is taken by another function, or is none.
+        PluginError: the name is taken by another function, or is none, or what is decorated is no function.
     """
     if not isinstance(name, str) or not name.replace("_", "").isalnum() or name != name.lower():
         raise PluginError(f'a calibration method is registered under a name such as "median", got {name!r}')
 
     def register(fit: FitType) -> FitType:
+        if not callable(fit):
+            raise PluginError(f"the calibration method {name!r} is no function, but {fit!r}")
         taken = _fits.get(name)
         # The same definition again is a notebook cell or a module that ran twice.
         if taken is not None and _where(taken) != _where(fit):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,44 @@ def test_a_method_that_is_taken_or_has_no_name_is_refused() -> None:
     fxq.register_fit("share_of_mass")(fit_share_of_mass)  # a notebook cell that runs twice
     with pytest.raises(PluginError, match="registered under a name"):
         fxq.register_fit(fit_share_of_mass)  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(PluginError, match="'number' is no function, but 3"):
+        fxq.register_fit("number")(3)  # type: ignore[type-var]  # as well
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "returned None; it must return two numbers, low and high"),
+    "three numbers": ((1.0, 2.0, 3.0), r"returned \(1.0, 2.0, 3.0\); it must return two numbers"),
+    "a text": ("ab", "returned 'ab'; it must return two numbers"),
+    "not a number": ((0.0, float("nan")), "returned low 0 and high nan: both must be finite"),
+    "an infinite low": ((float("-inf"), 1.0), "returned low -inf and high 1: both must be finite"),
+    "a negative amax": (
+        (0.0, -1.0),
+        "returned low 0 and high -1: both must be finite, and high, which is amax, must not",
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_range_is_refused_by_the_names_of_method_and_quantizer(found: Any, message: str) -> None:
+    fxq.register_fit("odd")(lambda histogram: found)
+    with pytest.raises(CalibrationError, match=rf"quantizer '0_input_quantizer': method 'odd' {message}"):
+        fxq.calibrate(prepared("odd"), [batch()], progress=False)
+
+
+def test_a_range_upside_down_is_refused_where_it_is_affine() -> None:
+    fxq.register_fit("odd")(lambda histogram: (5.0, 1.0))
+    calibrator = HistogramCalibrator(symmetric=False)
+    calibrator.observe(batch())
+    with pytest.raises(
+        CalibrationError, match="returned low 5 and high 1: both must be finite, and low must not exceed"
+    ):
+        calibrator.fit("odd")
+
+
+def test_a_method_that_fails_is_named() -> None:
+    fxq.register_fit("odd")(lambda histogram: 1 / 0)
+    with pytest.raises(CalibrationError, match="'0_input_quantizer': method 'odd' failed: ZeroDivisionError: division"):
+        fxq.calibrate(prepared("odd"), [batch()], progress=False)
 
 
 def test_a_name_that_no_method_has_is_refused_wherever_it_is_given() -> None:

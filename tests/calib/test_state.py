@@ -92,6 +92,12 @@ def test_a_state_of_another_kind_is_refused() -> None:
         ("affine histogram", {"low": torch.zeros(1)}, r"'low'.*shape \(1,\), expected torch.float32 of shape \(\)"),
         ("affine histogram", {"low": torch.tensor(9.0)}, "'low' and 'high'.*that is no range"),
         ("affine histogram", {"high": torch.tensor(torch.nan)}, "'low' and 'high'.*that is no range"),
+        (
+            "affine histogram",
+            {"option.num_bins": torch.ones(3)},
+            "options that no HistogramCalibrator has: num_bins must",
+        ),
+        ("affine histogram", {"option.skip_zeros": torch.ones(())}, "skip_zeros must be True or False, got 1.0"),
         ("float8", {"low": torch.zeros(2)}, "'low'"),
         ("max", {"low": torch.zeros(3), "high": torch.zeros(3)}, r"'low'.*expected torch.float32 of shape \(\)"),
         ("max", {"amaxs": torch.zeros(3, 2)}, r"'amaxs'.*expected torch.float32 of shape \(3,\)"),
