@@ -11,7 +11,7 @@ from fxq.errors import StageError
 from fxq.explanation import Explanation, NodeExplanation, QuantizedTensor
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import is_quantizer, rule_path, tensor_edges
-from fxq.graph.plan import Plan, inserted_for, planned_input, plans_by_module
+from fxq.graph.plan import Plan, inserted_for, planned_input, planned_output, plans_by_module
 from fxq.islands.explanation import explain_islands
 from fxq.nn import InputQuantized, Quantized, TensorQuantizer
 from fxq.nn.quantized import quantizer_name
@@ -149,6 +149,9 @@ def _why_not(node: Node, state: State) -> str:
         return "only moves data, and needs no quantizer of its own"
     if found in state.settings.target.fused_activations:
         return f"{target} computes it in the epilogue of the operation before it"
+    output = planned_output(node)
+    if output is not None:
+        return f"reads floats, and its output is quantized where it is read: {output.why} ({output.pass_name})"
     if _is_opaque(node):
         return "torch.fx.wrap makes it one operation, whose products and weights the compiler does not see"
     value = node.meta.get("val")

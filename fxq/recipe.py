@@ -137,6 +137,7 @@ class Recipe:
         """Return a copy with other options for one of its passes."""
         index = self._index_of(name)
         spec = PassSpec(name, tuple({**dict(self.passes[index].options), **options}.items()))
+        spec.create()  # an option that does not exist is an error here already
         return self.replace(passes=(*self.passes[:index], spec, *self.passes[index + 1 :]))
 
     def with_accuracy(self, level: str) -> Self:

@@ -31,6 +31,16 @@ def test_every_operation_has_a_row_with_tensors_or_a_reason(calibrated: GraphMod
     assert all(bool(node.reason) != node.is_quantized for node in explanation.nodes)
 
 
+def test_an_operation_whose_output_alone_is_quantized_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 4)).eval()
+    softmax = fxq.explain(fxq.prepare(model, torch.zeros(2, 4), "onnxruntime"))["1"]
+    assert not softmax.is_quantized
+    assert softmax.reason == (
+        "reads floats, and its output is quantized where it is read: onnxruntime runs softmax with a quantized output "
+        "(plan_ops)"
+    )
+
+
 def test_a_quantized_layer_says_how_by_which_pass_and_why(calibrated: GraphModule) -> None:
     conv = fxq.explain(calibrated)["conv1"]
     source, weight = conv.quantized

@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fxq.errors import TargetError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from fxq.targets.target import Target
 
 _FIRST_OPSET, _LAST_OPSET = 13, 28
+# As ONNX writes them in lower case.
+_DTYPES = ("int4", "uint4", "int8", "uint8", "int16", "uint16", "float8e4m3fn")
 
 
 def check_target(target: "Target") -> None:
@@ -67,6 +70,12 @@ def _check_file(file: FileRules, where: str) -> None:
             close = difflib.get_close_matches(str(operator), operators, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(operators)}"
             raise TargetError(f"{where}.weight_axes: no operator {operator!r} has a per-channel weight; {hint}")
+    for name in ("activation_dtypes", "slow_activation_dtypes", "weight_dtypes"):
+        for dtype in getattr(file, name):
+            if dtype not in _DTYPES:
+                close = difflib.get_close_matches(dtype, _DTYPES, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_DTYPES)}"
+                raise TargetError(f"{where}.{name}: no codes are {dtype!r}; {hint}")
     if not _FIRST_OPSET <= file.minimum_opset <= _LAST_OPSET:
         raise TargetError(
             f"{where}.minimum_opset must be an ONNX opset that has QuantizeLinear per axis, {_FIRST_OPSET} to "
@@ -84,9 +93,20 @@ def _check_kinds(words: Any, where: str) -> None:
 def _check_defaults(target: "Target", where: str) -> None:
     if target.activation is not None:
         _check_descriptor(target.activation, f"{where}: activation", "a QuantDescriptor, or None for float")
-        target.check_activation(target.activation, f"{where}: activation")
+        with _offering_formats():
+            target.check_activation(target.activation, f"{where}: activation")
     _check_descriptor(target.weight, f"{where}: weight", "a QuantDescriptor")
-    target.check_weight(target.weight, f"{where}: weight", min(target.formats.block_kinds, default="linear"))
+    with _offering_formats():
+        target.check_weight(target.weight, f"{where}: weight", min(target.formats.block_kinds, default="linear"))
+
+
+@contextmanager
+def _offering_formats() -> Iterator[None]:
+    """Say to the author of a target, too, where it says what it can."""
+    try:
+        yield
+    except TargetError as error:
+        raise TargetError(f"{error}. If the runtime has it, say so in the target's formats and file") from error
 
 
 def _check_descriptor(given: Any, where: str, expected: str) -> None:
@@ -135,15 +155,18 @@ def _check_slot(target: "Target", row: OpRule, slot: str, given: bool | QuantDes
     if slot == "weight":
         without = [kind for kind in row.kinds if kind in BUILT_IN_KINDS - WEIGHTED_KINDS]
         if without:
-            raise TargetError(f"{where}: {without[0]!r} stores no weight; those that do: {', '.join(WEIGHTED_KINDS)}")
+            raise TargetError(
+                f"{where}: {without[0]!r} stores no weight; those that do: {', '.join(sorted(WEIGHTED_KINDS))}"
+            )
     elif target.activation is None:
         raise TargetError(f"{where}: the target leaves activations in float; give it an activation descriptor")
     if isinstance(given, QuantDescriptor):
-        if slot == "weight":
-            for kind in row.kinds:
-                target.check_weight(given, where, kind)
-        else:
-            target.check_activation(given, where)
+        with _offering_formats():
+            if slot == "weight":
+                for kind in row.kinds:
+                    target.check_weight(given, where, kind)
+            else:
+                target.check_activation(given, where)
 
 
 def _check_agreement(target: "Target", where: str) -> None:

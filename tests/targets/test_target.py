@@ -141,7 +141,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a width that the formats lack": (
         lambda: Target("mine", (OpRule("conv", inputs=QuantDescriptor(num_bits=4)),)),
-        "ops[0].inputs: target 'mine' has no 4-bit activations; use num_bits=8",
+        "ops[0].inputs: target 'mine' has no 4-bit activations; use num_bits=8 or leave the module in float (a rule "
+        "with None). If the runtime has it, say so in the target's formats and file",
     ),
     "a default that the formats lack": (
         lambda: Target("mine", weight=QuantDescriptor(num_bits=4)),
@@ -161,6 +162,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a descriptor of another type": (lambda: Target("mine", weight="int8"), "weight must be a QuantDescriptor"),
     "file rules of another type": (lambda: Target("mine", file=3), "target 'mine': file must be a FileRules, got 3"),
+    "codes that do not exist": (
+        lambda: Target("mine", file=FileRules(weight_dtypes=("int8", "unt8"))),
+        "target 'mine': file.weight_dtypes: no codes are 'unt8'; did you mean 'uint8'?",
+    ),
     "an opset that does not exist": (
         lambda: Target("mine", file=FileRules(minimum_opset=99)),
         "file.minimum_opset must be an ONNX opset that has QuantizeLinear per axis, 13 to 28, got 99",
