@@ -20,10 +20,10 @@ from fxq import (
 )
 from fxq.graph import is_quantizer, module_of, stored_input
 from fxq.nn import InputQuantized, ManyQuantized, Quantized, WeightQuantized
-from fxq_passes.lowering import embedding, inline, recurrent  # noqa: F401 - they register what lowers modules
 from fxq_passes.lowering.bias_room import make_room
 from fxq_passes.lowering.products import erase_dynamic, lower_products
 from fxq_passes.lowering.qdq import Lowering, is_on
+from fxq_passes.lowering.recurrent import lower_float
 
 
 @register_pass("lower_to_qdq")
@@ -57,7 +57,7 @@ class LowerToQdq(Pass):
                 lowering.layer(node, layer)
             else:
                 _lower_input(lowering, node, layer)
-        recurrent.lower_float(lowering)
+        lower_float(lowering)
         erase_dynamic(lowering)
 
 

@@ -1,5 +1,7 @@
-"""The built-in integer forms, rows like those of plugins; importing them registers them."""
+"""The built-in integer forms, rows like those of plugins: each file in this folder registers its own."""
 
-from fxq.integer.forms import activations, averages, batch_norm, layers, moves, resize, sums, windows
+import importlib
+import pkgutil
 
-__all__ = ["activations", "averages", "batch_norm", "layers", "moves", "resize", "sums", "windows"]
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
