@@ -188,6 +188,19 @@ def test_a_pass_without_stage_a_class_that_is_none_and_a_bad_name_are_errors() -
         fxq.register_pass("Not A Name")(Negate)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"improves": True}, "of stage 'normalized' sets improves, which only passes with data have: declare stage"),
+        ({"streams": True}, "of stage 'normalized' sets streams, which"),
+        ({"stage": fxq.Stage.CALIBRATED, "streams": True, "improves": True}, "sets streams and improves: what streams"),
+    ],
+)
+def test_what_only_a_pass_with_data_can_be_is_refused_of_others(attributes: dict[str, object], message: str) -> None:
+    with pytest.raises(fxq.PluginError, match=message):
+        fxq.register_pass("test_says_too_much")(type("SaysTooMuch", (Negate,), attributes))
+
+
 @dataclass(frozen=True)
 class WithOptions(fxq.Pass):
     stage = fxq.Stage.NORMALIZED

@@ -112,8 +112,24 @@ def _check_pass_type(name: str, pass_type: Any) -> None:
             f"pass {name!r} ({full_name(pass_type)}) has the tolerance {pass_type.tolerance!r}: write "
             "`tolerance = fxq.EXACT`, fxq.ROUNDING, fxq.LSB(n) or fxq.ANY"
         )
+    _check_data_attributes(name, pass_type)
     if not name or not name.replace("_", "").isalnum() or name != name.lower():
         raise PluginError(f"pass name {name!r}: use lower-case words joined by underscores")
+
+
+def _check_data_attributes(name: str, pass_type: type[Pass]) -> None:
+    """Refuse what only a pass with data can be, of another one: it would mean nothing, in silence."""
+    said = [word for word in ("improves", "keeps_ranges", "streams") if getattr(pass_type, word)]
+    if said and pass_type.stage is not Stage.CALIBRATED:
+        raise PluginError(
+            f"pass {name!r} ({full_name(pass_type)}) of stage '{pass_type.stage}' sets {said[0]}, which only passes "
+            "with data have: declare stage = fxq.Stage.CALIBRATED, or leave it out"
+        )
+    if pass_type.streams and len(said) > 1:
+        raise PluginError(
+            f"pass {name!r} ({full_name(pass_type)}) sets streams and {said[0]}: what streams changes ranges alone, "
+            "and keeps no samples to be measured on; leave one of them out"
+        )
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -19,7 +19,6 @@ def test_a_runtime_tells_how_long_each_operation_takes(name: str, tmp_path: Path
     fxq.export_onnx(fxq.quantize(residual(), BATCHES, name, progress=False), path, dynamic_batch=False, check=False)
     times = get_runtime(name, threads=1).op_times(path, [np.asarray(images(2))], rounds=3)
     assert any(op.name.startswith("conv1/Conv") for op in times)
-    assert all(op.ms >= 0 for op in times)
     assert sum(op.ms for op in times) > 0
     with pytest.raises(InputError, match="the file wants"):
         get_runtime(name).op_times(path, [np.zeros(3, np.float32)])

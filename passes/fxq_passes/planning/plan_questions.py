@@ -127,7 +127,7 @@ def kept_in_float(rw: Rewriter) -> dict[Node, str]:
                 )
             elif reader in found:
                 found[node] = found[reader]
-        if kind(node) == "cat" and node not in found and not _is_read_in_integers(rw, node, found):
+        if kind(node) == "cat" and node not in found and not _may_be_read_in_integers(rw, node, found):
             found[node] = "nothing that reads it computes in integers, and in float its members keep their own ranges"
     return found | _scaled_in_float(rw)
 
@@ -152,12 +152,15 @@ def _has_no_integer_kernel(target: Target, word: str) -> bool:
     return word in ACTIVATIONS and word not in target.fused_activations and not target.quantizes_inputs(word)
 
 
-def _is_read_in_integers(rw: Rewriter, node: Node, in_float: Mapping[Node, str]) -> bool:
-    """Return whether the target computes in integers what reads ``node``, or reads what only moves or clamps it."""
+def _may_be_read_in_integers(rw: Rewriter, node: Node, in_float: Mapping[Node, str]) -> bool:
+    """Return whether the target computes in integers what reads ``node``, or reads what only moves or clamps it.
+
+    Nothing is planned yet; ``is_read_in_integers`` asks for plans.
+    """
     passing = MOVES_DATA | {"max_pool"} | rw.target.fused_activations
     for reader in node.users:
         if kind(reader) in passing:
-            if _is_read_in_integers(rw, reader, in_float):
+            if _may_be_read_in_integers(rw, reader, in_float):
                 return True
         elif rw.target.quantizes_inputs(kind(reader)) and reader not in in_float and rw.config(reader) is not None:
             return True
