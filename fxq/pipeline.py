@@ -54,7 +54,8 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
         if numbers is not None:
             numbers.before(gm, step)
         before, start, entries = _structure(gm), time.perf_counter(), len(record.entries)
-        _run(step, Rewriter(gm, settings, record, step.name or type(step).__name__, data_stage), previous)
+        rw = Rewriter(gm, settings, record, step.name or type(step).__name__, data_stage, step.stage)
+        _run(step, rw, previous)
         is_same = _structure(gm) == before
         if not is_same or len(record.entries) > entries or step is passes[-1]:
             broken = _check(gm, step, settings, previous, broken)

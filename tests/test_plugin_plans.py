@@ -65,6 +65,28 @@ def test_a_plugin_that_swaps_with_quantizers_off_is_refused_by_name(plugin: Any)
     assert "rw.plan_inside" in message
 
 
+@pytest.mark.parametrize("stage", [fxq.Stage.PREPARED, fxq.Stage.CALIBRATED, fxq.Stage.FROZEN], ids=str)
+def test_a_plan_that_comes_too_late_is_refused_with_the_stage_to_declare(stage: fxq.Stage) -> None:
+    class PlansLate(fxq.Pass):
+        name = "plans_late"
+
+        def run(self, rw: fxq.Rewriter) -> None:
+            for node in rw.nodes(lambda node: node.op == "call_module" and node.target == "1"):
+                rw.plan_output(node, rw.target.activation, why="a test")
+
+    PlansLate.stage = stage
+    load_plugins()
+    before = tables.snapshot()
+    try:
+        fxq.register_pass("plans_late")(PlansLate)
+        with pytest.raises(
+            fxq.PassError, match=rf"'plans_late' of stage '{stage}' plans for '_1'.*declare stage = fxq.Stage.PLANNED"
+        ):
+            fxq.quantize(model(), [X], fxq.recipe("tensorrt").with_pass("plans_late"), X, progress=False)
+    finally:
+        tables.restore(before)
+
+
 def test_a_quantizer_that_the_user_switched_off_is_no_fault_of_a_pass() -> None:
     layer = fxq.nn.QuantLinear(6, 3)
     layer.weight_quantizer.disable()

@@ -16,6 +16,7 @@ from fxq.nn import InputQuantized, Quantized, WeightQuantized, quantized_type
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.quant.qconfig import QConfig
 from fxq.record import Entry, Record
+from fxq.stage import Stage
 from fxq.targets.target import Target
 
 
@@ -26,12 +27,14 @@ class PlanRewriter:
         settings: what the run was asked for.
         record: where plans and reasons are written down.
         pass_name: whose hands these are.
+        stage: of the pass.
     """
 
     gm: GraphModule
     settings: Settings
     record: Record
     pass_name: str
+    stage: Stage | None
     _without_values: set[Node] | None = None  # once asked for, as the next: until an edit is noted
     _memory: Memory | None = None
 
@@ -94,6 +97,7 @@ class PlanRewriter:
 
     def drop_plan(self, node: Node, slot: int | str, reason: str) -> None:
         """Take a plan of ``node`` back, and say why."""
+        self._check_planning(node)
         plans.forget_plan(node, slot)
         self.skip(node, reason)
 
@@ -106,6 +110,7 @@ class PlanRewriter:
     def share_range(self, nodes: Iterable[Node], group: str, why: str) -> None:
         """Plan one range for the outputs of ``nodes``."""
         for node in nodes:
+            self._check_planning(node)
             if plans.note_group(node, group):
                 self._note("plan", node, f"shares the range of {group}: {why}")
 
@@ -120,7 +125,15 @@ class PlanRewriter:
             )
         return writer is not None
 
+    def _check_planning(self, node: Node) -> None:
+        if self.stage is not None and self.stage > Stage.PLANNED:
+            raise PassError(
+                f"pass {self.pass_name!r} of stage '{self.stage}' plans for {node.name!r}, and plans were carried out "
+                "before it: declare stage = fxq.Stage.PLANNED"
+            )
+
     def _plan(self, node: Node, plan: plans.Plan) -> None:
+        self._check_planning(node)
         where = f"{plan.slot!r} of {node.name!r}, planned by {self.pass_name!r}"
         if not isinstance(plan.descriptor, QuantDescriptor):
             raise PassError(f"{where}: a plan takes a fxq.QuantDescriptor, got {plan.descriptor!r}")

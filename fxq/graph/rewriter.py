@@ -20,6 +20,7 @@ from fxq.graph.settings import Settings
 from fxq.graph.value_rewriter import ValueRewriter
 from fxq.graph.written_out import WrittenOut
 from fxq.record import Record
+from fxq.stage import Stage
 
 
 class Rewriter(PlanRewriter, ValueRewriter):
@@ -31,6 +32,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
         record: where edits and reasons are written down.
         pass_name: whose hands these are.
         data_stage: what passes of the stage CALIBRATED have beside the graph; None for all others.
+        stage: of the pass; those behind PLANNED plan nothing, for nobody would carry it out. None: not held to it.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class Rewriter(PlanRewriter, ValueRewriter):
         record: Record,
         pass_name: str,
         data_stage: DataStage | None = None,
+        stage: Stage | None = None,
     ) -> None:
         super().__init__(gm, record, pass_name, data_stage)
         self.settings = settings
+        self.stage = stage
         self._calls: dict[str, list[Node]] | None = None  # of each module path, once asked for
 
     def nodes(self, question: Callable[[Node], bool] | None = None) -> list[Node]:
