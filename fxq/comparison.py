@@ -83,9 +83,9 @@ def compare(
     if state.stage is not Stage.LOWERED:
         check_calibrated(gm, "compare")
         fit_weights(gm, only_missing=True)
-    twin, weights = _float_twin(model, quantized, state)
-    run = _Run(gm, twin)
-    with torch.no_grad(), in_float(twin, weights):
+    float_gm, weights = _float_model(model, quantized, state)
+    run = _Run(gm, float_gm)
+    with torch.no_grad(), in_float(float_gm, weights):
         for index, inputs in data.stream(gm, "Comparing"):
             with naming_batch(gm, tuple(inputs.args) or inputs.kwargs, index):
                 run.add(inputs, model)
@@ -95,10 +95,11 @@ def compare(
 class _Run:
     """The sums of a comparison."""
 
-    def __init__(self, quantized: GraphModule, twin: GraphModule) -> None:
-        self._gm, self._twin, self._pair = quantized, twin, Lockstep(quantized, twin)
+    def __init__(self, quantized: GraphModule, float_gm: GraphModule) -> None:
+        self._gm, self._float, self._pair = quantized, float_gm, Lockstep(quantized, float_gm)
         self._layers = {
-            node: rule_path(self._pair.twins[node.name]) for node in filter(self._is_layer, quantized.graph.nodes)
+            node: rule_path(self._pair.counterparts[node.name])
+            for node in filter(self._is_layer, quantized.graph.nodes)
         }
         self._local = {path: Sums() for path in self._layers.values()}
         self._accumulated = {path: Sums() for path in self._layers.values()}
@@ -126,9 +127,9 @@ class _Run:
         unread: list[str] = []
         kinds: dict[str, str] = {}
         for node, path in self._layers.items():
-            twin = self._pair.twins[node.name]
-            kinds[path] = kind(twin)
-            weights[path], missing = _weights(self._gm, node, twin)
+            counterpart = self._pair.counterparts[node.name]
+            kinds[path] = kind(counterpart)
+            weights[path], missing = _weights(self._gm, node, counterpart)
             if missing:
                 unread.append(path)
         layers = tuple(
@@ -148,8 +149,8 @@ class _Run:
                 "quantizers off is the float side here"
             )
         if state.stage is Stage.LOWERED:
-            known = self._pair.twins
-            lost = [rule_path(one) for one in self._twin.graph.nodes if _has_weights(one) and one.name not in known]
+            known = self._pair.counterparts
+            lost = [rule_path(one) for one in self._float.graph.nodes if _has_weights(one) and one.name not in known]
             if lost:
                 yield (
                     f"convert took {_listed(lost)} apart: no node of the converted model stands for it, so its error "
@@ -163,8 +164,8 @@ class _Run:
 
     def _is_layer(self, node: Node) -> bool:
         """Return whether ``node`` computes with a tensor that is quantized, and does more than move it."""
-        twin = self._pair.twins.get(node.name)
-        if twin is None or node.op in ("placeholder", "get_attr", "output") or kind(twin) in MOVES_DATA:
+        counterpart = self._pair.counterparts.get(node.name)
+        if counterpart is None or node.op in ("placeholder", "get_attr", "output") or kind(counterpart) in MOVES_DATA:
             return False
         if writes_in_place(node):  # computed once more, it would write once more
             return False
@@ -174,30 +175,30 @@ class _Run:
         return own or self._pair.reads_quantized(node)
 
 
-def _float_twin(model: nn.Module, quantized: GraphModule, state: State) -> tuple[GraphModule, dict[str, Tensor]]:
+def _float_model(model: nn.Module, quantized: GraphModule, state: State) -> tuple[GraphModule, dict[str, Tensor]]:
     """Return a graph module with the node names of the quantized one, and the weights that make it the float model."""
     if state.stage is not Stage.LOWERED:
-        twin = copy_graph(quantized).eval()
-        return twin, state.changes.float_weights(twin)
+        float_gm = copy_graph(quantized).eval()
+        return float_gm, state.changes.float_weights(float_gm)
     frontend: Frontend = "export" if state.traced else "auto"
     settings = state.settings
     try:
-        twin = prepare(model, settings.example_inputs, state.recipe, settings.qat, False, frontend, "float").eval()
+        float_gm = prepare(model, settings.example_inputs, state.recipe, settings.qat, False, frontend, "float").eval()
     except FxqError as error:
         raise InputError(f"float_model cannot be traced as the converted model was: {error}") from error
-    return twin, state.changes.equivalent_weights(twin)
+    return float_gm, state.changes.equivalent_weights(float_gm)
 
 
-def _weights(gm: GraphModule, node: Node, twin: Node) -> tuple[Figures | None, bool]:
+def _weights(gm: GraphModule, node: Node, counterpart: Node) -> tuple[Figures | None, bool]:
     """Return how far the quantized weights of a layer are from the float ones, and whether some were not found."""
-    module = module_of(twin) if twin.op == "call_module" else None
+    module = module_of(counterpart) if counterpart.op == "call_module" else None
     if not isinstance(module, Quantized):
         return None, False
     sums, missing = Sums(), False
     for name, tensor, quantizer in module.weights():
         if not quantizer.is_enabled:
             continue
-        found = _quantized_weight(gm, node, str(twin.target), name)
+        found = _quantized_weight(gm, node, str(counterpart.target), name)
         if found is None or found.shape != tensor.shape:
             missing = True
         else:

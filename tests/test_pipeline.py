@@ -154,7 +154,7 @@ def test_a_rule_that_was_broken_before_is_not_the_next_passs_fault_but_must_be_m
     run(DropsIdentity(), complete=True)
 
 
-def test_the_diary_holds_what_the_rewriter_did() -> None:
+def test_the_record_holds_what_the_rewriter_did() -> None:
     record = run(DropsIdentity(), verify=False)
     (entry,) = record.entries
     assert (entry.pass_name, entry.action, entry.node, entry.path) == ("drops_identity", "edit", "_1", "1")

@@ -46,7 +46,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.ReLU())
 
 
-def test_the_diary_is_returned() -> None:
+def test_the_record_is_returned() -> None:
     record = assert_rewrites([DropRelu()], model=model(), inputs=X, before=BEFORE, after=AFTER)
     assert [str(entry) for entry in record.entries] == ["drop_relu: 0: because"]
 

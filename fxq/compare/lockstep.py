@@ -1,10 +1,10 @@
-"""Walk a quantized graph and its float twin side by side, one batch at a time.
+"""Walk a quantized graph and its float counterpart side by side, one batch at a time.
 
-A node of the quantized graph has a twin: the node of the same name in the float graph. What has none (quantizers, the
-integers of a weight, what a layer was taken apart into) is between two nodes that have one. At each node with a twin
-there are three values: what the float model computes, what the quantized one does (*accumulated*: with all errors
-before it), and what the quantized node computes of what the *float* model computes before it (*local*: its own error,
-that of its inputs' quantizers and of its weights).
+A node of the quantized graph has a counterpart: the node of the same name in the float graph. What has none
+(quantizers, the integers of a weight, what a layer was taken apart into) is between two nodes that have one. At each
+node with a counterpart there are three values: what the float model computes, what the quantized one does
+(*accumulated*: with all errors before it), and what the quantized node computes of what the *float* model computes
+before it (*local*: its own error, that of its inputs' quantizers and of its weights).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ from fxq.graph.streams import by_placeholder, function_of, last_reads
 
 
 class Step(NamedTuple):
-    """A node of the quantized graph with its twin, and what is computed there; ``local`` None unless asked for."""
+    """A node of the quantized graph, its counterpart, and what is computed there; ``local`` None unless asked for."""
 
     node: Node
     expected: Any
@@ -41,30 +41,30 @@ class Lockstep:
     def __init__(self, quantized: GraphModule, in_float: GraphModule) -> None:
         self._quantized, self._in_float = quantized, in_float
         names = {node.name for node in quantized.graph.nodes if not is_quantizer(node)}
-        self.twins = {node.name: node for node in in_float.graph.nodes if node.name in names}
+        self.counterparts = {node.name: node for node in in_float.graph.nodes if node.name in names}
 
     def reads_quantized(self, node: Node) -> bool:
-        """Return whether ``node`` of the quantized graph reads something that has no twin."""
-        return any(source.name not in self.twins for source in node.all_input_nodes)
+        """Return whether ``node`` of the quantized graph reads something that has no counterpart."""
+        return any(source.name not in self.counterparts for source in node.all_input_nodes)
 
     def steps(self, inputs: Inputs, is_asked: Callable[[Node], bool]) -> Iterator[Step]:
-        """Yield the nodes that have a twin, in order; the caller sees to it that there are no gradients.
+        """Yield the nodes that have a counterpart, in order; the caller sees to it that there are no gradients.
 
         Memory: what a later node still reads, three times.
         """
         floats = self._floats(inputs)
         expected: dict[Node, Any] = {}
         found: dict[Node, Any] = {}
-        local: dict[Node, Any] = {}  # of nodes without a twin
+        local: dict[Node, Any] = {}  # of nodes without a counterpart
         gm, given = self._quantized, by_placeholder(self._quantized, inputs)
         dying = last_reads(list(gm.graph.nodes))
         for node in list(gm.graph.nodes):
-            is_twin = node.name in self.twins
+            has_counterpart = node.name in self.counterparts
             own = None
-            if not is_twin or is_asked(node):
+            if not has_counterpart or is_asked(node):
                 own = _compute(gm, node, {**_read(node, expected), **_read(node, local)}, given)
             found[node] = _compute(gm, node, _read(node, found), given)
-            if is_twin:
+            if has_counterpart:
                 expected[node] = next(value for name, value in floats if name == node.name)
                 yield Step(node, expected[node], found[node], own)
             else:

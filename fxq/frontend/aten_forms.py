@@ -43,7 +43,7 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = MappingProxyType({
     "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor,
     "floor_divide": operator.floordiv, "remainder": operator.mod,
 })  # fmt: skip
-# Of torch.nn.functional; what torch and Tensor have by the same name is another spelling, or means something else.
+# Of torch.nn.functional; what torch and Tensor have by the same name is another form, or means something else.
 _FUNCTIONAL = frozenset({
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "relu", "relu6", "hardtanh", "silu", "hardswish", "hardsigmoid", "gelu", "mish", "leaky_relu", "elu", "celu",

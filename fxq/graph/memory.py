@@ -77,8 +77,8 @@ def writes_in_place(node: Node) -> bool:
         return name.endswith("_") and not name.endswith("__") and callable(getattr(torch.Tensor, name, None))
     if node.op != "call_function":
         return False
-    is_spelled_so = _is_asked_to(node) or node.target is operator.setitem
-    return is_spelled_so or node.target in _OUT_OF_PLACE or _is_torch_inplace(node.target)
+    is_written_so = _is_asked_to(node) or node.target is operator.setitem
+    return is_written_so or node.target in _OUT_OF_PLACE or _is_torch_inplace(node.target)
 
 
 def out_of_place_target(node: Node) -> Any:

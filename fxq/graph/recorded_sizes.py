@@ -44,7 +44,7 @@ class RecordSizes(TorchFunctionMode):
 
 @contextlib.contextmanager
 def sizes_may_be_proxies() -> Iterator[None]:
-    """Let torch functions take sizes from proxies, also spelled ``torch.zeros(x.shape[0], 3)``.
+    """Let torch functions take sizes from proxies, also written ``torch.zeros(x.shape[0], 3)``.
 
     torch reads sizes as numbers, there and in a tuple, before it asks who wants to record the call.
     """
@@ -60,7 +60,7 @@ def sizes_may_be_proxies() -> Iterator[None]:
             setattr(torch, name, function)
 
 
-def as_spelled(kind: type) -> type:
+def as_written(kind: type) -> type:
     """Return the class that the model's code finds under the name of ``kind`` while it is traced."""
     return torch.Size if kind is _torch_size else kind
 

@@ -147,7 +147,7 @@ def _asked(decide: Callable[[Iterable[bool]], bool]) -> Callable[..., Any]:
     return lambda data: decide(bool(one) for one in data.ravel().tolist())
 
 
-def _spellings(named: Mapping[str, Callable[..., Any]]) -> Mapping[Any, Callable[..., Any]]:
+def _all_forms(named: Mapping[str, Callable[..., Any]]) -> Mapping[Any, Callable[..., Any]]:
     """Return what computes on arrays as functions and methods of these names do on tensors."""
     found: dict[Any, Callable[..., Any]] = {}
     for name, function in named.items():
@@ -155,12 +155,12 @@ def _spellings(named: Mapping[str, Callable[..., Any]]) -> Mapping[Any, Callable
     return MappingProxyType(found)
 
 
-_MOVING = _spellings({
+_MOVING = _all_forms({
     "tensor": _made, "as_tensor": _made, "getitem": _item, "cat": _joined, "concat": _joined, "stack": _stacked,
     "unsqueeze": _unsqueezed, "squeeze": _squeezed, "index_select": _selected,
     **dict.fromkeys(("to", "type", "long", "int", "float", "clone", "detach", "cpu", "contiguous"), _converted),
 })  # fmt: skip
-_COMPUTING = _spellings({
+_COMPUTING = _all_forms({
     "prod": _product, "any": _asked(any), "all": _asked(all), "floordiv": _by_item(operator.floordiv),
     "floor_divide": _by_item(operator.floordiv),
     **{name: _by_item(getattr(operator, name)) for name in ("add", "sub", "mul", "neg")},

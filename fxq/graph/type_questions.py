@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fxq.graph.recorded_sizes import as_spelled
+from fxq.graph.recorded_sizes import as_written
 from fxq.graph.shape_proxy import ShapeProxy, type_of, value_of
 
 _builtin_type, _builtin_callable = type, callable
@@ -23,9 +23,9 @@ class _Asked(type):
 
     def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
         if len(arguments) == 1 and _builtin_type(arguments[0]) is ShapeProxy:
-            return as_spelled(arguments[0].asked_type())
+            return as_written(arguments[0].asked_type())
         found = _builtin_type(*arguments, **keywords)
-        return found if len(arguments) > 1 else as_spelled(found)
+        return found if len(arguments) > 1 else as_written(found)
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, _builtin_type)

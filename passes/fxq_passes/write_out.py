@@ -17,7 +17,7 @@ from fxq_passes.canonical.written_forms import addmm, baddbmm, einsum_form
 from fxq_passes.folding.computed_weights import constant_nodes, stored_value
 from fxq_passes.planning.plan_questions import takes_quantized_input
 
-_MATMULS = {torch.matmul, *(spelling for spelling, function in CANONICAL.items() if function is torch.matmul)}
+_MATMULS = {torch.matmul, *(form for form, function in CANONICAL.items() if function is torch.matmul)}
 _PRODUCTS = {
     F.scaled_dot_product_attention, torch.einsum, torch.addmm, torch.baddbmm, "addmm", "baddbmm", *_MATMULS, *WEIGHTED,
 }  # fmt: skip
