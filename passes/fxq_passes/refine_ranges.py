@@ -3,7 +3,8 @@
 A narrower range clips the largest values and has finer steps for all others. Which of both matters, the weights behind
 decide: candidates are shares of the fitted range, and what counts is the error of the outputs of the layers that read
 the tensor, without its mean for each output channel, which a bias makes up for. Where no layer reads it, its own error
-counts.
+counts. Where an activation in float reads it, what counts is the error behind that: a hard swish lets nothing below -3
+through, so that the lower end may move up without the upper one.
 
 A range is narrowed only for a clear gain, with the range that one half of the samples suggests and the error of the
 other half, both ways: values that calibration did not see need room.
@@ -17,28 +18,39 @@ from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, is_weighted
+from fxq_passes.accuracy.elementwise import activations_behind
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.reader import FOLDS, Reader, ranged
 from fxq_passes.accuracy.spectrum import Spectrum, reaches
 
 _SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+_SHARES_BEFORE_ACTIVATION = (*_SHARES, 0.15, 0.1, 0.07, 0.05, 0.03)
 
 
 @dataclass
 class _Seen:
     """What a quantizer reads: layers behind it, with samples, or else how its own values are spread.
 
-    ``reach_h``: the share of the largest magnitude that each half of the samples has.
+    Args:
+        reach_h: how far each half of the samples reaches below and above 0.
+        has_activation: an activation in float reads it.
     """
 
     readers: list[Reader] = field(default_factory=list)
     values: list[Spectrum] = field(default_factory=list)
-    reach_h: list[float] = field(default_factory=list)
+    reach_h: list[tuple[float, float]] = field(default_factory=list)
+    has_activation: bool = False
 
     def error(self, quantizer: TensorQuantizer, half: int) -> float:
         """Return the error of all that reads the tensor on one half, each in terms of the power of what it wants."""
         total = sum(reader.error(quantizer, None, half) for reader in self.readers)
         return total + sum(one.error(quantizer, half) for one in self.values)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far all samples reach below and above 0."""
+        low, high = (max(ends) for ends in zip(*self.reach_h, strict=True))
+        return low, high
 
 
 @register_pass("refine_ranges")
@@ -71,36 +83,58 @@ class RefineRanges(Pass):
         chosen = rw.share_out(list(calls), lambda path: self._choose(rw.module(calls[path][0]), seen[path]))
         for nodes, choice in zip(calls.values(), chosen, strict=True):
             if choice is not None:
-                share, error = choice
+                shares, error = choice
                 quantizer = rw.module(nodes[0])
                 low, high = quantizer.range
-                quantizer.range = low * share, high * share
-                why = f"range narrowed to {share:g} of what was fitted: its readers err {error:.2f} times as much"
+                quantizer.range = low * shares[0], high * shares[1]
+                ends = " and ".join(f"{share:g}" for share in dict.fromkeys(shares))
+                why = f"range narrowed to {ends} of what was fitted: its readers err {error:.2f} times as much"
                 rw.edit(nodes[0], why)
 
     def _note(self, rw: Rewriter, node: Node, values: list[Tensor], seen: _Seen) -> None:
-        matrices = [LayerMatrix.of(rw.module(reader)) if is_weighted(reader) else None for reader in node.users]
-        seen.readers += [Reader(matrix, values, self.samples) for matrix in matrices if matrix is not None]
-        if None in matrices:
-            seen.values.append(Spectrum(values))
+        behind = activations_behind(rw, node)
+        readers = [] if behind is None else behind.readers(values, self.samples)
+        seen.has_activation |= bool(readers)
+        if not readers:
+            matrices = [LayerMatrix.of(rw.module(reader)) if is_weighted(reader) else None for reader in node.users]
+            readers = [Reader(matrix, values, self.samples) for matrix in matrices if matrix is not None]
+            if None in matrices:
+                seen.values.append(Spectrum(values))
+        seen.readers += readers
         found = reaches(values)
-        seen.reach_h = [max(pair) for pair in zip(found, seen.reach_h or found, strict=True)]
+        seen.reach_h = [
+            (max(one[0], other[0]), max(one[1], other[1]))
+            for one, other in zip(found, seen.reach_h or found, strict=True)
+        ]
 
-    def _choose(self, quantizer: TensorQuantizer, seen: _Seen) -> tuple[float, float] | None:
-        """Return the best share of the range, and the error with it in terms of that without; None to leave it."""
-        largest = max(seen.reach_h)
-        if largest == 0:
+    def _choose(self, quantizer: TensorQuantizer, seen: _Seen) -> tuple[tuple[float, float], float] | None:
+        """Return the best shares of both ends, and the error with them in terms of that without; None to leave both."""
+        reach = seen.reach
+        if not any(reach):
             return None
-        best, least = 1.0, self.most_error
-        start = [_judged(seen, quantizer, fold, seen.reach_h[fold[0]] / largest) for fold in FOLDS]
-        for share in _SHARES:
-            ratio = max(
-                _judged(seen, quantizer, fold, share * seen.reach_h[fold[0]] / largest) / before
-                for fold, before in zip(FOLDS, start, strict=True)
-            )
-            if ratio < least:
-                best, least = share, ratio
-        return None if best == 1.0 else (best, least)
+        best, least = (1.0, 1.0), 1.0
+        start = [_judged(seen, quantizer, fold, best) for fold in FOLDS]
+        for moves in _moves(quantizer, seen):
+            kept = best
+            for share in _SHARES_BEFORE_ACTIVATION if seen.has_activation else _SHARES:
+                shares = (share if moves[0] else kept[0], share if moves[1] else kept[1])
+                ratio = max(
+                    _judged(seen, quantizer, fold, shares) / before for fold, before in zip(FOLDS, start, strict=True)
+                )
+                if ratio < least:
+                    best, least = shares, ratio
+        return (best, least) if least < self.most_error else None
+
+
+def _moves(quantizer: TensorQuantizer, seen: _Seen) -> tuple[tuple[bool, bool], ...]:
+    """Return which ends of the range to move together, one after the other.
+
+    An activation may not tell values apart at one end, which is no reason to clip the other.
+    """
+    if quantizer.descriptor.symmetric or not seen.has_activation:
+        return ((True, True),)
+    low, high = seen.reach
+    return tuple(ends for ends, reach in (((True, False), low), ((False, True), high)) if reach)
 
 
 def _is_fitted(quantizer: TensorQuantizer) -> bool:
@@ -108,7 +142,13 @@ def _is_fitted(quantizer: TensorQuantizer) -> bool:
     return is_static and quantizer.descriptor.axis is None and not bool(quantizer.is_zero.any())
 
 
-def _judged(seen: _Seen, quantizer: TensorQuantizer, fold: tuple[int, int], share: float) -> float:
-    """Return the error on the half to judge by with a share of the range; never 0."""
-    low, high = quantizer.range
-    return max(seen.error(ranged(quantizer, low * share, high * share), fold[1]), torch.finfo(torch.float32).tiny)
+def _judged(seen: _Seen, quantizer: TensorQuantizer, fold: tuple[int, int], shares: tuple[float, float]) -> float:
+    """Return the error on the half to judge by with shares of the range that the other one suggests; never 0."""
+    learned, every = seen.reach_h[fold[0]], seen.reach
+    if quantizer.descriptor.symmetric:
+        learned, every = (max(learned), max(learned)), (max(every), max(every))
+    low, high = (
+        bound * share * (one / most if most else 1.0)
+        for bound, share, one, most in zip(quantizer.range, shares, learned, every, strict=True)
+    )
+    return max(seen.error(ranged(quantizer, low, high), fold[1]), torch.finfo(torch.float32).tiny)

@@ -138,3 +138,12 @@ def test_few_positions_are_all_taken() -> None:
     found = matrix.sample_with_extremes(values, 64)
     assert torch.equal(found.inputs[:, 0], torch.cat(values))
     assert torch.equal(found.counts, torch.ones(5))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_layer_of_channels_changes_nothing(dims: int) -> None:
+    value = torch.randn(3, 4, *[5] * dims, dtype=torch.float64)
+    matrix = LayerMatrix.of_channels(value, dims)
+    assert matrix.is_depthwise
+    assert matrix.channels == 4
+    torch.testing.assert_close(matrix.layer(value), value)

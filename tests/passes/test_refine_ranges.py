@@ -101,3 +101,32 @@ def test_rare_large_values_that_count_are_not_missed_by_the_draw() -> None:
     gm = fxq.prepare(model, x[:2], recipe)
     fxq.calibrate(gm, fxq.Data([x], max_samples=64, held_out=0), progress=False)
     assert reach(gm) == pytest.approx(90, rel=1e-3)
+
+
+@pytest.mark.parametrize("activation", [nn.Hardswish, nn.SiLU])
+def test_the_end_that_an_activation_does_not_tell_apart_is_clipped_alone(activation: type[nn.Module]) -> None:
+    """Half of the values are far below 0, where both activations are next to 0; ONNX Runtime quantizes them first."""
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 3, padding=1)
+    with torch.no_grad():
+        first.weight[2:] *= 20
+        first.bias[2:] = -80  # type: ignore[index]
+    model, x = nn.Sequential(first, activation(), last).eval(), torch.randn(16, 2, 6, 6)
+    gm = refined(model, x, "onnxruntime")
+    (quantizer,) = next(node for node in gm.graph.nodes if node.target == "0").users
+    low, high = gm.get_submodule(str(quantizer.target)).range  # type: ignore[misc]
+    values = first(x).detach()
+    assert float(values.min()) < -50
+    assert -12 < float(low) < -3
+    assert float(high) > 0.6 * float(values.max())
+    plain = refined(model, x, "onnxruntime", most_error=0.0)
+    assert error(model, gm, x) < 0.3 * error(model, plain, x)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_what_one_half_of_the_samples_reached_alone_is_no_reason(target: str) -> None:
+    """Shares of what the other half suggests clip it, and the values are non-negative, so that one end is 0."""
+    model, _ = outliers(0.0)
+    x = torch.rand(256, 8, generator=torch.Generator().manual_seed(0))
+    x[200, 3] = 30
+    assert reach(refined(model, x, target)) == pytest.approx(30, rel=1e-3)

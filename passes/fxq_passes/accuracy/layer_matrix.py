@@ -49,6 +49,19 @@ class LayerMatrix:
             return cls(layer, layer.groups)
         return None
 
+    @classmethod
+    def of_channels(cls, value: Tensor, dims: int) -> "LayerMatrix":
+        """Return a depthwise convolution that changes nothing, of ``value``, whose last ``dims`` sizes are of space."""
+        convolution, channels = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1], value.shape[-1 - dims]
+        layer = convolution(channels, channels, 1, groups=channels, bias=False, device=value.device, dtype=value.dtype)
+        nn.init.ones_(layer.weight)
+        return cls(layer, channels)
+
+    @property
+    def channels(self) -> int:
+        """How many channels the layer reads."""
+        return self.groups * int(self.layer.weight.shape[1])
+
     @property
     def is_depthwise(self) -> bool:
         """Does each output channel read one input channel?"""

@@ -3,7 +3,7 @@
 Samples are in two halves, so that what one half suggests can be judged by the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -82,15 +82,24 @@ class Reader:
         matrix: the layer.
         values: the tensor, a value for each batch.
         count: how many positions to sample; fewer for a large layer.
+        through: what the tensor goes through in float before the layer, value by value, as a function of
+            (positions, groups, inputs of an output). It lets no factors through: they are taken back before it.
     """
 
-    def __init__(self, matrix: LayerMatrix, values: list[Tensor], count: int) -> None:
+    def __init__(
+        self,
+        matrix: LayerMatrix,
+        values: list[Tensor],
+        count: int,
+        through: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.matrix, self.weight = matrix, in_full(matrix.layer.weight.detach())
+        self.through, self._dtype = through, values[0].dtype
         most = max(8, min(count // 2, int(_MOST_WORK / self.weight.numel())))
         self._samples = [
             _in_full(matrix.sample_with_extremes(half, most)) for half in halves(values, matrix.channel_axis)
         ]
-        self._wanted = [matrix.outputs(one.inputs, self.weight) for one in self._samples]
+        self._wanted = [matrix.outputs(self._passed(one.inputs), self.weight) for one in self._samples]
         self._power = self._find_power()
         self._rounded: Tensor | None = None  # the weight as it is quantized, once asked
 
@@ -105,23 +114,34 @@ class Reader:
         """Return the squared error of the outputs on one half of the samples, over their variance on both.
 
         Args:
-            quantizer: of what it reads; None where that stays in float.
+            quantizer: of the tensor; None where that stays in float.
             scale_c: factors that its weights take from each channel, (channels,); None for none.
             half: 0 or 1.
         """
-        layer, sampled = self.matrix.layer, self._samples[half]
-        inputs = sampled.inputs
-        if scale_c is None:
-            if self._rounded is None:
-                self._rounded = quantized_weight(layer, self.weight)
-            rounded = self._rounded
-        else:
-            per_group = layer.weight.shape[1]
-            kernel = inputs.shape[2] // per_group
-            inputs = inputs / scale_c.reshape(self.matrix.groups, per_group, 1).expand(-1, -1, kernel).flatten(1)
-            rounded = quantized_weight(layer, self.matrix.scale_inputs(self.weight, scale_c))
-        found = self.matrix.outputs(inputs if quantizer is None else quantizer(inputs), rounded)
+        sampled = self._samples[half]
+        inputs, rounded = sampled.inputs, self._rounded_weight(scale_c if self.through is None else None)
+        by_input = None if scale_c is None else self._by_input(scale_c, inputs)
+        inputs = inputs if by_input is None else inputs / by_input
+        inputs = inputs if quantizer is None else quantizer(inputs)
+        if self.through is not None and by_input is not None:
+            inputs = inputs * by_input
+        found = self.matrix.outputs(self._passed(inputs), rounded)
         return float((_variance(found - self._wanted[half], sampled.counts) / self._power).sum())
+
+    def _rounded_weight(self, scale_c: Tensor | None) -> Tensor:
+        if scale_c is not None:
+            return quantized_weight(self.matrix.layer, self.matrix.scale_inputs(self.weight, scale_c))
+        if self._rounded is None:
+            self._rounded = quantized_weight(self.matrix.layer, self.weight)
+        return self._rounded
+
+    def _by_input(self, scale_c: Tensor, inputs: Tensor) -> Tensor:
+        """Return the factor of each input: (groups, inputs of an output)."""
+        per_group = self.matrix.layer.weight.shape[1]
+        return scale_c.reshape(self.matrix.groups, per_group, 1).expand(-1, -1, inputs.shape[2] // per_group).flatten(1)
+
+    def _passed(self, inputs: Tensor) -> Tensor:
+        return inputs if self.through is None else in_full(self.through(inputs.to(self._dtype)))
 
     def _find_power(self) -> Tensor:
         """Return what errors are put in terms of: the variance of all outputs, (), or of each, (groups, outputs).

@@ -34,7 +34,9 @@ class Spectrum:
         return float((errors * self._counts[half]).sum() / self._power)
 
 
-def reaches(values: list[Tensor]) -> tuple[float, float]:
-    """Return the largest magnitude in each half of the samples."""
-    first, second = (max(float(one.detach().abs().max()) for one in half) for half in halves(values))
-    return first, second
+def reaches(values: list[Tensor]) -> list[tuple[float, float]]:
+    """Return how far each half of the samples reaches below and above 0."""
+    ends = [[one.detach().aminmax() for one in half] for half in halves(values)]
+    return [
+        (max(0.0, *(-float(end.min) for end in half)), max(0.0, *(float(end.max) for end in half))) for half in ends
+    ]
