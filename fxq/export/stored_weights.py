@@ -172,7 +172,7 @@ def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _replace(value: ir.Value, array: np.ndarray) -> None:
     """Give a stored tensor another value."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=value.name)
     value.const_value, value.dtype, value.shape = tensor, tensor.dtype, ir.Shape(array.shape)
 
 

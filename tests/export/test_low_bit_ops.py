@@ -181,6 +181,16 @@ def test_a_convolution_in_float_gets_its_weight_when_the_file_is_loaded(tmp_path
     np.testing.assert_allclose(run(path, x)[0], gm(x).numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_convolution_of_one_channel_has_one_step_without_dimensions(tmp_path: Path) -> None:
+    build = Builder()
+    read = build.read("conv.weight", random_int8(1, 1, 3)), build.read("conv.weight_scale", torch.tensor(0.02))
+    zero = build.read("conv.weight_zero_point", torch.tensor(0, dtype=torch.int8))
+    weight = build.call(DEQUANTIZE, *read, zero, None, torch.float32)
+    gm = build.finish(build.call(F.conv1d, build.input(), weight))
+    path = export_onnx(gm, tmp_path / "model.onnx", inputs_of(1, 1, 8), FAST).path
+    assert list(stored(path)["conv.weight_scale"].dims) == []
+
+
 def test_a_convolution_in_float16_gets_its_weight_when_the_file_is_loaded_too(tmp_path: Path) -> None:
     gm, x = convolution(dtype=torch.float16)
     path = export_onnx(gm, tmp_path / "model.onnx", x, FAST).path
