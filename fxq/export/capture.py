@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 import onnx_ir as ir
 import torch
+from onnxscript.values import Opset
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import config as fx_config
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 from fxq.errors import ExportError, FxqError
 from fxq.export.decompositions import decompose_where_needed
 from fxq.export.open_shapes import OpenShapes, OpenSize, tensors_of
+from fxq.export.stand_ins import StandIns
 from fxq.export.translate import translation_table
 from fxq.graph.quiet import quiet_torch
 from fxq.graph.snapshot import evaluated
@@ -52,7 +54,8 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, shapes: Ope
     # torch.export takes a size of 1 for a constant, so a single example is traced as a batch of two.
     ones = {name: 2 for name, size in shapes.sizes(inputs).items() if size == 1}
     examples = shapes.resized(inputs, ones)
-    scoped = _ScopedModel(gm, shapes)
+    stand_ins = StandIns(gm, PREFIX)
+    scoped = _ScopedModel(gm, shapes, stand_ins)
     try:
         with PROCESS_LOCK, quiet_torch(), _no_stack_traces(), evaluated(gm), torch.no_grad():
             # Not around torch.onnx.export: decomposing a recurrent layer would trip over the kept meta.
@@ -69,7 +72,7 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, shapes: Ope
                 verbose=False,
                 optimize=False,
                 opset_version=opset,
-                custom_translation_table=translation_table(opset),
+                custom_translation_table={**translation_table(opset), **stand_ins.translations(Opset("", opset))},
             )
     except FxqError:
         raise
@@ -77,6 +80,7 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, shapes: Ope
         raise ExportError(_advice(error, shapes, scoped.conditions.fixed)) from error
     if onnx_program is None:
         raise ExportError("torch.onnx.export returned no model")
+    stand_ins.store_tensors(onnx_program.model)
     return Captured(onnx_program.model, settled, symbols, scoped.conditions)
 
 
@@ -111,7 +115,7 @@ class _ScopedModel(nn.Module):
     ``conditions``: what it takes for given about open sizes meanwhile.
     """
 
-    def __init__(self, gm: fx.GraphModule, shapes: OpenShapes) -> None:
+    def __init__(self, gm: fx.GraphModule, shapes: OpenShapes, stand_ins: StandIns) -> None:
         super().__init__()
         self.conditions = Conditions(shapes)
         graph = fx.Graph()
@@ -122,6 +126,7 @@ class _ScopedModel(nn.Module):
         for original, node in copied.items():
             scope = {"scope": (scope_of(original), "torch.nn.Module")}
             node.meta = {"nn_module_stack": scope, "described": described(original)}
+        stand_ins.put_into(graph, copied)
         self.model = fx.GraphModule(gm, graph)
         self.model.training = False
 
