@@ -5,8 +5,7 @@ scope it should be known by, so that the scope arrives at the ONNX nodes (module
 function calls in an inlined graph would not).
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -15,12 +14,12 @@ import torch
 from onnxscript.values import Opset
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import config as fx_config
 from torch.utils import _pytree as pytree
 
 from fxq.errors import ExportError, FxqError
 from fxq.export.decompositions import decompose_where_needed
 from fxq.export.open_shapes import OpenShapes, OpenSize, tensors_of
+from fxq.export.quick_torch import quick_torch
 from fxq.export.stand_ins import StandIns
 from fxq.export.translate import translation_table
 from fxq.graph.quiet import quiet_torch
@@ -57,7 +56,7 @@ def capture(gm: fx.GraphModule, inputs: tuple[Any, ...], opset: int, shapes: Ope
     stand_ins = StandIns(gm, PREFIX)
     scoped = _ScopedModel(gm, shapes, stand_ins)
     try:
-        with PROCESS_LOCK, quiet_torch(), _no_stack_traces(), evaluated(gm), torch.no_grad():
+        with PROCESS_LOCK, quiet_torch(), quick_torch(), evaluated(gm), torch.no_grad():
             # Not around torch.onnx.export: decomposing a recurrent layer would trip over the kept meta.
             with fx.traceback.preserve_node_meta():
                 program = torch.export.export(
@@ -194,18 +193,6 @@ def described(node: fx.Node) -> str:
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     code = f", {lines[-2]} `{lines[-1]}`" if len(lines) > 1 else ""
     return f"node '{node.name}' in '{scope_of(node)}'{code}"
-
-
-@contextlib.contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    """Spare each traced node its stack trace, a sixth of the tracing, which names lines of torch and is dropped."""
-    # Not in torch 2.11, which ignores it.
-    before = getattr(fx_config, "do_not_emit_stack_traces", False)
-    fx_config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        fx_config.do_not_emit_stack_traces = before
 
 
 def _as_torch_takes(shapes: OpenShapes, inputs: tuple[Any, ...]) -> dict[str, Any] | None:

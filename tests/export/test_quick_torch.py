@@ -1,0 +1,59 @@
+"""What is spared torch.export and torch.onnx: less work, the same programs, and nothing is left behind."""
+
+import inspect
+
+import pytest
+import torch
+from onnxscript.values import Opset, TracedOnnxFunction
+from torch import fx, nn
+from torch.fx import config as fx_config
+
+from fxq.export.quick_torch import quick_torch
+
+op = Opset("", 18)
+
+
+def translated(x):  # type: ignore[no-untyped-def]
+    return op.Relu(x)
+
+
+def shared() -> tuple[object, ...]:
+    """Return what it changes for the time being."""
+    lazy = fx._lazy_graph_module._use_lazy_graph_module_flag
+    return getattr(fx_config, "do_not_emit_stack_traces", False), vars(TracedOnnxFunction)["function_ir"], lazy
+
+
+def test_nothing_is_left_behind_an_error_neither() -> None:
+    torch.export.export(nn.ReLU(), (torch.ones(2),))  # imports what is looked at
+    before = shared()
+    with quick_torch():
+        assert all(now != then for now, then in zip(shared(), before, strict=True))
+    assert shared() == before
+    with pytest.raises(RuntimeError, match="half-way"), quick_torch():
+        raise RuntimeError("half-way")
+    assert shared() == before
+
+
+def test_a_translation_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = TracedOnnxFunction(op, translated)
+    with quick_torch():
+        first = function.function_ir
+    monkeypatch.setattr(inspect, "getsource", lambda *_: pytest.fail("read again"))
+    with quick_torch():
+        assert function.function_ir is first
+    assert first.domain == function.opset.domain
+
+
+def test_code_is_written_for_fewer_graphs_and_still_when_one_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.ReLU(), nn.Flatten(0))
+    written, write = [], fx.GraphModule.recompile
+    monkeypatch.setattr(fx.GraphModule, "recompile", lambda gm: (written.append(gm), write(gm))[1])
+    torch.export.export(model, (x,))
+    before, written[:] = len(written), []
+    with quick_torch():
+        program = torch.export.export(model, (x,))
+    assert len(written) < before
+    assert not any(node.stack_trace for node in program.graph.nodes if hasattr(fx_config, "do_not_emit_stack_traces"))
+    torch.testing.assert_close(program.module()(x), x.relu().flatten())
+    assert "relu" in program.graph_module.code
