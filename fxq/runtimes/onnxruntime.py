@@ -6,14 +6,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import onnx
 
 from fxq.runtimes.executed import OPEN, ExecutedOp, OpTensor, OpTime
 from fxq.runtimes.inputs import FileInput, Inputs, arrays_by_name
 from fxq.runtimes.runtime import FilePath, RunOnce, Runtime, check_threads
+
+if TYPE_CHECKING:
+    import onnx
 
 # Its exceptions have no common base but Exception.
 _ERRORS = (
@@ -69,6 +71,8 @@ class OnnxRuntime(Runtime):
 
     def executed_ops(self, path: FilePath) -> tuple[ExecutedOp, ...]:
         """Return the nodes of the optimized graph; ONNX Runtime does not tell what it fused into them."""
+        import onnx  # noqa: PLC0415 - which fxq needs to read and write files alone
+
         path = self._existing(path)
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
@@ -124,7 +128,7 @@ def _file_input(value: Any) -> FileInput:
     return FileInput(value.name, _NUMPY_NAMES.get(word, word), tuple(value.shape))
 
 
-def _ops(graph: onnx.GraphProto) -> tuple[ExecutedOp, ...]:
+def _ops(graph: "onnx.GraphProto") -> tuple[ExecutedOp, ...]:
     stored = {item.name: _dtype(item.data_type) for item in graph.initializer}
     known = {value.name: _activation(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     ops = []
@@ -138,7 +142,7 @@ def _ops(graph: onnx.GraphProto) -> tuple[ExecutedOp, ...]:
     return tuple(ops)
 
 
-def _dtype_written(node: onnx.NodeProto, inputs: tuple[OpTensor, ...], stored: Mapping[str, str]) -> str:
+def _dtype_written(node: "onnx.NodeProto", inputs: tuple[OpTensor, ...], stored: Mapping[str, str]) -> str:
     """Return the dtype of an output whose type the file does not hold.
 
     ONNX Runtime stores none behind a change of layout. What it moves there (convolutions, pooling, adds, activations,
@@ -151,12 +155,14 @@ def _dtype_written(node: onnx.NodeProto, inputs: tuple[OpTensor, ...], stored: M
     return inputs[0].dtype if inputs else ""
 
 
-def _activation(value: onnx.ValueInfoProto) -> OpTensor:
+def _activation(value: "onnx.ValueInfoProto") -> OpTensor:
     tensor = value.type.tensor_type
     sizes = tuple(size.dim_value if size.HasField("dim_value") else OPEN for size in tensor.shape.dim)
     return OpTensor(value.name, _dtype(tensor.elem_type), sizes if tensor.HasField("shape") else None)
 
 
 def _dtype(number: int) -> str:
+    import onnx  # noqa: PLC0415 - see executed_ops
+
     word = str(onnx.TensorProto.DataType.Name(number)).lower()
     return _NUMPY_NAMES.get(word, word)

@@ -7,9 +7,8 @@
 ``rules.py`` lists the rules of files, ``executed_rules.py`` those of what the runtimes execute.
 """
 
+from fxq.verification.api import bench, verify
 from fxq.verification.bench_report import BenchReport, BenchRow
-from fxq.verification.benching import bench
-from fxq.verification.checking import verify
 from fxq.verification.finding import Finding
 from fxq.verification.report import VerifyReport
 

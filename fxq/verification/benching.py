@@ -19,36 +19,15 @@ from fxq.verification.shapes import Shapes, check_all_known, read_profile
 _SEED = 0
 
 
-def bench(
-    *paths: str | os.PathLike[str],
-    runtimes: Sequence[str] | None = None,
-    shapes: Shapes | None = None,
-    threads: int | None = None,
-    rounds: int = 50,
-    warm_up: int = 5,
+def time_files(
+    paths: Sequence[str | os.PathLike[str]],
+    runtimes: Sequence[str] | None,
+    shapes: Shapes | None,
+    threads: int | None,
+    rounds: int,
+    warm_up: int,
 ) -> BenchReport:
-    """Time ONNX files against each other: all in each round, so that a busy machine slows all alike.
-
-    Each runtime has a process of its own. Inputs are random, integers 0.
-
-    Args:
-        paths: the file of interest, then those to compare it with, such as the float model.
-        runtimes: names; None for all that are installed and run files here.
-        shapes: of inputs with open sizes, by name: "1x3x224x224" or (1, 3, 224, 224). An open first size that is not
-            told is 1, and the report says so.
-        threads: for one run; None leaves it to the runtime.
-        rounds: counted runs of each file.
-        warm_up: runs before them.
-
-    Returns:
-        A row for each file in each runtime: ``.rows``, ``.table()``.
-
-    Raises:
-        OnnxFileError: a file is not ONNX, not whole, or has other open sizes than the first that are not told.
-        InputError: ``shapes``, ``threads`` or ``rounds`` cannot be.
-        RuntimeUnavailableError: no runtime is here, or one that was named is not.
-        RuntimeRefusedError: no runtime runs the files; the message holds their words.
-    """
+    """Do what ``fxq.bench`` says."""
     if not paths:
         raise InputError("bench needs the path of an ONNX file")
     if rounds < 1 or warm_up < 0:

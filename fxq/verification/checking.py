@@ -26,28 +26,8 @@ _NODE = re.compile(r"Invalid Node - ([^;\n]+)")
 _ORDER = (ERROR, WARNING, NOTE)
 
 
-def verify(path: str | os.PathLike[str], target: str | Target, shapes: Shapes | None = None) -> VerifyReport:
-    """Hold an ONNX file, whoever wrote it, to the rules of a target, and ask the runtime what it makes of it.
-
-    The runtime compiles the file in a process of its own; where it is not installed, refuses the file or crashes, a
-    finding says so, and what the rules found is there all the same.
-
-    Args:
-        path: of the file.
-        target: a name, such as "tensorrt", "onnxruntime" or "openvino", the path of a .toml file, or a target.
-        shapes: for inputs with open sizes, by name: "1x3x224x224" or (1, 3, 224, 224), or a smallest, a usual and a
-            largest, "1x3x224x224/8x3x224x224/32x3x224x224". TensorRT needs them; with a single one its activation
-            traffic can be counted.
-
-    Returns:
-        The findings; ``.ok``, ``.table()``.
-
-    Raises:
-        OnnxFileError: the file is not ONNX, not whole, too old or not quantized, or has open sizes that the runtime
-            must know.
-        InputError: ``shapes`` does not fit the file.
-        TargetError: there is no such target.
-    """
+def check_file(path: str | os.PathLike[str], target: str | Target, shapes: Shapes | None = None) -> VerifyReport:
+    """Do what ``fxq.verify`` says."""
     file = OnnxFile.read(path)
     case = Case(file, _target(target))
     name = case.target.file.runtime

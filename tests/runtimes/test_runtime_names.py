@@ -38,11 +38,13 @@ def seen_by_a_copy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copytree(Path(fxq.__file__).parent, folder / "fxq")
     (folder / "fxq" / "runtimes" / "own.py").write_text(OWN_RUNTIME)
     code = f"""
-import json, sys, fxq
+import json, sys, torch, fxq
 from fxq.runtimes import available, get_runtime
 imported = [name for name in {list(MODULES.values())} if name in sys.modules]
+fxq.prepare(torch.nn.Linear(2, 2), torch.ones(1, 2))
+onnx = [name for name in sys.modules if name.startswith("onnx") and "." not in name]
 output = get_runtime("own").run("model.onnx", 7)
-print(json.dumps({{"imported": imported, "available": available(), "output": output}}))
+print(json.dumps({{"imported": imported, "onnx": onnx, "available": available(), "output": output}}))
 """
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, cwd=folder)
@@ -56,6 +58,10 @@ def test_all_three_are_known_and_installed_here() -> None:
 
 def test_importing_fxq_imports_no_runtime(seen_by_a_copy: dict[str, Any]) -> None:
     assert seen_by_a_copy["imported"] == []
+
+
+def test_preparing_imports_no_onnx_library(seen_by_a_copy: dict[str, Any]) -> None:
+    assert seen_by_a_copy["onnx"] == []
 
 
 def test_a_runtime_costs_one_file(seen_by_a_copy: dict[str, Any]) -> None:
