@@ -1,6 +1,7 @@
-"""Run the benchmarks: ``uv run python -m benchmarks [NAME ...]``; without a name, all but ``zoo`` and ``accuracy``.
+"""Run the benchmarks: ``uv run python -m benchmarks [NAME ...]``; without a name, all but the last three.
 
-Those two have options of their own (``--help``): one sweeps architectures, the other needs a folder of trained models.
+``zoo``, ``accuracy`` and ``latency`` have options of their own (``--help``): one sweeps architectures, the others need
+a folder, of trained models and for the files that are timed.
 """
 
 import os
@@ -17,7 +18,7 @@ from benchmarks import (
     distributed,
     dynamic,
     graph_size,
-    onnxruntime_latency,
+    latency,
     qat_step,
     weight_only,
     zoo,
@@ -25,7 +26,6 @@ from benchmarks import (
 
 BENCHMARKS = {
     "calibration": calibration.run,
-    "onnxruntime": onnxruntime_latency.run,
     "compile": compile_time.run,
     "graph_size": graph_size.run,
     "kernels": calibration_kernels.run,
@@ -34,24 +34,25 @@ BENCHMARKS = {
     "weight_only": weight_only.run,
     "qat_step": qat_step.run,
 }
+# Their tables are printed as they are, however wide.
+IN_MARKDOWN = {"accuracy": accuracy.run, "latency": latency.run}
 
 
 def main(names: list[str]) -> int:
     if names[:1] == ["zoo"]:
         return zoo.main(names[1:])
-    if names[:1] == ["accuracy"]:  # its tables are Markdown, however wide
-        for part in accuracy.run(names[1:]):
+    if names and names[0] in IN_MARKDOWN:
+        for part in IN_MARKDOWN[names[0]](names[1:]):
             print(part, flush=True)
         return 0
     if {"-h", "--help"} & set(names):
-        print(f"{__doc__}\nThere are {', '.join(BENCHMARKS)}, zoo.")
+        print(f"{__doc__}\nThere are {', '.join(BENCHMARKS)}, zoo, accuracy, latency.")
         return 0
     unknown = sorted(set(names) - set(BENCHMARKS))
     console = Console(width=120)
     if unknown:
-        console.print(
-            f"unknown benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}, zoo and accuracy, each alone"
-        )
+        there = f"{', '.join(BENCHMARKS)}; zoo, accuracy and latency, each alone"
+        console.print(f"unknown benchmark {', '.join(unknown)}; there are {there}")
         return 2
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
     for name in names or BENCHMARKS:

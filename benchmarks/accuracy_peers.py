@@ -54,7 +54,7 @@ def run_file(path: Path) -> Callable[..., Tensor]:
 def _measure_here(peer: str, model: str, lab: Lab, packages: Path | None) -> Row:
     if packages is not None:
         sys.path.append(str(packages.resolve()))  # behind what is installed: no second numpy
-    _silence()
+    silence()
     warnings.simplefilter("ignore")
     return peer_row(peer, load(lab, model), lab.seed)
 
@@ -78,8 +78,8 @@ def failure(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _silence() -> None:
-    """Peers print progress and advice, some from C++; none of it belongs into the tables."""
+def silence() -> None:
+    """Send what this process prints nowhere: peers print progress and advice, some from C++."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

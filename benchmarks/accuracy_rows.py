@@ -43,7 +43,7 @@ def model_table(rows: Sequence[Row]) -> str:
         + [_text(row.seconds, 1), row.note]
         for row in rows
     ]
-    return f"**{rows[0].model}**\n\n{_markdown(heading, lines)}"
+    return f"**{rows[0].model}**\n\n{markdown(heading, lines)}"
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -52,7 +52,7 @@ def summary(rows: Sequence[Row]) -> str:
     methods = list(dict.fromkeys(row.method for row in rows))
     cells = {(row.method, row.model): _cell(row) for row in rows}
     lines = [[method, *(cells.get((method, model), "") for model in models)] for method in methods]
-    return f"**SQNR in dB / figure of the task**\n\n{_markdown(['method', *models], lines)}"
+    return f"**SQNR in dB / figure of the task**\n\n{markdown(['method', *models], lines)}"
 
 
 def never_worse(rows: Sequence[Row]) -> str:
@@ -124,7 +124,8 @@ def _text(number: float | None, digits: int) -> str:
     return "" if number is None else f"{number:.{digits}f}"
 
 
-def _markdown(heading: list[str], lines: list[list[str]]) -> str:
+def markdown(heading: list[str], lines: list[list[str]]) -> str:
+    """Return a table whose columns are as wide as their widest cell."""
     lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(len(line[column]) for line in (heading, *lines)) for column in range(len(heading))]
     ruler = ["-" * max(3, width) for width in widths]

@@ -1,5 +1,6 @@
 """The networks and images of the benchmarks: random weights, seeded, batch norms fitted to the images."""
 
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ def noise_images(count: int, size: int = 224, seed: int = 0) -> Tensor:
 
 
 def network(name: str) -> nn.Module:
-    """Return a torchvision network in eval mode whose activations neither grow nor die with depth."""
+    """Return a network of torchvision, else of timm, in eval mode; activations neither grow nor die with depth."""
     torch.manual_seed(0)
-    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    is_torchvision = name in torchvision.models.list_models()
+    model: nn.Module = torchvision.models.get_model(name, weights=None) if is_torchvision else timm.create_model(name)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the plain average of what it sees

@@ -43,11 +43,21 @@ class Latency:
         return f"{self.median_ms:.3f} ms, spread {self.spread_ms:.3f} ms, {len(self.rounds_ms)} rounds"
 
 
-def time_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, Latency]:
+def time_in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Latency]:
     """Make the calls in turn, so that a busy machine slows all of them, and return their times.
 
     Every second round runs backwards, so that none always follows the same neighbour, which leaves it a cold cache. The
     rounds of the warm-up come first and are not counted: memory is allocated and kernels are chosen in them.
+
+    Args:
+        calls: by name.
+        rounds, warm_up: how often each is made, counted or not.
+        clock: in seconds; ``time.process_time`` is what this process computed, however busy the machine is.
 
     Raises:
         InputError: there is no round to count.
@@ -57,7 +67,7 @@ def time_in_turn(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up
     times_ms: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(warm_up + rounds):
         for name in list(calls)[:: -1 if index % 2 else 1]:
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
-            times_ms[name].append(1e3 * (time.perf_counter() - start))
+            times_ms[name].append(1e3 * (clock() - start))
     return {name: Latency(tuple(values[warm_up:])) for name, values in times_ms.items()}

@@ -39,6 +39,11 @@ def test_calls_take_turns_there_and_back_and_the_warm_up_is_not_counted() -> Non
     assert [len(latency.rounds_ms) for latency in times.values()] == [3, 3]
 
 
+def test_the_time_of_the_cpu_is_that_of_this_process_alone() -> None:
+    times = time_in_turn({"sleeps": lambda: time.sleep(0.05)}, rounds=3, clock=time.process_time)
+    assert times["sleeps"].median_ms < 25
+
+
 @pytest.mark.parametrize(("rounds", "warm_up"), [(0, 1), (1, -1)])
 def test_no_rounds_are_refused(rounds: int, warm_up: int) -> None:
     with pytest.raises(InputError, match="rounds must be at least 1"):
