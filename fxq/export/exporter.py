@@ -29,7 +29,7 @@ from fxq.export.parity import Reference, check_parity, dtype_hint, is_optimized_
 from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.sixteen_bits import change_float_side, check_float_dtype
 from fxq.export.stored_weights import make_weight_only_fast
-from fxq.export.translate import needed_by_dtype, required_opset
+from fxq.export.translate import GELU_OPSET, has_gelu, needed_by_dtype, required_opset
 from fxq.float_reference import ORIGINAL
 from fxq.graph.arguments import size_conditions
 from fxq.graph.kinds import produces_values
@@ -179,13 +179,13 @@ def _build(reference: Reference, options: ExportOptions, shapes: OpenShapes) -> 
 
 
 def _opset(gm: fx.GraphModule, options: ExportOptions) -> int:
-    """Return the opset to write, the lowest that holds the graph where none is asked for."""
+    """Return the opset to write; where none is asked for the lowest that holds the graph as the target wants it."""
     of_dtype = needed_by_dtype(options.float_dtype)
     least, needed_by = max(
         required_opset(gm), (options.rules.minimum_opset, "the target's files"), of_dtype, key=lambda need: need[0]
     )
     if options.opset is None:
-        return least
+        return max(least, GELU_OPSET) if options.rules.whole_gelu and has_gelu(gm) else least
     if not isinstance(options.opset, int) or isinstance(options.opset, bool):
         raise InputError(f"opset must be a number such as {least}, got {options.opset!r}")
     if options.opset < least:

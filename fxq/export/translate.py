@@ -11,6 +11,7 @@ import torch
 from onnxscript.values import Opset
 from torch import fx
 
+from fxq.graph.kinds import kind
 from fxq.graph.modules import graphs_in
 from fxq.quant import LOWERED_OPS
 
@@ -18,6 +19,7 @@ from fxq.quant import LOWERED_OPS
 # adds a version conversion that can fail, and no runtime of today reads 13 and not 18.
 BASE_OPSET = 18
 HALF_SCALE_OPSET = 19
+GELU_OPSET = 20
 SIXTEEN_BIT_OPSET = 21
 # Conv and the pools take bfloat16 from here on.
 BFLOAT_OPSET = 22
@@ -37,6 +39,11 @@ def required_opset(gm: fx.GraphModule) -> tuple[int, str]:
     Islands in the graph count too.
     """
     return max((_required_opset(part) for _, part in graphs_in(gm)), key=lambda need: need[0])
+
+
+def has_gelu(gm: fx.GraphModule) -> bool:
+    """Return whether a lowered graph, or an island in it, computes a GELU, which ONNX has as one operator."""
+    return any(kind(node) == "gelu" for _, part in graphs_in(gm) for node in part.graph.nodes)
 
 
 def needed_by_dtype(dtype: torch.dtype | None) -> tuple[int, str]:

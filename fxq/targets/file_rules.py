@@ -16,6 +16,7 @@ class FileRules:
             as DequantizeLinear of the tensor as PyTorch stores it; see stored_weights.py.
         channel_scales_behind: with a float side of 16 bits, write the scales of output channels behind convolutions and
             matrix products; see channel_scales.py.
+        whole_gelu: write GELU as one operator, not as its formula: in opset 20 or later, where no other is asked for.
         activation_dtypes: code dtypes of QuantizeLinear, as ONNX writes them in lower case.
         slow_activation_dtypes: those among them around which operations stay in float.
         weight_dtypes: code dtypes of stored tensors.
@@ -34,6 +35,7 @@ class FileRules:
     quantized_outputs_allowed: bool = True
     fast_weight_only: bool = False
     channel_scales_behind: bool = False
+    whole_gelu: bool = False
     activation_dtypes: tuple[str, ...] = ("int8", "uint8", "int16", "uint16", "float8e4m3fn")
     slow_activation_dtypes: tuple[str, ...] = ()
     weight_dtypes: tuple[str, ...] = ("int4", "int8", "uint8", "int16", "uint16", "float8e4m3fn")
