@@ -13,7 +13,9 @@ from benchmarks.float_files import signal_to_noise_db
 from benchmarks.latency_files import FLOAT, FXQ, PEERS, write_files
 from benchmarks.latency_rows import Row, table, verdicts, what_is_left
 from benchmarks.models import noise_images
+from fxq.errors import RuntimeCrashedError, RuntimeRefusedError
 from fxq.runtimes import get_runtime, time_in_turn
+from fxq.runtimes.child import in_child
 
 MODELS = (
     "resnet50",
@@ -30,6 +32,7 @@ MODELS = (
 )
 RUNTIMES = ("onnxruntime", "openvino")
 _WARM_UP = 5
+_TIMEOUT_S = 300.0  # to load a file
 _HEADING = (
     "One image of 224x224, random weights, files in turn. Ratios: of the time of the wall on {threads} threads, and in "
     "brackets of the CPU time on one, which others on the machine disturb less; below 1, fxq / peer is faster. SQNR "
@@ -50,17 +53,21 @@ def run(arguments: Sequence[str] = ()) -> Iterator[str]:
         for runtime in options.runtimes:
             _say(f"{model}: files for {runtime}")
             files, failures = write_files(model, runtime, options.folder, tuple(options.peers), options.peers_path)
-            notes += failures
+            left, crashes = _left(model, runtime, files)
+            notes += failures + crashes
+            files = {method: files[method] for method in left}
             if FLOAT in files and FXQ in files:
                 _say(f"{model}: {runtime}")
-                rows.append(measure(model, runtime, files, options.rounds, options.threads))
+                rows.append(measure(model, runtime, files, left, options.rounds, options.threads))
                 _write(options.out, [heading, table(rows), *verdicts(rows), *notes])
                 _say(table(rows[-1:]).splitlines()[-1])
     yield from (heading, "", table(rows), "", *verdicts(rows), *notes)
 
 
-def measure(model: str, runtime: str, files: Mapping[str, Path], rounds: int, threads: int) -> Row:
-    """Time files in turn, by the wall on ``threads`` threads and by CPU time on one."""
+def measure(
+    model: str, runtime: str, files: Mapping[str, Path], left: Mapping[str, str], rounds: int, threads: int
+) -> Row:
+    """Time files in turn, by the wall on ``threads`` threads and by CPU time on one; ``left`` is known of each."""
     images = noise_images(4, seed=1).numpy()
     single, several = get_runtime(runtime, threads=1), get_runtime(runtime, threads=threads)
     outputs = {
@@ -72,8 +79,25 @@ def measure(model: str, runtime: str, files: Mapping[str, Path], rounds: int, th
         for found, clock in ((several, time.perf_counter), (single, time.process_time))
     ]
     sqnr_db = {m: signal_to_noise_db(outputs[FLOAT], found) for m, found in outputs.items() if m != FLOAT}
-    left = {m: what_is_left(single.executed_ops(path), runtime) for m, path in files.items()}
     return Row(model, runtime, *times, sqnr_db, left)
+
+
+def _left(model: str, runtime: str, files: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:
+    """Return what the runtime leaves outside of integers, by method, and which files it refuses or crashes on."""
+    found, notes = {}, []
+    for method, path in files.items():
+        try:
+            found[method] = in_child(
+                left_of_file, path, runtime, what=f"{runtime} on {path.name}", timeout_s=_TIMEOUT_S
+            )
+        except (RuntimeRefusedError, RuntimeCrashedError) as error:
+            notes.append(f"{model}, {method}: {error}")
+    return found, notes
+
+
+def left_of_file(path: Path, runtime: str) -> str:
+    """Return what a runtime leaves outside of integers of a file, in words."""
+    return what_is_left(get_runtime(runtime, threads=1).executed_ops(path), runtime)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

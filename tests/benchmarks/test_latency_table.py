@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import fxq
 from benchmarks import latency, latency_files
 from benchmarks.latency_files import write_file, write_files
 from benchmarks.latency_rows import Row, table, verdicts, what_is_left
@@ -45,10 +46,26 @@ def test_float_and_fxq_are_timed_and_read_in_both_runtimes(tmp_path):
     ]
     for runtime in latency.RUNTIMES:
         files = {"float": tmp_path / "float.onnx", "fxq": tmp_path / f"fxq_{runtime}.onnx"}
-        row = latency.measure("small", runtime, files, rounds=3, threads=1)
+        left = {method: latency.left_of_file(path, runtime) for method, path in files.items()}
+        row = latency.measure("small", runtime, files, left, rounds=3, threads=1)
         assert 25 < row.sqnr_db["fxq"] < 60  # 8 bits: neither garbage nor the float model itself
         assert set(row.times) == set(row.cpu_times) == {"float", "fxq"}
         assert row.left["fxq"].endswith("0 FakeQuantize" if runtime == "openvino" else "2 Q/DQ")
+
+
+def test_a_file_that_a_runtime_refuses_or_crashes_on_is_said_and_not_timed(tmp_path, monkeypatch):
+    for name in ("good.onnx", "bad.onnx"):
+        (tmp_path / name).write_text("no file")
+
+    def in_child(function, path, runtime, **options):
+        if path.name == "bad.onnx":
+            raise fxq.errors.RuntimeCrashedError("the process ended by signal SIGSEGV")
+        return "3: 0 float"
+
+    monkeypatch.setattr(latency, "in_child", in_child)
+    left, notes = latency._left("m", "openvino", {"fxq": tmp_path / "good.onnx", "nncf": tmp_path / "bad.onnx"})
+    assert left == {"fxq": "3: 0 float"}
+    assert notes == ["m, nncf: the process ended by signal SIGSEGV"]
 
 
 def test_a_file_that_is_there_is_not_written_again_and_one_that_fails_is_said(tmp_path, monkeypatch):
