@@ -22,6 +22,7 @@ from fxq.nn import InputQuantized, ManyQuantized, Quantized
 from fxq_passes.folding.computed_weights import weight_expressions
 from fxq_passes.planning.infinities import infinite_values, masking_adds
 from fxq_passes.planning.layers import LayerOptions, LayerPlanner
+from fxq_passes.planning.normalizations import normalizations
 from fxq_passes.planning.plan_questions import (
     ELEMENTWISE,
     activation_descriptor,
@@ -66,7 +67,7 @@ class PlanOps(Pass):
         for node in rw.nodes(lambda node: node.op == "call_module"):
             check_placed_by_hand(rw, node)
         infinite = {reader: why for value, why in infinite_values(rw).items() for reader in value.users}
-        in_float = kept_in_float(rw) | masking_adds(rw) | infinite
+        in_float = kept_in_float(rw) | normalizations(rw) | masking_adds(rw) | infinite
         for expression in weight_expressions(rw):
             in_float |= dict.fromkeys(expression.nodes, "computes a weight")
         for node in rw.nodes(lambda node: kind(node) not in _SILENT):
