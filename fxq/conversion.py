@@ -20,7 +20,7 @@ from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.training import settle_modes
 from fxq.nn import TensorQuantizer
 from fxq.number_check import NumberCheck
-from fxq.pipeline import run_passes
+from fxq.pipeline import check_stage_without_passes, run_passes
 from fxq.record import Record
 from fxq.stage import Stage
 from fxq.state import State
@@ -69,6 +69,7 @@ def _run(gm: GraphModule, state: State, numbers: NumberCheck | None) -> Record:
     passes, record = state.recipe.create_passes(), state.record.copy()
     for stage in (Stage.FROZEN, Stage.LOWERED):
         run_passes(gm, passes[stage], state.settings, record, numbers)
+        check_stage_without_passes(gm, stage, passes[stage])
     if numbers is not None:
         numbers.finish(gm)
     return record

@@ -78,6 +78,17 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
         )
 
 
+def check_stage_without_passes(gm: GraphModule, stage: Stage, passes: Sequence[Pass], qat: bool = False) -> None:
+    """Refuse a graph that needs a pass of a stage for which the recipe has none; :func:`run_passes` checks the others.
+
+    Raises:
+        PassError: the graph breaks a rule of the stage.
+    """
+    problems = [] if passes else find_problems(gm, stage, qat)
+    if problems:
+        raise PassError(f"the recipe has no pass of stage '{stage}', whose rules the graph breaks: {summary(problems)}")
+
+
 def _run(step: Pass, rw: Rewriter, previous: str) -> None:
     try:
         step.run(rw)

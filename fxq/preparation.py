@@ -31,7 +31,7 @@ from fxq.model_checks import (
 from fxq.nn.computed import keep_computed
 from fxq.number_check import NumberCheck
 from fxq.original import Original
-from fxq.pipeline import run_passes
+from fxq.pipeline import check_stage_without_passes, run_passes
 from fxq.record import Record
 from fxq.request import Request
 from fxq.rules import check_rules, names_of_operations
@@ -91,6 +91,7 @@ def prepare_graph(
             names |= names_of_operations(gm, request.path)
             _check_rules(request, model, names)
         run_passes(gm, passes[stage], settings, state.record, numbers)
+    check_stage_without_passes(gm, Stage.PREPARED, passes[Stage.PREPARED], qat)
     if qat:
         warn_of_lost_hooks(copied, gm)
         warn_of_own_train(copied)

@@ -120,6 +120,8 @@ class Recipe:
 
         Passes that close their stage (``Pass.closes_stage``) stay behind it.
         """
+        if after is not None and before is not None:
+            raise RecipeError(f"with_pass({name!r}) takes after or before, not both: {after!r} and {before!r}")
         spec = PassSpec(name, tuple(options.items()))
         new = spec.create()
         if after is not None or before is not None:

@@ -211,6 +211,28 @@ def test_a_glob_that_matches_nothing_is_an_error_that_suggests_a_path() -> None:
         prepare(fxq.recipe("tensorrt").with_rules(("bdy.0", None)))
 
 
+def test_a_recipe_that_lacks_a_stage_is_refused_where_the_graph_needs_it() -> None:
+    recipe = fxq.recipe("tensorrt")
+    with pytest.raises(
+        fxq.PassError, match="has no pass of stage 'prepared', whose rules the graph breaks: input 0 of"
+    ):
+        prepare(recipe.without_pass("insert_quantizers").without_pass("attach_observers"))
+    with pytest.raises(
+        fxq.PassError, match="after attach_observers the graph still breaks the rules of stage 'prepared'"
+    ):
+        prepare(recipe.without_pass("insert_quantizers"))
+    unlowered = prepare(recipe.without_pass("lower_to_qdq"))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    fxq.calibrate(unlowered, [x], progress=False)
+    with pytest.raises(
+        fxq.PassError, match=r"has no pass of stage 'lowered', .*quantizer 'body.0._weight_quantizer' was"
+    ):
+        fxq.convert(unlowered)
+    unfrozen = prepare(recipe.without_pass("freeze_ranges"))
+    with pytest.raises(fxq.PassError, match=r"has no pass of stage 'frozen', .* has no range"):
+        fxq.convert(unfrozen)
+
+
 def test_unknown_passes_options_and_fields_are_errors() -> None:
     recipe = fxq.recipe("tensorrt")
     with pytest.raises(fxq.RecipeError, match="unknown pass 'no_such_pass'"):
@@ -219,6 +241,8 @@ def test_unknown_passes_options_and_fields_are_errors() -> None:
         recipe.with_pass_options("fold_batchnorm", after=True)
     with pytest.raises(fxq.RecipeError, match="option 'before' is a bool, got 'no'"):
         recipe.with_pass_options("fold_batchnorm", before="no")
+    with pytest.raises(fxq.RecipeError, match=r"with_pass\('fold_affine'\) takes after or before, not both"):
+        recipe.with_pass("fold_affine", after="plan_ops", before="solve_scales")
     with pytest.raises(fxq.RecipeError, match="a recipe has the fields name, target, "):
         recipe.replace(colour="red")
     with pytest.raises(

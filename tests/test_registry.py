@@ -179,6 +179,15 @@ class NoStage(fxq.Pass):
         pass
 
 
+class NoRun(fxq.Pass):
+    stage = fxq.Stage.NORMALIZED
+
+
+def test_a_pass_that_does_nothing_is_refused() -> None:
+    with pytest.raises(fxq.PluginError, match=r"NoRun\) has no method run: add `def run\(self, rw\) -> None`"):
+        fxq.register_pass("test_no_run")(NoRun)
+
+
 def test_a_pass_without_stage_a_class_that_is_none_and_a_bad_name_are_errors() -> None:
     with pytest.raises(fxq.PluginError, match=r"NoStage\) names no stage: add `stage = fxq.Stage.NORMALIZED`"):
         fxq.register_pass("test_no_stage")(NoStage)

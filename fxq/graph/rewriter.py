@@ -57,9 +57,15 @@ class Rewriter(PlanRewriter, ValueRewriter):
         """Let the readers of ``node`` read ``source`` (its first input) instead, and erase it.
 
         Raises:
-            PassError: it calls a module with hooks of the user's, which would be lost; so does all that replaces one.
+            PassError: it reads nothing, and no ``source`` is given; or it calls a module with hooks of the user's,
+                which would be lost; so does all that replaces one.
         """
         self._check_unaltered(node)
+        if source is None and not node.all_input_nodes:
+            raise PassError(
+                f"pass {self.pass_name!r} bypasses {node.name!r}, which reads nothing that its readers could read: "
+                "give them a source"
+            )
         self._note("edit", node, why)
         node.replace_all_uses_with(source or node.all_input_nodes[0])
         self._erase(node)
@@ -199,7 +205,12 @@ class Rewriter(PlanRewriter, ValueRewriter):
             path: where the module is, or is to be put.
             module: called with the producer's output.
             why: the reason.
+
+        Raises:
+            PassError: there is no edge.
         """
+        if not edges:
+            raise PassError(f"pass {self.pass_name!r} inserts {path!r} on no edge: give it those of one producer")
         producer = edges[0].producer
         module.train(self.gm.training)
         if find_module(self.gm, path) is None:

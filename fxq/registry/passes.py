@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -92,6 +93,8 @@ def pass_options(pass_type: type[Pass]) -> dict[str, Any]:
 def _check_pass_type(name: str, pass_type: Any) -> None:
     if not (isinstance(pass_type, type) and issubclass(pass_type, Pass)):
         raise PluginError(f"pass {name!r}: {pass_type!r} is not a subclass of fxq.Pass")
+    if inspect.isabstract(pass_type):
+        raise PluginError(f"pass {name!r} ({full_name(pass_type)}) has no method run: add `def run(self, rw) -> None`")
     if not isinstance(getattr(pass_type, "stage", None), Stage):
         raise PluginError(
             f"pass {name!r} ({full_name(pass_type)}) names no stage: add `stage = fxq.Stage.NORMALIZED` or so"

@@ -26,7 +26,8 @@ class AttachObservers(Pass):
             _switch_on(rw, quantizer, is_weight=any(plan.role == "weight" for plan in plans))
             rw.edit(node, _observed(quantizer))
         for node in rw.nodes(lambda node: bool(planned_inside(node))):
-            _switch_on_inside(rw, node, rw.module(node))
+            if isinstance(rw.module(node), Quantized):  # else nothing was swapped, and the stage's rules say so
+                _switch_on_inside(rw, node, rw.module(node))
 
 
 def _switch_on_inside(rw: Rewriter, node: Node, layer: Quantized) -> None:

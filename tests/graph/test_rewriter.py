@@ -86,6 +86,14 @@ def test_erasing_what_is_still_read_is_refused_by_name() -> None:
         rw.erase(nodes["act"], "a test")
 
 
+def test_what_reads_nothing_is_not_bypassed_without_a_source_and_no_edge_is_nowhere_to_insert() -> None:
+    rw, nodes = rewriter()
+    with pytest.raises(fxq.PassError, match=r"pass 'test' bypasses 'x', which reads nothing .*: give them a source"):
+        rw.bypass(nodes["x"], "a test")
+    with pytest.raises(fxq.PassError, match="pass 'test' inserts 'here' on no edge"):
+        rw.insert_module_on([], "here", nn.Identity(), "a test")
+
+
 def test_one_input_of_several_may_be_exchanged() -> None:
     rw, nodes = rewriter()
     rw.replace_input(nodes["add"], nodes["act"], nodes["x"], "a test")
