@@ -4,7 +4,7 @@ import difflib
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -113,6 +113,17 @@ def naming_batch(gm: GraphModule, batch: Any, index: int) -> Iterator[None]:
             f"batch {index} ({describe(batch)}) does not fit the model, whose inputs are "
             f"{', '.join(_inputs(gm)[0])}: {error}. Pass forward=lambda model, batch: ... for batches of another form"
         ) from error
+
+
+def early_end(batches: Iterable[Any], count: int) -> str | None:
+    """Return in words that a loader promised more than the ``count`` batches that it gave, None if it did not."""
+    try:
+        promised = len(batches) if isinstance(batches, Sized) else count
+    except TypeError:  # a DataLoader over an iterable dataset does not know
+        return None
+    if count >= promised:
+        return None
+    return f"the loader has a length of {promised} batches and ended after {count}; those {count} were used"
 
 
 def first_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[tuple[Any, ...] | None, Iterable[Any]]:

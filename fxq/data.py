@@ -6,14 +6,14 @@ to judge passes by, and no pass sees those. Samples are what dimension 0 of a ba
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxq.batches import Forward, Inputs, as_inputs, call, naming_batch
+from fxq.batches import Forward, Inputs, as_inputs, call, early_end, naming_batch
 from fxq.distributed import Team, team_of_now, telling
 from fxq.errors import CalibrationError, InputError
 from fxq.forward_calls import first_call, seen_call
@@ -249,8 +249,9 @@ class Data:
             found = f"all {count} batches are empty" if count else "the loader is empty, or an iterator was used up"
             raise CalibrationError(f"there was no batch to calibrate with: {found}")
         self._was_read, self._batch_count = True, count
-        if ended:
-            self._warn_of_early_end(count)
+        if ended and (note := early_end(self.batches, count)) is not None:
+            self.note = note
+            warnings.warn(note, stacklevel=2)
 
     def _loaded(self, description: str) -> Iterator[Any]:
         try:
@@ -339,14 +340,3 @@ class Data:
         found = [(index, rank, inputs) for rank, one in enumerate(shares) for index, inputs in one.shown]
         for _, _, inputs in sorted(found, key=lambda one: one[:2]):
             self._samples.show(inputs)
-
-    def _warn_of_early_end(self, count: int) -> None:
-        try:
-            promised = len(self.batches) if isinstance(self.batches, Sized) else count
-        except TypeError:  # a DataLoader over an iterable dataset does not know
-            return
-        if count < promised:
-            self.note = (
-                f"the loader has a length of {promised} batches and ended after {count}; those {count} were used"
-            )
-            warnings.warn(self.note, stacklevel=2)
