@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fxq import ROUNDING, Pass, Rewriter, Stage, register_pass
 from fxq.graph import only_reader, owner_path, produces_tensor, written_out
 from fxq_passes.canonical.canonical_forms import CANONICAL, CLAMPS, FUNCTIONS, METHODS, WEIGHTED, ModuleForm
-from fxq_passes.canonical.functional_layers import StoredLayers, batch_norm_from, layer_from
+from fxq_passes.canonical.functional_layers import NORMS, StoredLayers, batch_norm_from, layer_from, norm_from
 from fxq_passes.canonical.written_activations import activations_from_formulas
 from fxq_passes.canonical.written_forms import add, subtract, sum_of
 from fxq_passes.canonical.written_norms import norms_from_formulas
@@ -56,6 +56,8 @@ def _layers_to_modules(rw: Rewriter) -> None:
             layer_from(rw, node, WEIGHTED[node.target], layers)
         elif node.target in (F.batch_norm, torch.batch_norm):
             batch_norm_from(rw, node, layers)
+        elif node.target in NORMS:
+            norm_from(rw, node, layers)
 
 
 def _to_module(rw: Rewriter, node: Node, form: ModuleForm) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import fxq
 from fxq.graph import graph_text
+from fxq.graph.float_model import in_float
 from fxq.graph.trace import trace
 from fxq.testing import assert_rewrites
 from fxq_passes import FunctionalToModule
@@ -319,6 +320,42 @@ def test_a_functional_batch_norm_becomes_its_module(function: Any, shape: tuple[
     text = rewritten(nn.Sequential(norm), random(*shape))
     rank = {2: 1, 3: 1, 4: 2, 5: 3}[len(shape)]
     assert text[1] == f"batch_norm = BatchNorm{rank}d[0](input_1)"
+
+
+def scaled(m: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(x, (6,), m.weight, m.bias, eps=0.1)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (scaled, nn.LayerNorm),
+        (lambda m, x: F.layer_norm(x, normalized_shape=[6], weight=m.weight), nn.LayerNorm),
+        (lambda m, x: torch.layer_norm(x, (6,), m.weight, m.bias), nn.LayerNorm),
+        (lambda m, x: F.rms_norm(x, (6,), m.weight), nn.RMSNorm),
+        (lambda m, x: F.rms_norm(x, x.shape[1:], m.weight), None),
+        (lambda m, x: F.layer_norm(x, (6,)), None),
+        (lambda m, x: F.layer_norm(x, (6,), m.weight, m.bias + x[0]), None),
+    ],
+)
+def test_a_functional_norm_with_stored_parameters_becomes_its_module(
+    function: Callable[[Any, Tensor], Tensor], kind: type[nn.Module] | None
+) -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(random(6)), nn.Parameter(random(6, seed=1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self, x)
+
+    model, x = nn.Sequential(Norm(), nn.Linear(6, 2)).eval(), random(3, 6)
+    prepared = fxq.prepare(model, x, verify=True)
+    found = [type(module) for module in prepared.modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm)]
+    assert found == ([] if kind is None else [kind])
+    assert kind is None or type(prepared.get_submodule("0")) is kind
+    with torch.no_grad(), in_float(prepared):
+        torch.testing.assert_close(prepared(x), model(x))
 
 
 def test_a_batch_norm_on_batch_statistics_is_left_alone() -> None:

@@ -1,10 +1,13 @@
 """Functional layers on stored parameters, ``F.conv2d(x, self.weight)``, as modules that hold the same tensors."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn import functional as F
 
 from fxq import Rewriter
 from fxq.graph import module_of
@@ -16,8 +19,16 @@ _TORCH_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "
 _BATCH_NORMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
 }  # fmt: skip
-_LAYERS = (*_BATCH_NORMS.values(), *(row.module for row in WEIGHTED.values()))
+_LAYERS = (*_BATCH_NORMS.values(), nn.LayerNorm, nn.RMSNorm, *(row.module for row in WEIGHTED.values()))
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
+NORMS: Mapping[Callable[..., Any], tuple[type[nn.LayerNorm | nn.RMSNorm], tuple[str, ...]]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (F.layer_norm, torch.layer_norm), (nn.LayerNorm, ("input", "normalized_shape", "weight", "bias", "eps"))
+        ),
+        **dict.fromkeys((F.rms_norm, torch.rms_norm), (nn.RMSNorm, ("input", "normalized_shape", "weight", "eps"))),
+    }
+)
 _RANKS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 
 
@@ -80,6 +91,25 @@ def batch_norm_from(rw: Rewriter, node: Node, layers: StoredLayers) -> None:
     module.register_parameter("weight", _parameter(weight))
     module.register_parameter("bias", _parameter(bias))
     _call(rw, node, given["input"], module, given["running_mean"], layers)
+
+
+def norm_from(rw: Rewriter, node: Node, layers: StoredLayers) -> None:
+    """Replace a functional layer norm or RMS norm with a stored scale by a module with the same parameters."""
+    kind, names = NORMS[node.target]  # type: ignore[index]
+    given = _arguments(node, names)
+    source, shape = given.pop("input"), given.pop("normalized_shape")
+    tensors = {name: _stored(rw, given.get(name)) for name in ("weight", "bias")}
+    weight, is_shifted = tensors["weight"], given.get("bias") is not None
+    is_like = weight is not None and isinstance(shape, tuple | list) and tuple(shape) == weight.shape
+    if weight is None or not is_like or is_shifted != (tensors["bias"] is not None):
+        return  # nothing to change: a runtime has one operator for it, whatever its parameters are
+    eps = {"eps": given["eps"]} if "eps" in given else {}
+    module = kind(weight.shape, elementwise_affine=False, device="meta", **eps)
+    module.elementwise_affine = True
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            module.register_parameter(name, _parameter(tensor))
+    _call(rw, node, source, module, given["weight"], layers)
 
 
 def _arguments(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
