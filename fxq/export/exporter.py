@@ -25,11 +25,12 @@ from fxq.export.names import apply_names, check_names, input_names_of
 from fxq.export.open_shapes import BATCH, OpenShapes
 from fxq.export.options import ExportOptions, ExportReport, OtherSizes
 from fxq.export.other_sizes import adaptive_pools, check_like_original, run_others, without_decisive, without_fixed
-from fxq.export.parity import Reference, check_parity, dtype_hint, is_optimized_right
+from fxq.export.parity import Reference, check_parity, dtype_hint
 from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.sixteen_bits import change_float_side, check_float_dtype
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import GELU_OPSET, has_gelu, needed_by_dtype, required_opset
+from fxq.export.written_file import WrittenFile
 from fxq.float_reference import ORIGINAL
 from fxq.graph.arguments import size_conditions
 from fxq.graph.kinds import produces_values
@@ -82,12 +83,7 @@ def export_onnx(
         # Under the name that the file will have: it stores the name of its weights.
         staged = folder / output.real.name
         _save(model, staged, options.external_data_threshold)
-        found = _check(staged, reference, options, captured) if options.check else {}
-        if is_changed:
-            save = functools.partial(_save, external_data_threshold=options.external_data_threshold)
-            found.update(change_float_side(model, save, staged, reference, options, captured.shapes))
-        if options.check:
-            found.update(judged(staged, model, reference, options, captured.shapes, found.get("optimized_parity", ())))
+        found = _finish(staged, reference, options, captured, is_changed)
         files = output.place(staged)
     quantize_nodes, dequantize_nodes, dynamic_nodes = count_ops(model)
     return ExportReport(
@@ -212,21 +208,37 @@ def _save(model: ir.Model, path: Path, external_data_threshold: int) -> None:
     ir.save(model, path, external_data=f"{path.name}.data" if size > external_data_threshold else None)
 
 
-def _check(path: Path, reference: Reference, options: ExportOptions, captured: Captured) -> dict[str, Any]:
+def _finish(
+    path: Path, reference: Reference, options: ExportOptions, captured: Captured, is_changed: bool
+) -> dict[str, Any]:
+    """Check the file, change its float side where that is asked for, and judge it; return fields of the report."""
+    file, found = WrittenFile(path), dict[str, Any]()
+    if options.check:
+        found.update(_check(file, reference, options, captured))
+    if is_changed:
+        del file  # and its session: the file is written anew
+        save = functools.partial(_save, external_data_threshold=options.external_data_threshold)
+        found.update(change_float_side(captured.model, save, path, reference, options, captured.shapes))
+        file = WrittenFile(path)
+    if options.check:
+        found.update(judged(file, reference, options, captured.shapes, found.get("optimized_parity", ())))
+    return found
+
+
+def _check(file: WrittenFile, reference: Reference, options: ExportOptions, captured: Captured) -> dict[str, Any]:
     """Check the file against the rules, then its numbers; return these by the field of the report."""
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(str(file.path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported file is not valid ONNX: {error}{dtype_hint(reference.gm)}") from error
-    model = ir.load(path)
     if _is_integer(reference.gm):
-        check_integer(model)
+        check_integer(file.model)
     else:
-        check_qdq(model, options.rules)
+        check_qdq(file.model, options.rules)
     # As written first: what fails there is the file's own fault, and no fusion's.
-    found: dict[str, Any] = {"parity": check_parity(model, path, reference)}
-    if is_optimized_right(model):
-        found["optimized_parity"] = check_parity(model, path, reference, optimize=True)
+    found: dict[str, Any] = {"parity": check_parity(file, reference)}
+    if file.is_optimized_right:
+        found["optimized_parity"] = check_parity(file, reference, optimize=True)
     shapes = captured.shapes
     is_batch_open, reference_of = shapes.is_batch_open(reference.inputs), options.float_reference
     if is_batch_open and reference_of and not reference_of.holds_for_one:
@@ -235,7 +247,7 @@ def _check(path: Path, reference: Reference, options: ExportOptions, captured: C
             "of the batch. Pass dynamic_batch=False, with example_inputs of the batch that it will see"
         )
     if shapes:
-        found["other_sizes"] = _check_other_sizes(model, path, reference, captured, options)
+        found["other_sizes"] = _check_other_sizes(file, reference, captured, options)
     return found
 
 
@@ -244,7 +256,7 @@ def _is_integer(gm: fx.GraphModule) -> bool:
 
 
 def _check_other_sizes(
-    model: ir.Model, path: Path, reference: Reference, captured: Captured, options: ExportOptions
+    file: WrittenFile, reference: Reference, captured: Captured, options: ExportOptions
 ) -> tuple[OtherSizes, ...]:
     """Run other sizes: a file may hold those it was traced with, which only others show."""
     shapes = captured.shapes
@@ -256,7 +268,7 @@ def _check_other_sizes(
         pools = adaptive_pools(reference.gm)
         broken = [captured.conditions.broken_by(shapes, {**now, **sizes}) or pools for sizes, _ in runs]
         return tuple(
-            OtherSizes(sizes, _parity_at(model, path, sizes, run, node))
+            OtherSizes(sizes, _parity_at(file, sizes, run, node))
             for (sizes, run), node in zip(runs, broken, strict=True)
         )
     except ExportError as error:
@@ -268,12 +280,10 @@ def _check_other_sizes(
         ) from error
 
 
-def _parity_at(
-    model: ir.Model, path: Path, sizes: Mapping[str, int], run: Reference, node: str
-) -> tuple[OutputParity, ...]:
+def _parity_at(file: WrittenFile, sizes: Mapping[str, int], run: Reference, node: str) -> tuple[OutputParity, ...]:
     """Compare at other sizes; ``node``: what torch.export wrote for others alone, "" for nothing known."""
     try:
-        return check_parity(model, path, run, optimize=is_optimized_right(model))
+        return check_parity(file, run, optimize=file.is_optimized_right)
     except ExportError as error:
         where = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ExportError(

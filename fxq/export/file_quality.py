@@ -2,10 +2,8 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -13,16 +11,15 @@ from torch.utils import _pytree as pytree
 from fxq.compare.outputs import Named
 from fxq.compare.quality import Quality
 from fxq.export.open_shapes import OpenShapes
-from fxq.export.parity import is_optimized_right, run_onnxruntime
+from fxq.export.written_file import WrittenFile
 from fxq.float_reference import FloatReference
 
 # With a static batch each run loads the file.
 _MOST_RUNS = 4
 
 
-def measure_file(  # noqa: PLR0913 - a file, what made it, and how to run it
-    path: Path,
-    model: ir.Model,
+def measure_file(
+    file: WrittenFile,
     gm: fx.GraphModule,
     examples: tuple[Any, ...],
     reference: FloatReference,
@@ -32,8 +29,7 @@ def measure_file(  # noqa: PLR0913 - a file, what made it, and how to run it
     """Run the file on the samples of ``reference``, batch by batch as the float model ran on them.
 
     Args:
-        path: the file.
-        model: the file, loaded.
+        file: what is measured.
         gm: the converted model.
         examples: what the file was traced with.
         reference: samples, and what the float model makes of them.
@@ -47,8 +43,8 @@ def measure_file(  # noqa: PLR0913 - a file, what made it, and how to run it
     found: list[Named] = []
     samples = 0
     for part, outputs, size in fitting_parts(gm, examples, reference, shapes):
-        is_optimized = without is not None and is_optimized_right(model)
-        arrays = run_onnxruntime(path, model, part, is_optimized, without or ())
+        is_optimized = without is not None and file.is_optimized_right
+        arrays = file.run(part, is_optimized, without or ())
         expected.append(outputs)
         found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
         samples += size

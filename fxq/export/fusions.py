@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from fxq.compare.parity import OutputParity
 from fxq.compare.quality import Quality
 from fxq.export.file_quality import measure_file
 from fxq.export.open_shapes import OpenShapes
 from fxq.export.options import ExportOptions
 from fxq.export.parity import Reference
+from fxq.export.written_file import WrittenFile
 from fxq.runtimes import count_kinds, get_runtime
 
 # What rounding may do to an SQNR.
@@ -35,8 +34,7 @@ Measure = Callable[[Sequence[str] | None], Quality | None]
 
 
 def judged(
-    path: Path,
-    model: ir.Model,
+    file: WrittenFile,
     reference: Reference,
     options: ExportOptions,
     shapes: OpenShapes,
@@ -51,7 +49,7 @@ def judged(
         return {}
 
     def measure(without: Sequence[str] | None) -> Quality | None:
-        return measure_file(path, model, reference.gm, reference.inputs, floats, shapes, without)
+        return measure_file(file, reference.gm, reference.inputs, floats, shapes, without)
 
     found = measure(())
     if found is None:
@@ -59,7 +57,7 @@ def judged(
     if options.judge is not None:
         options.judge(found)
     is_moved = any(output.mean_lsb > _MOVED_LSB for output in optimized)
-    return {"quality": found, "fusion": costly_fusion(path, found, measure) if is_moved else ""}
+    return {"quality": found, "fusion": costly_fusion(file.path, found, measure) if is_moved else ""}
 
 
 def costly_fusion(path: Path, optimized: Quality, measure: Measure) -> str:

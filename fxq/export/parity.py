@@ -3,14 +3,9 @@
 What an LSB is, and how many may be: fxq/compare/parity.py.
 """
 
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
@@ -25,12 +20,8 @@ from fxq.compare.parity import (
     rounding_floors,
 )
 from fxq.compare.rounding_noise import FUSED, REORDERED, Noise
-from fxq.errors import ExportError, InputError, RuntimeRefusedError
-from fxq.export.emulation import emulate_bfloat16, has_bfloat16
-from fxq.runtimes import get_runtime
-
-# Where the float side was written in another dtype than the model's, the file says in which.
-FLOAT_DTYPE = "fxq.float_dtype"
+from fxq.errors import ExportError, InputError
+from fxq.export.written_file import WrittenFile
 
 
 @dataclass(frozen=True)
@@ -57,13 +48,12 @@ class Reference:
 
 
 def check_parity(
-    model: ir.Model, path: Path, reference: Reference, optimize: bool = False, noise: Noise = REORDERED
+    file: WrittenFile, reference: Reference, optimize: bool = False, noise: Noise = REORDERED
 ) -> tuple[OutputParity, ...]:
     """Compare the file with the module.
 
     Args:
-        model: the file at ``path``, loaded.
-        path: the file.
+        file: what is compared.
         reference: what the module makes of its inputs.
         optimize: run it with ONNX Runtime's default optimizations, as its users do, rather than as it is written.
         noise: how far rounding moves what the file computes, where it is not optimized.
@@ -74,7 +64,7 @@ def check_parity(
     how = "onnxruntime, with its default optimizations," if optimize else "onnxruntime"
     inputs = [tensor for _, tensor in named_leaves(reference.inputs, "input", Tensor)]
     try:
-        actual = [torch.from_numpy(array) for array in run_onnxruntime(path, model, inputs, optimize)]
+        actual = [torch.from_numpy(array) for array in file.run(inputs, optimize)]
     except ExportError as error:
         raise ExportError(f"{error}{dtype_hint(reference.gm)}") from error
     if len(reference.outputs) != len(actual):
@@ -116,61 +106,3 @@ def _floors(parity: tuple[OutputParity, ...], reference: Reference, steps: list[
         return all(output.is_within(noise=floor) for output, floor in zip(parity, floors, strict=True))
 
     return rounding_floors(reference.gm, reference.inputs, reference.outputs, steps, is_explained, noise)
-
-
-def is_optimized_right(model: ir.Model) -> bool:
-    """Return whether ONNX Runtime's optimizations know the file's dtypes: what they make of float8 is wrong.
-
-    Such a file, and one with a float side of 16 bits, is for other runtimes, and is judged as it is written.
-    """
-    if FLOAT_DTYPE in model.metadata_props:
-        return False
-    values = (value.const_value for value in model.graph.initializers.values())
-    return not any(value is not None and value.dtype is ir.DataType.FLOAT8E4M3FN for value in values)
-
-
-def _threads_for(model: ir.Model) -> int | None:
-    """Return how many threads ONNX Runtime may take for the file; None for as many as it likes."""
-    # With several threads each quantizes the hidden states of its own samples, with their own range.
-    return 1 if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph) else None
-
-
-def run_onnxruntime(
-    path: Path, model: ir.Model, inputs: Sequence[Tensor], optimize: bool, without: Sequence[str] = ()
-) -> list[np.ndarray]:
-    """Return what ONNX Runtime makes of a file; bfloat16 is emulated, for it has no kernels.
-
-    Args:
-        path: the file.
-        model: the file, loaded.
-        inputs: in its order; floats in another dtype than it declares are rounded.
-        optimize: with ONNX Runtime's default optimizations.
-        without: but for these, by its names.
-
-    Raises:
-        ExportError: it does not load or run it.
-    """
-    runtime = get_runtime("onnxruntime", optimize=optimize, threads=_threads_for(model), without=tuple(without))
-    dtypes = [value.dtype for value in model.graph.inputs]
-    arrays = [_as_numpy(tensor, dtype) for tensor, dtype in zip(inputs, dtypes, strict=True)]
-    try:
-        if FLOAT_DTYPE in model.metadata_props and has_bfloat16(model):
-            with tempfile.TemporaryDirectory() as folder:
-                emulated = ir.load(path)
-                emulate_bfloat16(emulated)
-                path = Path(folder) / path.name
-                ir.save(emulated, path, external_data=f"{path.name}.data")
-                return runtime.run(path, arrays)
-        return runtime.run(path, arrays)
-    except (RuntimeRefusedError, InputError) as error:
-        how = "with its default optimizations, " if optimize else ""
-        raise ExportError(f"{how}{error} (check=False writes a file for another runtime unchecked)") from error
-
-
-def _as_numpy(tensor: Tensor, dtype: ir.DataType | None) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    if tensor.is_floating_point() and dtype == ir.DataType.FLOAT16:
-        tensor = tensor.half()
-    elif tensor.is_floating_point() and dtype == ir.DataType.BFLOAT16:  # numpy has none
-        tensor = tensor.bfloat16()
-    return np.asarray((tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy())

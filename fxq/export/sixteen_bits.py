@@ -24,9 +24,10 @@ from fxq.export.float_side import write_float_side
 from fxq.export.in_float32 import DTYPES, FloatSide
 from fxq.export.open_shapes import OpenShapes
 from fxq.export.options import ExportOptions
-from fxq.export.parity import FLOAT_DTYPE, Reference, check_parity
+from fxq.export.parity import Reference, check_parity
 from fxq.export.qdq_rules import check_qdq
 from fxq.export.value_ranges import measure_values
+from fxq.export.written_file import FLOAT_DTYPE, WrittenFile
 
 
 def check_float_dtype(gm: fx.GraphModule, dtype: torch.dtype | None) -> bool:
@@ -76,7 +77,7 @@ def change_float_side(
     dtype = DTYPES[options.float_dtype]
     before = None
     if options.check and options.float_reference is not None:
-        before = measure_file(path, model, reference.gm, reference.inputs, options.float_reference, shapes)
+        before = measure_file(WrittenFile(path), reference.gm, reference.inputs, options.float_reference, shapes)
     if options.rules.channel_scales_behind:
         move_channel_scales(model)
     largest = {}
@@ -105,13 +106,13 @@ def _check(path: Path, reference: Reference, options: ExportOptions) -> Any:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"with {options.float_dtype} the file is not valid ONNX: {error}") from error
-    model = ir.load(path)
-    check_qdq(model, options.rules)
+    file = WrittenFile(path)
+    check_qdq(file.model, options.rules)
     assert options.float_dtype is not None
     units = 2 * torch.finfo(options.float_dtype).eps / torch.finfo(torch.float32).eps
     if not options.keep_io_types:
         reference = Reference.run(reference.gm, _rounded(reference.inputs, options.float_dtype))
-    return check_parity(model, path, reference, noise=Noise(units))
+    return check_parity(file, reference, noise=Noise(units))
 
 
 def _rounded(inputs: Any, dtype: torch.dtype) -> Any:

@@ -3,7 +3,7 @@
 import json
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -59,7 +59,15 @@ class OnnxRuntime(Runtime):
     def bind(self, path: FilePath, inputs: Inputs) -> RunOnce:
         """See the base."""
         path = self._existing(path)
+        return self._bound(path, self._session(path), inputs)
+
+    def load(self, path: FilePath) -> Callable[[Inputs], list[np.ndarray]]:
+        """Load the file once and return a function that runs it, as ``run`` does."""
+        path = self._existing(path)
         session = self._session(path)
+        return lambda inputs: self._bound(path, session, inputs)()
+
+    def _bound(self, path: Path, session: Any, inputs: Inputs) -> RunOnce:
         arrays = arrays_by_name([_file_input(value) for value in session.get_inputs()], inputs)
         errors = self._errors()
 

@@ -18,6 +18,7 @@ from fxq.errors import ExportError, RuntimeRefusedError
 from fxq.export import ExportOptions, export_onnx
 from fxq.export.parity import MAX_MEAN_LSB, Reference, check_parity
 from fxq.export.qdq_rules import check_qdq
+from fxq.export.written_file import WrittenFile
 from fxq.quant import DEQUANTIZE, QUANTIZE
 from fxq.runtimes.onnxruntime import OnnxRuntime
 from fxq.targets import TENSORRT, FileRules
@@ -135,7 +136,7 @@ def test_parity_finds_one_wrong_scale_among_all(good_file: Path, tmp_path: Path)
     wrong = tmp_path / "wrong.onnx"
     ir.save(model, wrong)
     with pytest.raises(ExportError, match="computes another 'output'"):
-        check_parity(ir.load(wrong), wrong, Reference.run(gm, (x,)))
+        check_parity(WrittenFile(wrong), Reference.run(gm, (x,)))
 
 
 def test_a_correct_file_of_an_untrained_deep_model_passes(tmp_path: Path) -> None:
@@ -201,14 +202,14 @@ def test_the_report_has_the_figures_of_each_run(tmp_path: Path, batch: int) -> N
 def test_a_file_that_only_the_optimizations_break_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bind = OnnxRuntime.bind
+    load = OnnxRuntime.load
 
     def refuse(self: OnnxRuntime, *args: object) -> object:
         if self.optimize:
             raise RuntimeRefusedError("onnxruntime does not run model.onnx: shape mismatch")
-        return bind(self, *args)
+        return load(self, *args)
 
-    monkeypatch.setattr(OnnxRuntime, "bind", refuse)
+    monkeypatch.setattr(OnnxRuntime, "load", refuse)
     gm, x = lowered_residual()
     with pytest.raises(ExportError, match="with its default optimizations, onnxruntime does not run"):
         export_onnx(gm, tmp_path / "model.onnx", x)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
@@ -15,6 +14,7 @@ from torch.fx import GraphModule
 import fxq
 from fxq.errors import ExportError
 from fxq.export.parity import Reference, check_parity
+from fxq.export.written_file import WrittenFile
 
 RECIPE = fxq.recipe("tensorrt").replace(default=fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=None)))
 
@@ -54,4 +54,4 @@ def test_a_wrong_bias_is_refused_all_the_same(optimize: bool, tmp_path: Path) ->
     bias.CopyFrom(numpy_helper.from_array(wrong, bias.name))
     onnx.save(model, path)
     with pytest.raises(ExportError, match="computes another 'output' than the model"):
-        check_parity(ir.load(path), path, Reference.run(converted, (x,)), optimize)
+        check_parity(WrittenFile(path), Reference.run(converted, (x,)), optimize)
