@@ -2,7 +2,7 @@
 
 A lowered graph is a GraphModule; torch.export runs it once more. It runs here node by node, each node carrying the
 scope it should be known by, so that the scope arrives at the ONNX nodes (module calls would carry it by themselves,
-function calls in an inlined graph would not).
+function calls in an inlined graph would not). Quantizers are traced as what stands for them: see ``stand_ins.py``.
 """
 
 from collections.abc import Mapping
