@@ -93,8 +93,6 @@ def pass_options(pass_type: type[Pass]) -> dict[str, Any]:
 def _check_pass_type(name: str, pass_type: Any) -> None:
     if not (isinstance(pass_type, type) and issubclass(pass_type, Pass)):
         raise PluginError(f"pass {name!r}: {pass_type!r} is not a subclass of fxq.Pass")
-    if inspect.isabstract(pass_type):
-        raise PluginError(f"pass {name!r} ({full_name(pass_type)}) has no method run: add `def run(self, rw) -> None`")
     if not isinstance(getattr(pass_type, "stage", None), Stage):
         raise PluginError(
             f"pass {name!r} ({full_name(pass_type)}) names no stage: add `stage = fxq.Stage.NORMALIZED` or so"
@@ -104,6 +102,8 @@ def _check_pass_type(name: str, pass_type: Any) -> None:
             f"pass {name!r} ({full_name(pass_type)}) is of stage '{pass_type.stage}', which no pass makes: "
             "fxq.to_integer does, by integer forms (fxq.integer_form)"
         )
+    if inspect.isabstract(pass_type):
+        raise PluginError(f"pass {name!r} ({full_name(pass_type)}) has no method run: add `def run(self, rw) -> None`")
     if hasattr(pass_type, "preserves_numbers"):
         keeps = "fxq.ROUNDING" if pass_type.preserves_numbers else "fxq.ANY"
         raise PluginError(
