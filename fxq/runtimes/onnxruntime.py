@@ -154,8 +154,11 @@ def _dtype_written(node: "onnx.NodeProto", inputs: tuple[OpTensor, ...], stored:
     """Return the dtype of an output whose type the file does not hold.
 
     ONNX Runtime stores none behind a change of layout. What it moves there (convolutions, pooling, adds, activations,
-    transposes) writes the type that it reads, and a quantizer that of its zero point or scale.
+    transposes) writes the type that it reads, and a quantizer that of its zero point or scale. QGemm, which has the
+    third zero point for what it writes, gives floats without it.
     """
+    if node.op_type == "QGemm":
+        return stored.get(node.input[8], "") if len(node.input) > 8 and node.input[8] else "float32"
     if node.op_type == "QuantizeLinear" and len(node.input) > 2:
         return stored.get(node.input[2], "")
     if node.op_type == "DequantizeLinear":

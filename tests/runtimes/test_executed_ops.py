@@ -1,8 +1,13 @@
 """What real runtimes make of a file: operations, their dtypes, and what was fused into them."""
 
-import pytest
-from support.runtime_files import RuntimeFiles
+from pathlib import Path
 
+import pytest
+import torch
+from support.runtime_files import RuntimeFiles
+from torch import nn
+
+import fxq
 from fxq.errors import InputError, RuntimeRefusedError
 from fxq.runtimes import ExecutedOp, OpTensor, count_kinds, get_runtime, traffic_mb
 from fxq.runtimes.tensorrt_rtx import read_kernels, weighted_ops
@@ -39,6 +44,16 @@ def test_onnxruntime_tells_its_kernels_with_the_dtypes_of_activations(files: Run
     first, last = ops[0], ops[-1]
     assert (first.kind, first.inputs) == ("QuantizeLinear", (OpTensor("x", "float32", (4, 1, 8, 8)),))
     assert (last.kind, last.input_dtypes, last.output_dtypes) == ("QGemm", ("uint8",), ("float32",))
+
+
+def test_a_gemm_that_gives_floats_is_told_from_one_that_gives_codes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4)).eval()
+    converted = fxq.quantize(model, [torch.randn(2, 5, 8)], "onnxruntime", progress=False)
+    fxq.export_onnx(converted, tmp_path / "model.onnx", dynamic_batch=False)
+    ops = get_runtime("onnxruntime").executed_ops(tmp_path / "model.onnx")
+    # ONNX Runtime puts it between reshapes to matrices, and stores no type there.
+    assert [op.output_dtypes for op in ops if op.kind == "QGemm"] == [("float32",), ("float32",)]
 
 
 @pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "as written"])
