@@ -81,7 +81,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     found = []
     for runtime in dict.fromkeys(row.runtime for row in rows):
         own = [row for row in rows if row.runtime == runtime]
-        for method in (FLOAT, *PEERS):
+        for method in (name for name in (FLOAT, *PEERS) if any(name in row.times for row in own)):
             slower = [
                 f"{row.model} {row.slowness(method, True):.2f}" for row in own if row.slowness(method, True) > 1 + TIE
             ]

@@ -113,6 +113,7 @@ def test_what_is_slower_is_listed_and_a_tie_is_none():
     assert "never slower than nncf: missed: m 1.11" in said
     assert "the better peer takes 0.90 times as long, 0.90 of CPU" in said
     assert "noisy" not in said
+    assert "nncf" not in "\n".join(verdicts([_row({"float": 2.0, "fxq": 1.0}, {"float": 2.0, "fxq": 1.0})]))
 
 
 def test_a_machine_too_noisy_to_tell_is_said():
