@@ -59,7 +59,9 @@ class RefineRanges(Pass):
     """Narrow the ranges of activations whose readers err less for it.
 
     Args:
-        most_error: narrow a range where that brings the error of its readers below this share.
+        most_error: narrow a range where that brings the error of its readers below this share: what finer steps gain
+            is small against what values cost that few samples have, and they clip.
+        most_error_before_activation: the same where an activation reads it, which clips them anyway.
         samples: positions of a layer's input to judge by.
     """
 
@@ -67,7 +69,8 @@ class RefineRanges(Pass):
     tolerance = ANY
     improves = True
     keeps_ranges = True
-    most_error: float = 0.9
+    most_error: float = 0.75
+    most_error_before_activation: float = 0.9
     samples: int = 512
 
     def run(self, rw: Rewriter) -> None:
@@ -123,7 +126,8 @@ class RefineRanges(Pass):
                 )
                 if ratio < least:
                     best, least = shares, ratio
-        return (best, least) if least < self.most_error else None
+        most = self.most_error_before_activation if seen.has_activation else self.most_error
+        return (best, least) if least < most else None
 
 
 def _moves(quantizer: TensorQuantizer, seen: _Seen) -> tuple[tuple[bool, bool], ...]:

@@ -119,7 +119,8 @@ def test_the_end_that_an_activation_does_not_tell_apart_is_clipped_alone(activat
     assert float(values.min()) < -50
     assert -12 < float(low) < -3
     assert float(high) > 0.6 * float(values.max())
-    plain = refined(model, x, "onnxruntime", most_error=0.0)
+    plain = refined(model, x, "onnxruntime", most_error_before_activation=0.0)
+    assert plain.get_submodule(str(quantizer.target)).range[0] == pytest.approx(float(values.min()), rel=1e-3)  # type: ignore
     assert error(model, gm, x) < 0.3 * error(model, plain, x)
 
 
