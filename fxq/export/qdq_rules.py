@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from fxq.errors import ExportError
 from fxq.export.dynamic_rules import broken, check_dynamic_lstm, check_matmul_integer, dtype_name
+from fxq.export.stored_readers import is_operand, weight_readers
 from fxq.quant import LOWERED_OPS
 from fxq.targets import FileRules
 
@@ -127,7 +128,8 @@ def _zero_point(node: ir.Node, rules: FileRules) -> str | None:
         return None  # that of a pair is its quantizer's
     if dtype_name(node.inputs[2]) == "int32" and np.any(zero_point != 0):
         return "is an int32 bias with a zero point that is not 0"
-    may_be_affine = rules.affine_weights if _is_constant(node.inputs[0]) else rules.affine_activations
+    is_weight = _is_constant(node.inputs[0]) and not is_operand(node.outputs[0])
+    may_be_affine = rules.affine_weights if is_weight else rules.affine_activations
     if not may_be_affine and np.any(zero_point != 0):
         return "has a zero point that is not 0; the target runs symmetric quantization only"
     return None
@@ -202,22 +204,6 @@ def _weight_axis(node: ir.Node, rules: FileRules) -> str | None:
         if axis != wanted:
             return f"has its scales along axis {axis}; {reader.op_type} {reader.name!r} needs axis {wanted}"
     return None
-
-
-def weight_readers(node: ir.Node) -> list[tuple[ir.Node, bool]]:
-    """Return the operators that take the output as their weight, and whether it is stored transposed, (in, out)."""
-    readers = []
-    for reader, index in node.outputs[0].uses():
-        if reader.op_type == "Transpose":
-            behind = [behind for behind, _ in reader.outputs[0].uses() if behind.op_type == "MatMul"]
-            readers += [(matmul, False) for matmul in behind]
-        elif index == 1 and reader.op_type in ("Conv", "ConvTranspose"):
-            readers.append((reader, False))
-        elif index == 1 and reader.op_type == "Gemm":
-            readers.append((reader, reader.attributes.get_int("transB", 0) == 0))
-        elif index == 1 and reader.op_type == "MatMul":
-            readers.append((reader, True))
-    return readers
 
 
 def _integer_product(node: ir.Node, rules: FileRules) -> str | None:

@@ -21,7 +21,7 @@ from fxq.export.qdq_rules import check_qdq
 from fxq.export.written_file import WrittenFile
 from fxq.quant import DEQUANTIZE, QUANTIZE
 from fxq.runtimes.onnxruntime import OnnxRuntime
-from fxq.targets import TENSORRT, FileRules
+from fxq.targets import OPENVINO, TENSORRT, FileRules
 
 STRICT = TENSORRT.file
 
@@ -126,6 +126,35 @@ def test_rules_that_the_target_does_not_have_are_not_applied(good_file: Path) ->
     store(model, "stem.0_input_quantizer.zero_point", np.array(3, np.int8))
     quantize_output(model)
     check_qdq(model, FileRules())
+
+
+def folded(shift_c: Tensor) -> Tensor:
+    return shift_c.expand(1, -1, 14)  # made a constant, with a quantizer behind it
+
+
+def stored(shift_c: Tensor) -> Tensor:
+    return shift_c  # stored in codes
+
+
+@pytest.mark.parametrize("given", [folded, stored])
+def test_a_stored_summand_is_no_weight(tmp_path: Path, given: Callable[[Tensor], Tensor]) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv1d(4, 8, 3), nn.Conv1d(8, 8, 3)
+            self.shift_c = nn.Parameter(torch.linspace(-1, 3, 8)[None, :, None])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x) + given(self.shift_c))
+
+    torch.manual_seed(0)
+    converted = fxq.quantize(Shifted().eval(), torch.randn(8, 4, 16), "openvino", progress=False)
+    path = tmp_path / "model.onnx"
+    fxq.export_onnx(converted, path)
+    model = ir.load(path)
+    store(model, "first.weight_zero_point", np.ones(8, np.int8))
+    with pytest.raises(ExportError, match=r"'first.weight.*symmetric quantization only"):
+        check_qdq(model, OPENVINO.file)
 
 
 def test_parity_finds_one_wrong_scale_among_all(good_file: Path, tmp_path: Path) -> None:
