@@ -81,6 +81,22 @@ def test_what_no_layer_reads_is_judged_by_its_own_error() -> None:
     assert float(quantizer.amax) == pytest.approx(float(x.abs().max()), rel=1e-3)  # type: ignore[arg-type]
 
 
+def test_the_range_of_a_stored_summand_is_judged_in_silence() -> None:
+    """torch warns where a parameter becomes a number, and warnings are errors here."""
+
+    class Shifted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.shift_c = nn.Parameter(torch.linspace(-1, 3, 4)[None])
+
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(super().forward(input) + self.shift_c)
+
+    torch.manual_seed(0)
+    gm = refined(Shifted().eval(), torch.randn(16, 4), "openvino")
+    assert gm.get_submodule("add_input_quantizer_1").range[1] == pytest.approx(3, rel=0.1)  # type: ignore[index]
+
+
 def test_a_layer_without_matrix_form_leaves_the_values_to_judge() -> None:
     """A transposed convolution reads the tensor."""
     torch.manual_seed(0)

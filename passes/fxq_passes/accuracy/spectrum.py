@@ -17,13 +17,13 @@ class Spectrum:
     """
 
     def __init__(self, values: list[Tensor]) -> None:
+        values = [one.detach() for one in values]  # that of a stored tensor is a parameter
         low = min(float(one.min()) for one in values)
         high = max(float(one.max()) for one in values)
         edges = torch.linspace(low, max(high, low + 1e-30), 2 * _BINS + 1, device=values[0].device)
         self._centres = edges[1::2]
         self._counts = [
-            torch.stack([torch.histc(in_full(one.detach()), _BINS, low, high) for one in half]).sum(0)
-            for half in halves(values)
+            torch.stack([torch.histc(in_full(one), _BINS, low, high) for one in half]).sum(0) for half in halves(values)
         ]
         power = (torch.stack(self._counts).sum(0) * self._centres.square()).sum()
         self._power = power.clamp(min=torch.finfo(power.dtype).tiny)
