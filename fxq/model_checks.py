@@ -117,6 +117,8 @@ def check_model(model: Any, verify: bool, call: str = "prepare") -> None:
         got = f"the class {model.__name__}; make an instance" if isinstance(model, type) else type(model).__name__
         if isinstance(model, Mapping):
             got += ", which may hold a state dict: make the model, and let it load_state_dict(...)"
+        if isinstance(model, str):
+            got += ": make the model, and let it load its weights"
         raise InputError(f"{call} takes a torch.nn.Module, got {got}")
     for path, module in model.named_modules():
         state = find_state(module)

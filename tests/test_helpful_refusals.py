@@ -28,6 +28,17 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "numpy batch": (lambda model: fxq.quantize(model, [X.numpy()], progress=False), "batch 0.*torch.from_numpy"),
     "keys": (lambda model: fxq.quantize(model, [{"image": X, "label": X}], progress=False), "rename its keys"),
     "first batch": (lambda model: fxq.quantize(model, [X[:, :2]], progress=False), "the first batch, .*does not fit"),
+    "data set": (
+        lambda model: fxq.quantize(model, torch.utils.data.TensorDataset(X), progress=False),  # type: ignore[arg-type]
+        r"got TensorDataset: make batches of it with torch\.utils\.data\.DataLoader",
+    ),
+    "function": (lambda model: fxq.quantize(model, lambda: [X], progress=False), "got function: call it"),  # type: ignore[arg-type, return-value]
+    "path of data": (
+        lambda model: fxq.quantize(model, "photos/", progress=False),
+        "got str: load the files, .*--calib-data",
+    ),
+    "path of a model": (lambda model: fxq.quantize("model.pt", [X]), "make the model, and let it load its weights"),  # type: ignore[arg-type]
+    "directory": (lambda model: fxq.verify(Path.cwd(), "tensorrt"), "is a directory"),
     "field": (lambda model: fxq.QuantDescriptor.from_dict({"num_bit": 8}), "did you mean 'num_bits'"),
     "config": (lambda model: fxq.QConfig.from_dict({"weigth": {}}), "did you mean 'weight'"),
     "entry": (lambda model: fxq.Recipe.from_toml("targett = 'tensorrt'"), "did you mean 'target'"),

@@ -20,6 +20,11 @@ from fxq.errors import ModelError
 
 _FORMS = "write package.module:callable, torchvision:NAME, timm:NAME or hf:DIRECTORY"
 
+_HELD = {
+    ".onnx": "an ONNX file, which fxq verify and fxq bench take",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors"), "weights, which go with --weights"),
+}
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -87,9 +92,11 @@ def load_model(source: ModelSource) -> nn.Module:
     """
     origin, _, name = source.spec.partition(":")
     if not (origin and name):
-        raise ModelError(f"{source.spec!r} names no model: {_FORMS}")
+        held = _HELD.get(Path(source.spec).suffix)
+        raise ModelError(f"{source.spec!r} names no model{f' but {held}' if held else ''}: {_FORMS}")
     if origin.endswith(".py"):
-        raise ModelError(f"{source.spec!r} names a file; did you mean {origin.removesuffix('.py')}:{name}? {_FORMS}")
+        module = ".".join(Path(origin).with_suffix("").parts)
+        raise ModelError(f"{source.spec!r} names a file; did you mean {module}:{name}? {_FORMS}")
     keywords = {} if source.num_classes is None else {"num_classes": source.num_classes}
     if origin in _IMAGE_LIBRARIES:
         model = _IMAGE_LIBRARIES[origin](name, keywords)

@@ -96,7 +96,8 @@ def read_any(path: FilePath) -> ir.Model:
 
 def _load(path: Path) -> ir.Model:
     if not path.is_file():
-        raise OnnxFileError(f"{path}: there is no such file")
+        what = "is a directory" if path.is_dir() else "there is no such file"
+        raise OnnxFileError(f"{path}: {what}")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:

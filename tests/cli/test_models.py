@@ -44,6 +44,9 @@ def test_a_callable_may_have_loaded_weights_of_its_own() -> None:
     [
         ("resnet18", "'resnet18' names no model: write package.module:callable, torchvision:NAME, timm:NAME or hf:"),
         (":small", "names no model"),
+        ("model.onnx", "names no model but an ONNX file, which fxq verify"),
+        ("model.pt", "names no model but weights, which go with --weights: write"),
+        ("./folder/net.py:Net", r"names a file; did you mean folder\.net:Net\?"),
         ("torchvision:resnet19", "torchvision has no model 'resnet19'; did you mean .*resnet18"),
         ("timm:resnet18x", "timm has no model 'resnet18x'; did you mean .*resnet18"),
         ("timm:hf-hub:somebody/something", "timm has no model"),
