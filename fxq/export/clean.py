@@ -17,9 +17,10 @@ def clean(model: ir.Model) -> None:
     common.InlinePass()(model)
     fold_into_codes(model.graph)
     _make_reshapes_constant(model.graph)
-    fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
-    if _fold_gather_elements(model.graph):
+    with np.errstate(all="ignore"):  # log(0) behind a mask, as in T5's distances, is the model's own
         fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
+        if _fold_gather_elements(model.graph):
+            fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
     _use_global_average_pool(model.graph)
     ir.passes.Sequential(
         common.IdentityEliminationPass(),

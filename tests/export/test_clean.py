@@ -45,3 +45,16 @@ def test_elements_gathered_from_constants_are_computed_right(
     onnx.save(ir.to_proto(model), tmp_path / "model.onnx")
     (found,) = get_runtime("onnxruntime").run(tmp_path / "model.onnx", given)
     assert np.array_equal(found, -torch.gather(torch.tensor(data), axis, torch.tensor(at % size)).numpy())
+
+
+def test_constants_that_are_no_numbers_are_computed_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    """log(0) behind a mask, as in the distances of T5; warnings are errors here."""
+    caplog.set_level(logging.WARNING)
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2,)) for name in "xy")
+    nodes = [helper.make_node("Log", ["zero"], ["log"]), helper.make_node("Add", ["x", "log"], ["y"])]
+    stored = [numpy_helper.from_array(np.zeros(2, np.float32), "zero")]
+    graph = helper.make_graph(nodes, "log", [x], [y], stored)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    clean(model)
+    assert [node.op_type for node in model.graph] == ["Add"]
+    assert not caplog.records
