@@ -229,7 +229,9 @@ def _computes(op: ExecutedOp) -> bool:
 
 
 def _reads_integers_alone(op: ExecutedOp) -> bool:
-    return set(op.input_dtypes) <= set(_INTEGERS)
+    """Return whether what an operation reads is codes; a mask of an attention is no operand."""
+    read = set(op.input_dtypes) - {"bool"}
+    return bool(read) and read <= set(_INTEGERS)
 
 
 def _is_part(name: str, node: str | None) -> bool:

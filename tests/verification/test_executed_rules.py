@@ -62,6 +62,14 @@ def test_a_skip_that_travels_as_float_shows_in_the_kernel(block: Path) -> None:
     assert "float32 1x4x8x8" in finding.what
 
 
+@pytest.mark.parametrize(
+    ("read", "is_right"), [("int8 int8 int8 bool", True), ("bool", False), ("float32 bool", False)]
+)
+def test_a_mask_is_no_operand(block: Path, read: str, is_right: bool) -> None:
+    found = told(block, "tensorrt", [GOOD, op("attention", "kgen", read, "int8", "conv2"), SCALES])
+    assert (not found) is is_right
+
+
 @pytest.mark.parametrize("kind", ["runtime_fusion", "kgen"])
 def test_a_kernel_that_converts_codes_and_computes_in_float_is_named(block: Path, kind: str) -> None:
     slow = op("k2", kind, "int8 float32", "float32", "conv2")
