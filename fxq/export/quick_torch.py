@@ -23,8 +23,10 @@ def quick_torch() -> Iterator[None]:
 @contextlib.contextmanager
 def _no_stack_traces() -> Iterator[None]:
     """Spare each traced node its stack trace, a sixth of the tracing, which names lines of torch and is dropped."""
-    # Not in torch 2.11, which ignores it.
-    before = getattr(fx_config, "do_not_emit_stack_traces", False)
+    before = getattr(fx_config, "do_not_emit_stack_traces", None)
+    if before is None:  # torch 2.11
+        yield
+        return
     fx_config.do_not_emit_stack_traces = True
     try:
         yield

@@ -11,6 +11,7 @@ from torch.fx import config as fx_config
 from fxq.export.quick_torch import quick_torch
 
 op = Opset("", 18)
+HAS_SWITCH = hasattr(fx_config, "do_not_emit_stack_traces")  # not in torch 2.11
 
 
 def translated(x):  # type: ignore[no-untyped-def]
@@ -19,8 +20,8 @@ def translated(x):  # type: ignore[no-untyped-def]
 
 def shared() -> tuple[object, ...]:
     """Return what it changes for the time being."""
-    lazy = fx._lazy_graph_module._use_lazy_graph_module_flag
-    return getattr(fx_config, "do_not_emit_stack_traces", False), vars(TracedOnnxFunction)["function_ir"], lazy
+    found = [vars(TracedOnnxFunction)["function_ir"], fx._lazy_graph_module._use_lazy_graph_module_flag]
+    return (*found, fx_config.do_not_emit_stack_traces) if HAS_SWITCH else tuple(found)
 
 
 def test_nothing_is_left_behind_an_error_neither() -> None:
@@ -54,6 +55,6 @@ def test_code_is_written_for_fewer_graphs_and_still_when_one_is_called(monkeypat
     with quick_torch():
         program = torch.export.export(model, (x,))
     assert len(written) < before
-    assert not any(node.stack_trace for node in program.graph.nodes if hasattr(fx_config, "do_not_emit_stack_traces"))
+    assert not any(node.stack_trace for node in program.graph.nodes if HAS_SWITCH)
     torch.testing.assert_close(program.module()(x), x.relu().flatten())
     assert "relu" in program.graph_module.code
