@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from fxq import Rewriter
 from fxq.graph import MOVES_DATA, kind, tensor_edges
+from fxq_passes.canonical.formulas import calls
 from fxq_passes.planning.plan_questions import ELEMENTWISE
 
 _POWER, _SQUARES = (torch.pow, operator.pow, "pow"), (torch.square, "square")
@@ -32,12 +33,12 @@ def normalizations(rw: Rewriter) -> dict[Node, str]:
             roots[node] = node
         elif root is None:
             continue
-        elif len(varying) == 1 and (kind(node) in ELEMENTWISE | MOVES_DATA or _calls(node, _RECIPROCAL)):
+        elif len(varying) == 1 and (kind(node) in ELEMENTWISE | MOVES_DATA or calls(node, _RECIPROCAL)):
             roots[node] = root
         elif len(varying) == 2 and kind(node) in ("mul", "div"):
             found[node] = f"normalizes by {root.name!r}"
     for node in reversed(rw.nodes()):
-        is_step = node in roots or kind(node) in _STEPS or _calls(node, (*_POWER, *_SQUARES, *_VARIANCES))
+        is_step = node in roots or kind(node) in _STEPS or calls(node, (*_POWER, *_SQUARES, *_VARIANCES))
         if node not in found and is_step and node.users and all(reader in found for reader in node.users):
             found[node] = next(found[reader] for reader in node.users)
     return found
@@ -45,21 +46,17 @@ def normalizations(rw: Rewriter) -> dict[Node, str]:
 
 def _is_deviation(node: Node) -> bool:
     """Return whether ``node`` is the root of a variance or of a mean of squares, or the inverse of one."""
-    if _calls(node, _DEVIATIONS):
+    if calls(node, _DEVIATIONS):
         return True
-    is_root = _calls(node, _ROOTS) or (_calls(node, _POWER) and len(node.args) == 2 and node.args[1] in (0.5, -0.5))
+    is_root = calls(node, _ROOTS) or (calls(node, _POWER) and len(node.args) == 2 and node.args[1] in (0.5, -0.5))
     source = node.args[0] if is_root and node.args else None
     while isinstance(source, Node):
         if kind(source) in _AVERAGES:
-            return _calls(square := source.all_input_nodes[0], (*_POWER, *_SQUARES)) or kind(square) == "mul"
-        if _calls(source, _VARIANCES):
+            return calls(square := source.all_input_nodes[0], (*_POWER, *_SQUARES)) or kind(square) == "mul"
+        if calls(source, _VARIANCES):
             return True
         varying = [edge.producer for edge in tensor_edges(source)]
         if len(varying) != 1 or kind(source) not in ELEMENTWISE | MOVES_DATA:
             return False
         source = varying[0]
     return False
-
-
-def _calls(node: Node, functions: tuple[object, ...]) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in functions
