@@ -147,7 +147,7 @@ def first_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[tuple[Any, .
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def shortened(value: Any) -> Any:
-        return (value[:2] if len(sizes) == 1 else value).to(device) if isinstance(value, Tensor) else value
+        return _moved(value[:2] if len(sizes) == 1 else value, device) if isinstance(value, Tensor) else value
 
     return tuple(map(shortened, inputs)), batches
 
@@ -303,4 +303,13 @@ def _given_inputs(gm: GraphModule) -> list[str]:
 def _on_device_of(gm: GraphModule, batch: Any) -> Any:
     first: Tensor | None = next(itertools.chain(gm.parameters(), gm.buffers()), None)
     device = torch.device("cpu") if first is None else first.device
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)
+    return pytree.tree_map_only(Tensor, lambda tensor: _moved(tensor, device), batch)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.is_meta and device.type != "meta":
+        raise InputError(
+            f"a batch holds a tensor of {tuple(tensor.shape)} on the meta device, which keeps no values: give tensors "
+            "that have values"
+        )
+    return tensor.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
 """compare: how far each layer of a quantized model is from the float model, by itself and with all before it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from fxq.state import State, find_state
 from fxq.surroundings import in_plain_surroundings
 
 _ALIKE_DB = 60.0  # what rounding of folded batch norms leaves
+_UNLIKE_DB = 3.0  # half of what is there is error
 _MOST_SHOWN = 5
 
 
@@ -138,7 +139,8 @@ class _Run:
         )
         outputs = {name: sums.figures for name, sums in self._outputs.items()}
         known = {name: figures for name, figures in outputs.items() if figures is not None}
-        return Comparison(layers, known, self._samples, tuple(self._notes(state, unread)))
+        notes = (*self._notes(state, unread), *_other_weights([one for one in weights.values() if one is not None]))
+        return Comparison(layers, known, self._samples, notes)
 
     def _notes(self, state: State, unread: list[str]) -> Iterator[str]:
         lowest = min((_sqnr(sums) for sums in self._against_model.values()), default=math.inf)
@@ -218,6 +220,15 @@ def _quantized_weight(gm: GraphModule, node: Node, path: str, name: str) -> Tens
     read = {source: function_of(gm, source, {})() for source in reader.all_input_nodes}
     value: Tensor = DEQUANTIZE(*map_arg(reader.args, read.__getitem__))
     return value
+
+
+def _other_weights(weights: Sequence[Figures]) -> Iterator[str]:
+    """Say so where no weight is near its float one: rounding does not do that."""
+    if weights and all(one.sqnr_db is not None and one.sqnr_db < _UNLIKE_DB for one in weights):
+        yield (
+            "no weight of the quantized model is like the one of float_model, which 4 bits would keep: give the model "
+            "that was prepared, with the weights that it had then"
+        )
 
 
 def _outputs_of(model: nn.Module, inputs: Inputs, expected: Named) -> Named:

@@ -219,6 +219,15 @@ def test_what_cannot_be_compared_is_refused(
         fxq.compare(*make(model))
 
 
+def test_another_model_of_the_same_form_is_noticed(model: nn.Module) -> None:
+    other = residual()
+    for parameter in other.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    converted = fxq.convert(calibrated(model))
+    assert any("give the model that was prepared" in note for note in fxq.compare(other, converted, BATCHES).notes)
+    assert not fxq.compare(model, converted, BATCHES).notes
+
+
 def test_a_plot_is_written_and_its_library_is_named_where_it_is_missing(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

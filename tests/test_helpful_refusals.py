@@ -25,6 +25,9 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "state dict": (lambda model: fxq.prepare(model.state_dict()), "make the model, and let it load_state_dict"),
     "plain dict": (lambda model: fxq.prepare(OrderedDict()), "load_state_dict"),  # type: ignore[arg-type]
     "numpy inputs": (lambda model: fxq.prepare(model, X.numpy()), "torch.from_numpy"),
+    "meta batch": (lambda model: fxq.quantize(model, [X.to("meta")], progress=False), "meta device, which keeps no"),
+    "verify a model": (lambda model: fxq.verify(model, "tensorrt"), "what is read is an ONNX file, by its path"),
+    "bench a model": (fxq.bench, "what is read is an ONNX file, by its path"),
     "numpy batch": (lambda model: fxq.quantize(model, [X.numpy()], progress=False), "batch 0.*torch.from_numpy"),
     "keys": (lambda model: fxq.quantize(model, [{"image": X, "label": X}], progress=False), "rename its keys"),
     "first batch": (lambda model: fxq.quantize(model, [X[:, :2]], progress=False), "the first batch, .*does not fit"),

@@ -29,6 +29,15 @@ _GLOB_HINT = (
     ". The shell writes a bare glob out as many arguments: give the folder, or the glob in quotes, --calib-data "
     "'photos/*.jpg'"
 )
+# What one command calls by another name than the next, or than other tools do.
+_TWINS = {
+    "--target": "--recipe",
+    "--recipe": "--target",
+    "--output": "--out",
+    "--data": "--calib-data",
+    "--calibration-data": "--calib-data",
+    "--shape": "--input-shape",
+}
 _logger = logging.getLogger("fxq")
 
 
@@ -49,6 +58,7 @@ class CommandGroup(TyperGroup):
             except Exception as error:  # the model's own code runs: it may raise anything
                 if has_data and "unexpected extra argument" in getattr(error, "message", ""):
                     error.message += _GLOB_HINT  # type: ignore[attr-defined]  # of typer's UsageError
+                _suggest_twin(error)
                 if _is_typers(error) or ctx.params.get("traceback"):
                     raise
                 raise typer.Exit(_report(error)) from error
@@ -122,6 +132,13 @@ def _messages_on_stderr() -> Iterator[None]:
 def _is_typers(error: Exception) -> bool:
     """Return whether typer knows what to do with it: a wrong call, an exit, a closed pipe."""
     return isinstance(error, typer.Abort | BrokenPipeError) or hasattr(error, "exit_code")
+
+
+def _suggest_twin(error: Any) -> None:
+    """Where a command has no such option, name the one that does it here."""
+    twin = _TWINS.get(getattr(error, "option_name", None) or "")
+    if twin is not None and any(twin in parameter.opts for parameter in error.ctx.command.params):
+        error.possibilities = [twin]
 
 
 def _report(error: Exception) -> int:

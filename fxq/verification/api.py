@@ -31,7 +31,7 @@ def verify(path: str | os.PathLike[str], target: str | Target, shapes: "Shapes |
     Raises:
         OnnxFileError: the file is not ONNX, not whole, too old or not quantized, or has open sizes that the runtime
             must know.
-        InputError: ``shapes`` does not fit the file.
+        InputError: ``path`` is no path, or ``shapes`` does not fit the file.
         TargetError: there is no such target.
     """
     from fxq.verification.checking import check_file  # noqa: PLC0415
@@ -65,7 +65,7 @@ def bench(
 
     Raises:
         OnnxFileError: a file is not ONNX, not whole, or has other open sizes than the first that are not told.
-        InputError: ``shapes``, ``threads`` or ``rounds`` cannot be.
+        InputError: a path is none, or ``shapes``, ``threads`` or ``rounds`` cannot be.
         RuntimeUnavailableError: no runtime is here, or one that was named is not.
         RuntimeRefusedError: no runtime runs the files; the message holds their words.
     """

@@ -13,7 +13,7 @@ from fxq.errors import InputError, RuntimeCrashedError, RuntimeRefusedError, Run
 from fxq.runtimes import RUNTIMES, get_runtime
 from fxq.runtimes.child import in_child
 from fxq.verification.bench_report import BenchReport, BenchRow
-from fxq.verification.onnx_file import read_any
+from fxq.verification.onnx_file import as_path, read_any
 from fxq.verification.shapes import Shapes, check_all_known, read_profile
 
 _SEED = 0
@@ -32,7 +32,7 @@ def time_files(
         raise InputError("bench needs the path of an ONNX file")
     if rounds < 1 or warm_up < 0:
         raise InputError(f"rounds must be at least 1 and warm_up at least 0; got {rounds} and {warm_up}")
-    files = [Path(path) for path in paths]
+    files = [as_path(path) for path in paths]
     inputs = _inputs([read_any(file) for file in files], files, shapes)
     rows: list[BenchRow] = []
     notes: list[str] = []

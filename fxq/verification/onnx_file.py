@@ -1,6 +1,7 @@
 """An ONNX file that somebody wrote, read for its rules; what cannot be verified is refused in one message."""
 
 import ast
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
-from fxq.errors import OnnxFileError
+from fxq.errors import InputError, OnnxFileError
 from fxq.runtimes.runtime import FilePath
 
 # From here on ONNX has QuantizeLinear; per channel and in blocks later.
@@ -42,9 +43,10 @@ class OnnxFile:
         """Read a file that holds a quantized model.
 
         Raises:
+            InputError: ``path`` is no path.
             OnnxFileError: it is not ONNX, not valid, not whole, too old, or not quantized.
         """
-        path = Path(path)
+        path = as_path(path)
         model = _load(path)
         _check_external_data(path, model)
         _check_opset(path, model)
@@ -86,12 +88,23 @@ def read_any(path: FilePath) -> ir.Model:
     """Return the model in a file, quantized or not.
 
     Raises:
+        InputError: ``path`` is no path.
         OnnxFileError: it is not ONNX, or its weights are not there.
     """
-    path = Path(path)
+    path = as_path(path)
     model = _load(path)
     _check_external_data(path, model)
     return model
+
+
+def as_path(path: object) -> Path:
+    """Return the path of an ONNX file; raise an InputError for a model in its place."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"what is read is an ONNX file, by its path, got {type(path).__name__}: write a model with "
+            "fxq.export_onnx(converted, path), the float one with torch.onnx.export, and give the path"
+        )
+    return Path(path)
 
 
 def _load(path: Path) -> ir.Model:

@@ -28,6 +28,16 @@ def test_help_has_an_example_and_fits_in_80_columns(fxq: Fxq, command: str) -> N
     assert "…" not in result.stdout  # nothing was cut
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "twin"),
+    [("quantize", "--target", "--recipe"), ("verify", "--recipe", "--target"), ("quantize", "--output", "--out")],
+)
+def test_an_option_of_another_name_here_is_suggested(fxq: Fxq, command: str, option: str, twin: str) -> None:
+    result = fxq(command, "x", option, "y")
+    assert result.exit_code == 2
+    assert f"No such option: {option} (Possible options: {twin})" in result.stderr
+
+
 def test_the_version_is_the_packages(fxq: Fxq) -> None:
     assert fxq("--version").stdout == f"fxq {version('fxq')}\n"
 
