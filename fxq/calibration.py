@@ -32,6 +32,7 @@ from fxq.graph.snapshot import Snapshot
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.weight_changes import WeightChanges
 from fxq.islands.calibration import calibrate_islands
+from fxq.module_tree import all_modules
 from fxq.nn import TensorQuantizer
 from fxq.original import checksum
 from fxq.passbase import Pass
@@ -274,7 +275,7 @@ def _run(
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Put all modules in eval mode; each is in its own again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in all_modules(model)]
     model.eval()
     try:
         yield

@@ -22,6 +22,7 @@ from fxq.graph.observers import empty_ranges, measured_quantizers, widen_observe
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
+from fxq.module_tree import named_modules, named_parameters
 from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
 from fxq.pipeline import run_passes
@@ -172,10 +173,10 @@ def _fit_stale(gm: GraphModule, step: Pass, record: Record, stage: DataStage, ch
 
 def _check_finite(gm: GraphModule, step: Pass) -> None:
     """Refuse NaN and infinity that a pass wrote past ``rw.set_weight`` and ``quantizer.amax = ...``, which look."""
-    for path, parameter in gm.named_parameters():
+    for path, parameter in named_parameters(gm):
         if not bool(torch.isfinite(parameter).all()):
             raise PassError(f"after pass {step.name!r} the parameter {path!r} holds NaN or infinity")
-    for path, quantizer in gm.named_modules():
+    for path, quantizer in named_modules(gm):
         if isinstance(quantizer, TensorQuantizer) and quantizer.has_range:
             low, high = quantizer.range
             if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):

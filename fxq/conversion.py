@@ -18,6 +18,7 @@ from fxq.graph.observers import empty_ranges, measured_quantizers
 from fxq.graph.range_watch import check_ranges, stop_watching
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.graph.training import settle_modes
+from fxq.module_tree import all_modules
 from fxq.nn import TensorQuantizer
 from fxq.number_check import NumberCheck
 from fxq.pipeline import check_stage_without_passes, run_passes
@@ -77,9 +78,9 @@ def _run(gm: GraphModule, state: State, numbers: NumberCheck | None) -> Record:
 
 def _has_all_ranges(gm: GraphModule) -> bool:
     """Return whether every activation quantizer has what it takes; where one has not, a pass says so."""
-    weights = {id(quantizer) for _, _, quantizer in weight_quantizers(gm)}
-    found = [module for module in gm.modules() if isinstance(module, TensorQuantizer) and id(module) not in weights]
-    return all(one.has_range or one.is_dynamic or not one.is_enabled for one in found)
+    found = [module for module in all_modules(gm) if isinstance(module, TensorQuantizer)]
+    without = {id(one) for one in found if not (one.has_range or one.is_dynamic or not one.is_enabled)}
+    return not without or without <= {id(quantizer) for _, _, quantizer in weight_quantizers(gm)}
 
 
 def _watched(gm: GraphModule, inputs: tuple[Any, ...], each_pass: bool) -> NumberCheck:

@@ -1,5 +1,6 @@
 """FloatReference: samples, and what the float model makes of them, for the quantized model to be compared with."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +171,7 @@ def run_in_float(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Named, ...
 
 def placed_like(model: nn.Module, inputs: Sequence[Inputs]) -> Any:
     """Return ``inputs`` on the device of ``model``."""
-    own = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
+    own = next(itertools.chain(model.parameters(), model.buffers()), None)
     return inputs if own is None else pytree.tree_map_only(Tensor, lambda tensor: tensor.to(own.device), tuple(inputs))
 
 

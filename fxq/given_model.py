@@ -9,6 +9,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from fxq.errors import InputError
+from fxq.module_tree import all_modules, named_modules
 
 # Where arguments say that an operator of aten computes as in training.
 _IN_TRAINING = {"dropout": "train", "feature_dropout": "train", "alpha_dropout": "train", "batch_norm": "training"}
@@ -42,7 +43,7 @@ def is_exported(model: Any) -> bool:
 
 def wrappers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield the modules inside ``model`` that only stand for another one, and that one."""
-    for module in model.modules():
+    for module in all_modules(model):
         inner = _wrapped(module)
         if inner is not None:
             yield module, as_module(inner)
@@ -55,7 +56,7 @@ def holds_program(model: nn.Module) -> bool:
         InputError: they compute as in training.
     """
     found = False
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             if isinstance(node.target, OpOverload) and node.target.namespace == "aten":
                 found = True

@@ -17,6 +17,7 @@ from fxq.graph.altered import has_backward_hooks, why_altered
 from fxq.graph.modules import deep_copy
 from fxq.graph.quiet import quiet_torch
 from fxq.graph.source_lines import line_of
+from fxq.module_tree import all_modules, named_modules
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.recipe import Recipe
 from fxq.registry import find_lowering
@@ -28,7 +29,7 @@ _SETTING_TRAINING_ONLY = ("torch.", "fxq.", "transformers.modeling_utils")
 
 def has_quantizers(model: nn.Module) -> bool:
     """Return whether a quantizer of the model is on."""
-    return any(isinstance(module, TensorQuantizer) and module.is_enabled for module in model.modules())
+    return any(isinstance(module, TensorQuantizer) and module.is_enabled for module in all_modules(model))
 
 
 def warn_of_nothing(prepared: GraphModule, recipe: Recipe) -> None:
@@ -43,9 +44,9 @@ def warn_of_nothing(prepared: GraphModule, recipe: Recipe) -> None:
 
 def check_quantized_unaltered(prepared: GraphModule) -> None:
     """Raise a PassError for a quantized module with hooks or a forward of its own, which lowering would lose."""
-    for path, module in prepared.named_modules():
-        reason = why_altered(module)
-        if path and reason is not None and isinstance(module, Quantized | TensorQuantizer):
+    for path, module in named_modules(prepared):
+        reason = why_altered(module) if path and isinstance(module, Quantized | TensorQuantizer) else None
+        if reason is not None:
             raise PassError(f"convert takes the quantized module {path!r} apart, which {reason}: remove it first")
 
 
@@ -88,7 +89,7 @@ def warn_of_own_train(model: nn.Module) -> None:
     """Say which modules do more in ``train()`` than torch does, such as freezing batch norms: a graph does not."""
     own = [
         repr(path) if path else "the model"
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if not type(module).train.__module__.startswith(_SETTING_TRAINING_ONLY)
     ]
     if own:
@@ -101,8 +102,8 @@ def warn_of_own_train(model: nn.Module) -> None:
 
 def warn_of_lost_hooks(model: nn.Module, gm: GraphModule) -> None:
     """Say which backward hooks do not come along: those of modules that were traced through or folded."""
-    kept = {path for path, module in gm.named_modules() if has_backward_hooks(module)}
-    lost = [repr(path) for path, module in model.named_modules() if has_backward_hooks(module) and path not in kept]
+    kept = {path for path, module in named_modules(gm) if has_backward_hooks(module)}
+    lost = [repr(path) for path, module in named_modules(model) if has_backward_hooks(module) and path not in kept]
     if lost:
         warnings.warn(
             f"backward hooks do not come along into the graph, and training will not call them: those of modules "
@@ -120,7 +121,7 @@ def check_model(model: Any, verify: bool, call: str = "prepare") -> None:
         if isinstance(model, str):
             got += ": make the model, and let it load its weights"
         raise InputError(f"{call} takes a torch.nn.Module, got {got}")
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         state = find_state(module)
         if state is not None:
             where = f"its submodule {path!r}" if path else "the model"
@@ -128,7 +129,7 @@ def check_model(model: Any, verify: bool, call: str = "prepare") -> None:
                 f"{where} was already prepared (stage '{state.stage}'): prepare the original model, "
                 "with another recipe if you want other quantizers"
             )
-    lazy = [path for path, module in model.named_modules() if any(map(is_lazy, module.parameters(recurse=False)))]
+    lazy = [path for path, module in named_modules(model) if any(map(is_lazy, module.parameters(recurse=False)))]
     if lazy:
         raise StageError(
             f"{len(lazy)} lazy modules of the model have never run ({', '.join(map(repr, lazy[:5]))}): run "
@@ -142,7 +143,7 @@ def warn_of_training_mode(model: nn.Module) -> None:
     """Say that a model in training mode, or with modules in it that ask for theirs, is prepared as its eval() self."""
     training = [
         f"{path!r} ({type(module).__name__})"
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if path and module.training and _asks_for_its_mode(module)
     ]
     if not (model.training or training) or holds_program(model):  # whose eval() and train() do nothing
@@ -163,7 +164,7 @@ def _asks_for_its_mode(module: nn.Module) -> bool:
 
 def own_layers(model: nn.Module) -> Iterator[str]:
     """Yield the paths of quantized modules from elsewhere whose lowering is registered: calls of them stay whole."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         is_own = isinstance(module, Quantized) and type(module).__module__.partition(".")[0] != "fxq"
         if path and is_own and find_lowering(module) is not None:
             yield path

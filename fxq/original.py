@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxq.given_model import as_module
+from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
 
 _SMALL = 4096  # elements: those of a larger tensor are summed, on its device
@@ -52,10 +53,10 @@ def form_of(model: nn.Module) -> dict[str, str]:
     """Return dtype and shape of each parameter and stored buffer by path, ranges of quantizers aside."""
     return {
         f"{path}.{name}".lstrip("."): f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if not isinstance(module, TensorQuantizer)
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if name not in module._non_persistent_buffers_set
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and name not in module._non_persistent_buffers_set
     }
 
 
@@ -65,7 +66,7 @@ def checksum(model: nn.Module) -> str:
     One look at each tensor where it is; the same on any device.
     """
     found = hashlib.sha256()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if isinstance(module, TensorQuantizer):
             continue
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):

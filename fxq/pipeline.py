@@ -13,6 +13,7 @@ from fxq.graph.data_stage import DataStage
 from fxq.graph.modules import drop_unused
 from fxq.graph.rewriter import Rewriter
 from fxq.graph.settings import Settings
+from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
 from fxq.number_check import NumberCheck
 from fxq.passbase import Pass, describe_pass
@@ -118,7 +119,7 @@ def _check_none_idle(gm: GraphModule, step: Pass, before: set[TensorQuantizer]) 
 
 def _quantizing(gm: GraphModule) -> dict[str, tuple[TensorQuantizer, bool]]:
     """Return the quantizers that are on, by path, and whether they have a range."""
-    found = {path: module for path, module in gm.named_modules() if isinstance(module, TensorQuantizer)}
+    found = {path: module for path, module in named_modules(gm) if isinstance(module, TensorQuantizer)}
     return {path: (one, one.has_range) for path, one in found.items() if one.is_enabled and one.is_quant_enabled}
 
 

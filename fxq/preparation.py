@@ -28,6 +28,7 @@ from fxq.model_checks import (
     warn_of_memory,
     warn_of_own_train,
 )
+from fxq.module_tree import all_modules
 from fxq.nn.computed import keep_computed
 from fxq.number_check import NumberCheck
 from fxq.original import Original
@@ -57,7 +58,7 @@ def prepare_graph(
     chosen, qat, verify = request.recipe, request.qat, request.verify
     passes = chosen.create_passes()
     copied = copy_model(model).eval()
-    for module in copied.modules():
+    for module in all_modules(copied):
         keep_computed(module)
     leaves = (*request.leaf_modules, *own_layers(copied))
 

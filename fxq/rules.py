@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from fxq.errors import RecipeError
 from fxq.graph.match import owner_path, rule_path
+from fxq.module_tree import named_modules
 from fxq.quant.qconfig import Rule
 
 
@@ -23,7 +24,7 @@ def names_of_operations(gm: GraphModule, path: str = "") -> set[str]:
 
 def check_rules(rules: Sequence[Rule], model: nn.Module, operations: Collection[str]) -> None:
     """Raise a RecipeError for a glob that matches no module of the model and no operation in its graph."""
-    paths = {*operations, *(path for path, _ in model.named_modules(remove_duplicate=False))}
+    paths = {*operations, *(path for path, _ in named_modules(model, remove_duplicate=False))}
     for rule in rules:
         if isinstance(rule.match, str) and not fnmatch.filter(paths, rule.match):
             close = difflib.get_close_matches(rule.match, paths, n=3, cutoff=0.4)

@@ -15,6 +15,7 @@ from fxq.graph.size_decisions import SizeDecisions
 from fxq.graph.streams import by_placeholder
 from fxq.graph.weight_changes import WeightChanges
 from fxq.islands.layout import Islands
+from fxq.module_tree import named_parameters, named_tensors
 from fxq.original import Original
 from fxq.recipe import Recipe
 from fxq.record import Record
@@ -90,7 +91,7 @@ def find_state(model: nn.Module) -> State | None:
 
 def check_has_all(model: nn.Module, call: str) -> None:
     """Raise a StageError if a parameter of ``model`` is sharded over processes, of which each has a part."""
-    for path, parameter in model.named_parameters():
+    for path, parameter in named_parameters(model):
         if hasattr(parameter, "full_tensor"):  # a DTensor: its module is heavy to import
             raise StageError(
                 f"{call} computes with whole parameters, and {path!r} is sharded over processes (fully_shard): take "
@@ -106,7 +107,7 @@ def check_values(model: nn.Module, call: str) -> None:
     It is sharded, or on the meta device, where there are shapes and no values.
     """
     check_has_all(model, call)
-    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for path, tensor in named_tensors(model):
         if tensor.is_meta:
             raise StageError(
                 f"{call} computes with the model's weights, and {path!r} is on the meta device, which keeps no values: "

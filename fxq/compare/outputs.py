@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 from fxq.batches import Inputs
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
 from fxq.graph.match import is_quantizer
-from fxq.graph.modules import all_modules
 from fxq.graph.snapshot import evaluated, restored_state
 from fxq.graph.stored import stored_input
+from fxq.module_tree import all_modules, named_modules
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.process_lock import PROCESS_LOCK
 from fxq.quant import DEQUANTIZE, QUANTIZE
@@ -76,7 +76,14 @@ def running_alike(model: nn.Module, seed: int = _SEED) -> Iterator[list[torch.Ge
 
     What it writes into its own attributes and buffers is undone. Yields what makes the random numbers.
     """
-    with PROCESS_LOCK, evaluated(model), _as_before(model), _seeded(model, seed) as generators, torch.no_grad():
+    parts = all_modules(model)
+    with (
+        PROCESS_LOCK,
+        evaluated(model, parts),
+        _as_before(model, parts),
+        _seeded(parts, seed) as generators,
+        torch.no_grad(),
+    ):
         yield generators
 
 
@@ -140,7 +147,7 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
     """Return what every attribute holds, by path: which objects, and how often these were written to."""
     return {
         f"{path}.{name}".lstrip("."): _identity(value)
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         for name, value in vars(module).items()
         if name not in _OF_ALL_MODULES
     }
@@ -153,12 +160,12 @@ def _identity(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
-    """Undo what running ``model`` writes into its attributes and buffers."""
+def _as_before(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Undo what running ``model``, which consists of ``parts``, writes into its attributes and buffers."""
     with torch.no_grad():
-        registered = {id(one): one for module in all_modules(model) for one in module._buffers.values()}
-        buffers = [(one, _version(one), one.clone()) for one in registered.values() if one is not None]
-    with restored_state(model):
+        registered = {id(one): one for module in parts for one in module._buffers.values() if one is not None}
+        buffers = [(one, _version(one), one.clone()) for one in registered.values()]
+    with restored_state(model, parts):
         yield
     for buffer, version, content in buffers:
         if version is None or _version(buffer) != version:
@@ -172,10 +179,9 @@ def _version(tensor: Tensor) -> int | None:
 
 
 @contextlib.contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[list[torch.Generator]]:
-    registries = (own for module in all_modules(model) for own in (module._parameters, module._buffers) if own)
-    tensors = (tensor for registry in registries for tensor in registry.values() if tensor is not None)
-    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+def _seeded(parts: Sequence[nn.Module], seed: int) -> Iterator[list[torch.Generator]]:
+    tensors = (one for module in parts for own in (module._parameters, module._buffers) for one in own.values())
+    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor is not None and tensor.is_cuda})
     with torch.random.fork_rng(devices):
         # Not torch.manual_seed, which would seed devices that the model is not on, and leave them so.
         generators = [torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)]

@@ -20,6 +20,7 @@ from fxq.compare.parity import compare, is_rounding
 from fxq.compare.random_values import are_equal, lines_of_chance
 from fxq.errors import InputError, TraceError
 from fxq.graph.trace_failure import describe
+from fxq.module_tree import named_modules, named_tensors
 from fxq.process_lock import PROCESS_LOCK
 
 _MOST_SHOWN = 5
@@ -47,7 +48,7 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
         TraceError: they return different numbers, or different tensors.
         InputError: the model does not run on the inputs.
     """
-    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)]
+    tensors = [*(tensor for _, tensor in named_tensors(model)), *pytree.tree_leaves(inputs)]
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
         return Checked(has_numbers=False)
     with PROCESS_LOCK, plain_transformers():
@@ -116,7 +117,7 @@ def plain_transformers() -> Iterator[None]:
 
 
 def _misled(model: nn.Module, what: str) -> TraceError:
-    hooked = [path for path, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    hooked = [path for path, module in named_modules(model) if module._forward_hooks or module._forward_pre_hooks]
     hooks = f" (forward hooks: {', '.join(hooked[:_MOST_SHOWN])})" if hooked else ""
     failed = f"the graph traced from the model ({type(model).__name__}) {what}"
     return TraceError(

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxq.module_tree import named_modules
+
 _MOST_NORMS = 3  # behind the first ones, what the model learned evens differences out
 _MOST_TIMES = 3.0  # larger or smaller, as a standard deviation
 _LEAST_SAMPLES = 4  # to call data too small: one photo may show nothing but sky
@@ -94,7 +96,7 @@ def watched_norms(model: nn.Module) -> Iterator[list[SeenStatistics]]:
 
         return module.register_forward_pre_hook(note)
 
-    handles = [watch(path, module) for path, module in model.named_modules() if _has_learned(module)]
+    handles = [watch(path, module) for path, module in named_modules(model) if _has_learned(module)]
     try:
         yield found
     finally:

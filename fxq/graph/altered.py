@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from fxq.errors import TraceError
 from fxq.given_model import wrappers
+from fxq.module_tree import all_modules, named_modules
 from fxq.nn.computed import has_other_hooks
 
 # The methods that torch's own forwards call, and that call them.
@@ -23,8 +24,9 @@ def why_altered(module: nn.Module) -> str | None:
     """Return what changes the call of ``module``, None if its class alone decides, hooks that compute weights aside."""
     if has_other_hooks(module):
         return "has forward hooks"
-    replaced = [name for name in _COMPUTING if name in vars(module)]
-    return f"has its {min(replaced)} replaced on the instance" if replaced else None
+    if _COMPUTING.isdisjoint(vars(module)):
+        return None
+    return f"has its {min(_COMPUTING & vars(module).keys())} replaced on the instance"
 
 
 def _replaced(module: nn.Module) -> list[Any]:
@@ -47,9 +49,9 @@ def check_copyable(model: nn.Module) -> None:
             "forward hooks are registered for all modules (torch.nn.modules.module.register_module_forward_hook), "
             "which a graph cannot hold: remove them while fxq prepares"
         )
-    own = {id(module) for module in model.modules()}
+    own = {id(module) for module in all_modules(model)}
     wrapping = {id(wrapper) for wrapper, _ in wrappers(model)}  # which are not copied
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if id(module) in wrapping:
             continue
         added = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *_replaced(module)]

@@ -23,8 +23,9 @@ from fxq.graph.dead_nodes import has_effect
 from fxq.graph.kinds import kind, module_of, produces_tensor, produces_values
 from fxq.graph.match import input_edges, is_quantizer
 from fxq.graph.memory import writes_in_place
-from fxq.graph.modules import all_modules
+from fxq.graph.modules import module_at
 from fxq.graph.plan import inserted_for, planned_inputs, plans_by_module
+from fxq.module_tree import all_modules, named_modules
 from fxq.nn import Quantized
 from fxq.nn.quantized import quantizer_name
 from fxq.nn.tensor_quantizer import TensorQuantizer
@@ -106,7 +107,7 @@ def _prepared(gm: GraphModule, must_be_on: bool) -> Iterator[str]:
         if is_quantizer(node) and is_quantizer(node.all_input_nodes[0]):
             yield f"quantizer {node.target!r} reads the quantizer {node.all_input_nodes[0].target!r}"
     for path, plans in plans_by_module(gm).items():
-        module = gm.get_submodule(path)
+        module = module_at(gm, path)
         for slot in plans:
             quantizer = module.quantizer_of(slot) if isinstance(module, Quantized) else None
             if quantizer is None or (must_be_on and not quantizer.is_enabled):
@@ -120,13 +121,13 @@ def _quantizes(node: Node, must_be_on: bool) -> bool:
 
 def idle_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
     """Return the quantizers that are off and that no plan will switch on, by path."""
+    if all(one.is_enabled for one in all_modules(gm) if isinstance(one, TensorQuantizer)):
+        return {}  # asked after each pass, of which most see none
     off = {
         path: module
         for path, module in gm.named_modules(remove_duplicate=False)
         if isinstance(module, TensorQuantizer) and not module.is_enabled
     }
-    if not off:
-        return {}
     planned = {str(node.target) for node in gm.graph.nodes if is_quantizer(node) and inserted_for(node)}
     for path, plans in plans_by_module(gm).items():
         planned |= {f"{path}.{quantizer_name(slot)}" for slot in plans}
@@ -135,7 +136,7 @@ def idle_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
 
 def _frozen(gm: GraphModule) -> Iterator[str]:
     yield from _prepared(gm, must_be_on=False)  # the user may have switched some off since
-    for path, module in gm.named_modules():
+    for path, module in named_modules(gm):
         if not isinstance(module, TensorQuantizer) or not module.is_enabled:
             continue
         if not module.has_range and not module.descriptor.is_dynamic:

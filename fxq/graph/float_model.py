@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from fxq.graph.modules import all_modules
+from fxq.module_tree import all_modules
 from fxq.nn import TensorQuantizer
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
 
 _BOUNDS = ("_amax", "_low", "_high")
@@ -28,7 +29,7 @@ def _warn(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any)
 
 
 def _explained(model: nn.Module, prefix: str, own: set[str], given: set[str]) -> str:
-    quantizers = {path: found for path, found in model.named_modules() if isinstance(found, TensorQuantizer)}
+    quantizers = {path: found for path, found in named_modules(model) if isinstance(found, TensorQuantizer)}
     # One without a range takes that which is given.
     taken = {f"{prefix}{path}.{name}" for path, found in quantizers.items() for name in _bounds(found)}
     absent = own - given

@@ -9,7 +9,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from fxq.graph.altered import why_altered
-from fxq.graph.modules import find_module
+from fxq.graph.modules import module_at
 from fxq.kinds import ACTIVATIONS, METHOD_KINDS, MOVES_DATA, WEIGHTED_KINDS, class_kind, own_kind
 from fxq.nn.tensor_quantizer import TensorQuantizer
 
@@ -52,8 +52,8 @@ def module_kind(module: nn.Module) -> str:
 def module_of(node: Node) -> nn.Module:
     """Return the module that a call_module node calls."""
     gm, path = node.graph.owning_module, str(node.target)
-    found = find_module(gm, path)
-    return gm.get_submodule(path) if found is None else found  # type: ignore[union-attr]  # it says what is missing
+    assert gm is not None
+    return module_at(gm, path)
 
 
 def produces_tensor(node: Node) -> bool:

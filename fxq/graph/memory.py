@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.jit import ScriptModule
 from torch.nn import functional as F
 
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
@@ -71,7 +72,10 @@ def writes_in_place(node: Node) -> bool:
     if not node.all_input_nodes:
         return False
     if node.op == "call_module":
-        return bool(getattr(module_of(node), "inplace", False))
+        module: Any = module_of(node)
+        # Not getattr with a default, whose no takes nn.Module as long as all the rest; a script has its own attributes.
+        has_word = "inplace" in vars(module) or hasattr(type(module), "inplace") or isinstance(module, ScriptModule)
+        return has_word and bool(getattr(module, "inplace", False))
     if node.op == "call_method":
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__") and callable(getattr(torch.Tensor, name, None))

@@ -12,12 +12,21 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxq.calib import Calibrator
+from fxq.calib import (
+    Calibrator,
+    HistogramCalibrator,
+    MaxCalibrator,
+    MinMaxCalibrator,
+    MovingAverageMinMaxCalibrator,
+)
+from fxq.module_tree import named_modules
 from fxq.nn.batchnorm import BatchNormFolded
 from fxq.nn.computed import values_of_computed
 
 Module = TypeVar("Module", bound=nn.Module)
 _ATOMS = frozenset({bool, int, float, str, type(None)})  # they are their own copies
+# With each batch they put a new tensor in place of what they have observed, which copies share therefore.
+_REPLACING = frozenset({HistogramCalibrator, MaxCalibrator, MinMaxCalibrator, MovingAverageMinMaxCalibrator})
 _STORAGES = "torch"  # where torch keeps, in the memo of a deepcopy, the storages that it has copied
 
 
@@ -53,30 +62,27 @@ def copy_graph(gm: GraphModule) -> GraphModule:
         gm.meta = meta
 
 
-def all_modules(model: nn.Module) -> list[nn.Module]:
-    """Return ``list(model.modules())``, without the generators in generators that it takes torch."""
-    found: dict[nn.Module, None] = {}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if module not in found:
-            found[module] = None
-            waiting += [child for child in reversed(module._modules.values()) if child is not None]
-    return list(found)
-
-
 def graphs_in(model: nn.Module) -> Iterator[tuple[str, GraphModule]]:
     """Yield each graph module in ``model``, itself among them, with its path: islands are graphs in a graph."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if isinstance(module, GraphModule):
             yield path, module
 
 
-def find_module(root: nn.Module | None, path: str) -> nn.Module | None:
+def find_module(root: nn.Module, path: str) -> nn.Module | None:
     """Return the submodule at ``path``, None where there is none."""
+    found: nn.Module | None = root
     for name in path.split(".") if path else ():
-        root = None if root is None else root._modules.get(name)
-    return root
+        found = found._modules.get(name)  # type: ignore[union-attr]
+        if found is None:
+            break
+    return found
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """Return ``root.get_submodule(path)``, which says what is missing, but asks about each step several times."""
+    found = find_module(root, path)
+    return root.get_submodule(path) if found is None else found
 
 
 def add_module(gm: nn.Module, path: str, module: nn.Module) -> None:
@@ -153,7 +159,8 @@ def _plain_state(value: nn.Module | Calibrator) -> dict[str, Any] | None:
     kind: Any = type(value)
     set_state = getattr(kind, "__setstate__", None)
     is_own = set_state is not None and not _is_known(set_state)
-    if is_own or hasattr(value, "__deepcopy__") or kind in copyreg.dispatch_table:
+    copies_itself = hasattr(kind, "__deepcopy__") or "__deepcopy__" in vars(value)
+    if is_own or copies_itself or kind in copyreg.dispatch_table:
         return None
     reduced: Any = value.__reduce_ex__(4)
     is_plain = reduced[0] is copyreg.__newobj__ and reduced[1] == (kind,) and not any(reduced[3:])  # type: ignore[attr-defined]
@@ -185,6 +192,10 @@ def _copied(value: Any, copies: dict[Any, Any]) -> Any:
         copies[id(value)] = clone = value.clone()
         copies[_STORAGES][value.untyped_storage()._cdata] = clone.untyped_storage()
         return clone
+    if kind in _REPLACING:
+        copies[id(value)] = observed = object.__new__(kind)
+        vars(observed).update({name: one.copy() if type(one) is list else one for name, one in vars(value).items()})
+        return observed
     state = _plain_state(value) if isinstance(value, Calibrator) else None
     if state is None:
         return copy.deepcopy(value, copies)
@@ -221,9 +232,11 @@ def _is_same(value: torch.Tensor | None, own: Any) -> bool:
 
 def _container(gm: nn.Module, path: str) -> nn.Module:
     for name in path.split(".") if path else []:
-        if not isinstance(getattr(gm, name, None), nn.Module):
-            gm.add_module(name, nn.Module())
-        gm = getattr(gm, name)
+        found = gm._modules.get(name)
+        if found is None:
+            found = nn.Module()
+            gm.add_module(name, found)
+        gm = found
     return gm
 
 

@@ -14,6 +14,7 @@ from fxq.graph.match import is_constant, is_quantizer
 from fxq.graph.members import merge_members, noted_members, noting_members
 from fxq.graph.modules import graphs_in
 from fxq.graph.stored import weight_quantizers
+from fxq.module_tree import all_modules, named_modules
 from fxq.nn import TensorQuantizer
 from fxq.original import checksum
 from fxq.progress import track
@@ -29,7 +30,7 @@ def activation_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     weights = {id(quantizer) for _, _, quantizer in weight_quantizers(model)}
     return {
         path: module
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if isinstance(module, TensorQuantizer) and id(module) not in weights and module.is_enabled
     }
 
@@ -64,7 +65,7 @@ def forget(observers: Mapping[str, TensorQuantizer]) -> None:
 @contextmanager
 def observing(model: nn.Module, observers: Mapping[str, TensorQuantizer]) -> Iterator[None]:
     """Let observers look at the float model; the switches of all quantizers are as before afterwards."""
-    quantizers = [module for module in model.modules() if isinstance(module, TensorQuantizer)]
+    quantizers = [module for module in all_modules(model) if isinstance(module, TensorQuantizer)]
     switches = [(module, module.is_quant_enabled, module.is_calib_enabled) for module in quantizers]
     try:
         for quantizer in quantizers:

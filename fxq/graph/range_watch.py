@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxq.errors import RangeError
+from fxq.module_tree import all_modules, named_modules, named_parameters
 from fxq.nn import TensorQuantizer
 
 
@@ -65,9 +66,9 @@ def check_ranges(model: nn.Module, had_nan: Tensor | None = None) -> None:
 
 def _reason(model: nn.Module, had_nan: Tensor | None) -> str:
     ranges = {
-        id(bound) for found in model.modules() if isinstance(found, TensorQuantizer) for bound in found.parameters()
+        id(bound) for found in all_modules(model) if isinstance(found, TensorQuantizer) for bound in found.parameters()
     }
-    for path, parameter in model.named_parameters():
+    for path, parameter in named_parameters(model):
         if id(parameter) not in ranges and not bool(torch.isfinite(_local(parameter)).all()):
             cause = (
                 "the input of the call before held NaN"
@@ -89,7 +90,7 @@ def _moved_ranges(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     One that it closed is -inf.
     """
-    for path, found in model.named_modules():
+    for path, found in named_modules(model):
         if isinstance(found, TensorQuantizer) and found.is_enabled and (found.learn_amax or found.is_tracking):
             bounds = [_local(bound).detach() for bound in found.bounds]
             if not bounds:

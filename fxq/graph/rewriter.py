@@ -14,7 +14,7 @@ from fxq.graph.data_stage import DataStage
 from fxq.graph.edges import hand_over, inherited_meta, last_of_kind, read_instead
 from fxq.graph.kinds import module_of, produces_tensor
 from fxq.graph.match import Edge, owner_path
-from fxq.graph.modules import add_module, find_module, free_path, only_holds, set_tensor
+from fxq.graph.modules import add_module, find_module, free_path, module_at, only_holds, set_tensor
 from fxq.graph.plan_rewriter import PlanRewriter
 from fxq.graph.settings import Settings
 from fxq.graph.value_rewriter import ValueRewriter
@@ -92,7 +92,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
     def replace_module(self, path: str, module: nn.Module, why: str) -> None:
         """Put ``module`` where the module at ``path`` is; every call now calls it."""
         self._check_module_unaltered(path)
-        before = self.gm.get_submodule(path)
+        before = module_at(self.gm, path)
         module.train(before.training)
         if self._data_stage is not None:
             self._data_stage.replaced.setdefault(path, before)
@@ -122,10 +122,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
         self, node: Node, function: Callable[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any], why: str
     ) -> Node:
         """Replace ``node`` by a call of ``function``; a string names a method of the first argument."""
-        op = "call_method" if isinstance(function, str) else "call_function"
-        with self.gm.graph.inserting_before(node):
-            new = self.gm.graph.create_node(op, function, tuple(args), dict(kwargs))
-        return self._replace(node, new, why)
+        return self._replace(node, self._insert_call(node, function, args, kwargs), why)
 
     def write_out(self, node: Node, call: WrittenOut, why: str) -> list[Node]:
         """Replace a call by the operations that it consists of (``fxq.graph.written_out``); return them."""
@@ -166,9 +163,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
             like: where it belongs: the node whose place in the model, and line in the source, it takes.
             value: what it computes, if known: a tensor with its shape and dtype.
         """
-        op = "call_method" if isinstance(function, str) else "call_function"
-        with self.gm.graph.inserting_before(before):
-            new = self.gm.graph.create_node(op, function, tuple(args), dict(kwargs or {}))
+        new = self._insert_call(before, function, args, kwargs or {})
         new.meta = {**inherited_meta(like), "val": value}
         return new
 
@@ -233,7 +228,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
     def tensor(self, node: Any) -> torch.Tensor:
         """Return the stored tensor that a get_attr node reads."""
         owner, _, name = str(node.target).rpartition(".")
-        found: torch.Tensor = getattr(self.gm.get_submodule(owner), name)
+        found: torch.Tensor = getattr(module_at(self.gm, owner), name)
         return found
 
     def erase(self, node: Node, why: str) -> None:
@@ -256,12 +251,24 @@ class Rewriter(PlanRewriter, ValueRewriter):
             self._check_module_unaltered(str(node.target))
 
     def _check_module_unaltered(self, path: str) -> None:
-        reason = why_altered(self.gm.get_submodule(path))
+        reason = why_altered(module_at(self.gm, path))
         if reason is not None:
             raise PassError(
                 f"pass {self.pass_name!r} replaces or removes module {path!r}, which {reason}: that would be lost. "
                 "Remove it first, or let the pass decline (fxq.graph.why_altered)"
             )
+
+    def _insert_call(
+        self, before: Node, function: Callable[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Node:
+        op = "call_method" if isinstance(function, str) else "call_function"
+        with self.gm.graph.inserting_before(before):
+            new = self.gm.graph.create_node(op, function)
+        # Not by create_node, which looks through all of them for symbolic numbers: half of its time.
+        new.args = tuple(args)
+        if kwargs:
+            new.kwargs = dict(kwargs)
+        return new
 
     def _replace(self, node: Node, new: Node, why: str) -> Node:
         self._check_unaltered(node)

@@ -3,14 +3,14 @@
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxq.graph.modules import all_modules
+from fxq.module_tree import all_modules
 from fxq.nn import TensorQuantizer
 
 _CONTAINERS = frozenset({dict, OrderedDict, list})
@@ -26,7 +26,7 @@ class Snapshot:
 
     def __init__(self, gm: GraphModule, has_weights: bool) -> None:
         self._gm = gm
-        modules = list(gm.modules())
+        modules = all_modules(gm)
         self._attributes = [(module, dict(vars(module))) for module in modules]
         registries = [value for _, values in self._attributes for value in values.values() if isinstance(value, dict)]
         self._registries = [(registry, dict(registry)) for registry in registries]
@@ -51,15 +51,19 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def restored_state(model: nn.Module) -> Iterator[None]:
+def restored_state(model: nn.Module, parts: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Give every module back the attributes it had, and every dict and list attribute the items it had.
 
     A forward may keep what it computes (a cache of attention biases, the last shape); while tracing that would be
     proxies and fake tensors, which break the model and share their way into the traced one. No quantizer observes
     meanwhile.
+
+    Args:
+        model: the model.
+        parts: its modules, where they are known.
     """
     # A TorchScript module keeps its attributes in C++, where no proxy can get in.
-    modules = [module for module in all_modules(model) if not isinstance(module, torch.jit.ScriptModule)]
+    modules = [one for one in parts or all_modules(model) if not isinstance(one, torch.jit.ScriptModule)]
     attributes = [(module, dict(vars(module))) for module in modules]
     containers = [value for _, values in attributes for value in values.values() if type(value) in _CONTAINERS]
     empty = [container for container in containers if not container]  # most are
@@ -77,9 +81,9 @@ def restored_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode and give each submodule its own mode back afterwards."""
-    modes = [(module, module.training) for module in all_modules(model)]
+def evaluated(model: nn.Module, parts: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    """Put a module into eval mode and give each submodule its own mode back; ``parts``: as of restored_state."""
+    modes = [(module, module.training) for module in parts or all_modules(model)]
     for module, training in modes:  # not by eval(): one of the model's own may do more, that of a program does nothing
         if training:
             module.training = False

@@ -15,12 +15,13 @@ from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
 from fxq.graph.memory import overwriting
 from fxq.graph.modules import graphs_in
+from fxq.module_tree import all_modules, named_modules
 from fxq.nn import Quantized, TensorQuantizer
 
 
 def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, Tensor, TensorQuantizer]]:
     """Yield, for each weight that is quantized: the path of its module or quantizer, the weight, the quantizer."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if isinstance(module, Quantized):
             for _name, tensor, quantizer in module.weights():
                 yield path, tensor, quantizer
@@ -39,6 +40,9 @@ def fit_weights(model: nn.Module, only_missing: bool = False) -> None:
     Raises:
         CalibrationError: a weight holds NaN or infinity.
     """
+    found = [module for module in all_modules(model) if isinstance(module, TensorQuantizer)]
+    if only_missing and all(one.has_range and not one.is_tracking for one in found):
+        return
     for path, weight, quantizer in weight_quantizers(model):
         if not (only_missing and quantizer.has_range and not quantizer.is_tracking):
             fit_quantizer(path, weight, quantizer)

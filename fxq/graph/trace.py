@@ -29,6 +29,7 @@ from fxq.graph.size_decisions import KEY, SizeDecisions
 from fxq.graph.snapshot import restored_state
 from fxq.graph.trace_failure import describe, explain_failure, leaf_cure
 from fxq.graph.type_questions import types_may_be_asked
+from fxq.module_tree import named_modules
 from fxq.nn import plain_type
 from fxq.process_lock import PROCESS_LOCK
 
@@ -80,7 +81,7 @@ def trace(
                 refuse_hidden_writes(graph.nodes)
             decisions = SizeDecisions.of(model, graph, tracer.decisions)
             check_calls(graph, [*tracer.facts, *_given(graph, inputs)])
-            refuse_assigned_buffers(model, model.named_modules())
+            refuse_assigned_buffers(model, named_modules(model))
             erase_dead_questions(graph)
             check_names(graph)
             traced = GraphModule(model, graph, plain_type(model).__name__)
@@ -97,7 +98,7 @@ def trace(
 
 def leaf_paths(model: nn.Module, globs: Sequence[str]) -> frozenset[str]:
     """Return the paths of the modules that the globs name."""
-    kinds = {path: type(module).__name__ for path, module in model.named_modules() if path}
+    kinds = {path: type(module).__name__ for path, module in named_modules(model) if path}
     leaves: set[str] = set()
     for glob in globs:
         found = {path for path, kind in kinds.items() if fnmatchcase(path, glob) or fnmatchcase(kind, glob)}
@@ -225,7 +226,7 @@ def _is_question(node: Node) -> bool:
 
 def copy_modes(model: nn.Module, traced: GraphModule) -> None:
     """Give the rebuilt containers the train or eval mode, and buffers the persistence, that the model's own have."""
-    for path, module in traced.named_modules():
+    for path, module in named_modules(traced):
         original = model.get_submodule(path)
         if module is original:
             continue

@@ -19,6 +19,7 @@ from fxq.graph.match import owner_path
 from fxq.graph.modules import add_module, drop_unused, free_path
 from fxq.graph.source_lines import line_of
 from fxq.graph.trace_failure import has_layers
+from fxq.module_tree import all_modules
 from fxq.nn.by_mode import ByMode
 
 _ROUNDS = 8  # a module that stays whole may have hidden the next
@@ -94,7 +95,7 @@ def _trace_in_training(
 
     Torch's own layers are evaluated as in eval mode all the same; others may ask for their flag.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in all_modules(model)]
     for module, _ in modes:
         module.training = True
     try:

@@ -13,6 +13,7 @@ from torch import nn
 
 from fxq.graph.recorded_sizes import as_written
 from fxq.graph.shape_proxy import ShapeProxy, type_of, value_of
+from fxq.module_tree import all_modules
 
 _builtin_type, _builtin_callable = type, callable
 _NOT_THE_MODELS = frozenset({"torch", "fxq", "builtins"})
@@ -63,7 +64,7 @@ def types_may_be_asked(model: nn.Module) -> Iterator[None]:
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     """Return the global variables of the files that the model is written in."""
-    classes = {base for kind in {_builtin_type(module) for module in model.modules()} for base in kind.__mro__}
+    classes = {base for kind in {_builtin_type(module) for module in all_modules(model)} for base in kind.__mro__}
     names = {base.__module__ for base in classes}
     packages = {name.partition(".")[0] for name in names} - _NOT_THE_MODELS
     own = {

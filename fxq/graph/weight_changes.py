@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from fxq.graph.data_stage import DataStage
 from fxq.graph.edges import take_out
 from fxq.graph.modules import copy_graph
+from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
 
 
@@ -113,9 +114,10 @@ def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters by path, those of ranges excepted; tied ones under each of their paths."""
     return {
         f"{path}.{name}".lstrip("."): parameter
-        for path, module in model.named_modules(remove_duplicate=False)
+        for path, module in named_modules(model, remove_duplicate=False)
         if not isinstance(module, TensorQuantizer)
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
     }
 
 

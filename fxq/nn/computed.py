@@ -61,7 +61,7 @@ def computed_tensors(module: nn.Module) -> dict[str, Computed]:
     found |= getattr(type(module), "_computed", {})
     if isinstance(module, BatchNormFolded):
         found |= {name: _folded(module, name) for name in ("weight", "bias")}
-    if parametrize.is_parametrized(module):
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         lists: Any = module.parametrizations
         found |= {name: _from_parametrization(name, steps) for name, steps in lists.items()}
     return found

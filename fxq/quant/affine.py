@@ -102,14 +102,14 @@ def symmetric_inverse_scale(amax: Tensor, hi: int) -> Tensor:
     amax = amax.float()
     # A tensor divided by a tensor: a Python float divided by a tensor rounds differently in one case of four.
     inverse_scale = torch.full((), float(hi), dtype=torch.float32, device=amax.device) / amax
-    return torch.where(amax <= SMALLEST_AMAX, torch.ones_like(inverse_scale), inverse_scale)
+    return inverse_scale.masked_fill(amax <= SMALLEST_AMAX, 1.0)
 
 
 def symmetric_scale(amax: Tensor, hi: int) -> Tensor:
     """Return amax / hi in float32, and 1 where amax is too small."""
     amax = amax.float()
     scale = amax / torch.full((), float(hi), dtype=torch.float32, device=amax.device)
-    return torch.where(amax <= SMALLEST_AMAX, torch.ones_like(scale), scale)
+    return scale.masked_fill(amax <= SMALLEST_AMAX, 1.0)
 
 
 def affine_params(low: Tensor, high: Tensor, lo: int, hi: int) -> tuple[Tensor, Tensor]:

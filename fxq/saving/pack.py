@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 
 from fxq.errors import FxqError, RecipeError, SavedModelError, StageError
 from fxq.islands.layout import MODEL
+from fxq.module_tree import named_modules, named_parameters
 from fxq.nn.batchnorm import FrozenBatchNorm
 from fxq.recipe import Recipe
 from fxq.record import Record
@@ -86,7 +87,7 @@ def _pack(gm: GraphModule, state: State) -> Packed:
         "left": {} if state.islands is None else dict(state.islands.left),
         "quantizers": quantizers,
         "ties": ties,
-        "frozen": [path for path, one in gm.named_parameters(remove_duplicate=False) if not one.requires_grad],
+        "frozen": [path for path, one in named_parameters(gm, remove_duplicate=False) if not one.requires_grad],
         "modes": modes_of(gm),
         "quality": None,
     }
@@ -117,7 +118,7 @@ def _pack_graph(gm: GraphModule, state: State, within: str) -> tuple[dict[str, A
 
 def modes_of(gm: nn.Module) -> dict[str, Any]:
     """Return whether the whole is in training mode, the paths of the modules in the other mode, and of frozen norms."""
-    modules = dict(gm.named_modules())
+    modules = dict(named_modules(gm))
     others = [path for path, module in modules.items() if module.training is not gm.training]
     norms = [path for path, module in modules.items() if isinstance(module, FrozenBatchNorm)]
     return {"training": gm.training, "others": others, "frozen_norms": norms}
@@ -144,7 +145,7 @@ def _record_to_dict(record: Record) -> dict[str, Any]:
 
 
 def _check_extra_state(gm: GraphModule) -> None:
-    for path, module in gm.named_modules():
+    for path, module in named_modules(gm):
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise SavedModelError(
                 f"cannot save {path!r} ({type(module).__name__}): its get_extra_state() returns what may be no tensor. "

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxq.errors import CalibrationError, SavedModelError
+from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.saving.packed import CALIBRATOR
@@ -83,7 +84,7 @@ def _set(path: str, quantizer: TensorQuantizer, fields: Mapping[str, Any], state
 
 
 def _quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    return {path: found for path, found in model.named_modules() if isinstance(found, TensorQuantizer)}
+    return {path: found for path, found in named_modules(model) if isinstance(found, TensorQuantizer)}
 
 
 def _full_name(value: Any) -> str:

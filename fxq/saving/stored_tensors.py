@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxq.errors import SavedModelError
+from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
 from fxq.saving.packed import OWN
 
@@ -77,7 +78,7 @@ def _put(owner: nn.Module, name: str, tensor: Tensor | None, value: Tensor) -> N
 
 def _slots(gm: GraphModule) -> Iterator[tuple[str, nn.Module, str, Tensor | None]]:
     """Yield the path of each place for a tensor, its module, its name there, and the tensor."""
-    for path, module in gm.named_modules():
+    for path, module in named_modules(gm):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             yield f"{path}.{name}".lstrip("."), module, name, tensor
 

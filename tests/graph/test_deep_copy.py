@@ -8,6 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxq import TensorQuantizer
+from fxq.calib import (
+    Calibrator,
+    HistogramCalibrator,
+    MaxCalibrator,
+    MinMaxCalibrator,
+    MovingAverageMinMaxCalibrator,
+)
 from fxq.graph.modules import deep_copy
 
 COPIES = pytest.mark.parametrize("copied", [deep_copy, copy.deepcopy], ids=["fxq", "python"])
@@ -86,3 +94,21 @@ def test_a_module_copies_itself_as_its_class_says(copied: Callable[[nn.Sequentia
 def test_what_is_known_stands_for_what_it_replaces() -> None:
     model, other = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Identity()
     assert deep_copy(model, {id(model[0]): other})[0] is other
+
+
+@pytest.mark.parametrize(
+    "calibrator",
+    [MaxCalibrator(track_amax=True), MinMaxCalibrator(), MovingAverageMinMaxCalibrator(), HistogramCalibrator()],
+    ids=lambda calibrator: type(calibrator).__name__,
+)
+def test_what_a_copy_observes_the_original_does_not_see(calibrator: Calibrator) -> None:
+    quantizer = TensorQuantizer()
+    quantizer._calibrator = calibrator
+    calibrator.observe(torch.tensor([-1.0, 2.0]))
+    before, copied = calibrator.state(), deep_copy(quantizer).calibrator
+    assert copied is not None
+    copied.observe(torch.tensor([-5.0, 7.0]))
+    copied.merge(type(copied).from_state(before))
+    assert all(torch.equal(value, before[name]) for name, value in calibrator.state().items())
+    copied.reset()
+    assert all(torch.equal(value, before[name]) for name, value in calibrator.state().items())

@@ -1,0 +1,62 @@
+"""The modules of a model and their tensors, as torch's own walks give them.
+
+torch walks a model by a generator in a generator for each level; that is most of what these walks take, and a graph is
+looked at some forty times on its way.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """Return ``list(model.modules())``."""
+    found: dict[nn.Module, None] = {}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            children = module._modules
+            if children:
+                waiting += [child for child in reversed(children.values()) if child is not None]
+    return list(found)
+
+
+def named_modules(model: nn.Module, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
+    """Return ``list(model.named_modules(remove_duplicate=remove_duplicate))``."""
+    found: list[tuple[str, nn.Module]] = []
+    _walk("", model, set() if remove_duplicate else None, found)
+    return found
+
+
+def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield what ``model.named_parameters(remove_duplicate=remove_duplicate)`` does."""
+    seen: set[int] = set()
+    for path, module in named_modules(model, remove_duplicate):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not (remove_duplicate and id(parameter) in seen):
+                seen.add(id(parameter))
+                yield f"{path}.{name}" if path else name, parameter
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers, module by module, by their paths; what two modules share comes twice."""
+    for path, module in named_modules(model):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
+
+
+def _walk(path: str, module: nn.Module, seen: set[nn.Module] | None, found: list[tuple[str, nn.Module]]) -> None:
+    if seen is not None:
+        if module in seen:
+            return
+        seen.add(module)
+    found.append((path, module))
+    children = module._modules
+    if children:
+        prefix = f"{path}." if path else ""
+        for name, child in children.items():
+            if child is not None:
+                _walk(prefix + name, child, seen, found)
