@@ -143,7 +143,7 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
     _warn_of_passes_without_data(state)
     check_quantized_unaltered(prepared)
     explanation = explain_graph(prepared, state)
-    gm, record = run_conversion(prepared, state)
+    gm, record, seen = run_conversion(prepared, state)
     reference = None
     original = None if state.original is None else state.original.find()
     if state.original is not None and original is None and state.original.is_there:
@@ -154,7 +154,7 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
         )
     if state.compared is not None:
         reference = refer(prepared, state.compared, original, state.changes)
-    quality = None if reference is None else reference.quality(gm)
+    quality = None if reference is None else reference.quality(gm, seen)
     explanation = replace(explanation, quality=quality)
     lowered = replace(state, stage=Stage.LOWERED, record=record, explanation=explanation, reference=reference)
     set_state(gm, replace(lowered, source=source_of(prepared)))

@@ -11,6 +11,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxq.calibration_run import describe_empty
+from fxq.compare.outputs import Seen
 from fxq.errors import FxqError, InputError, PassError
 from fxq.graph.modules import copy_graph, graphs_in
 from fxq.graph.moved import follow_move
@@ -27,8 +28,8 @@ from fxq.stage import Stage
 from fxq.state import State
 
 
-def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Record]:
-    """Return a lowered copy of ``prepared``, and the record continued.
+def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Record, Seen | None]:
+    """Return a lowered copy of ``prepared``, the record continued, and what the copy was seen to make of which inputs.
 
     Raises:
         PassError: a pass failed, or moved the numbers further than it promises.
@@ -38,16 +39,18 @@ def run_conversion(prepared: GraphModule, state: State) -> tuple[GraphModule, Re
     check_ranges(prepared)
     gm, inputs = _copied(prepared, state)
     if inputs is None or not _has_all_ranges(gm):
-        return gm, _run(gm, state, None)
+        return gm, _run(gm, state, None), None
     try:
-        return gm, _run(gm, state, _watched(gm, inputs, each_pass=state.verify))
+        numbers = _watched(gm, inputs, each_pass=state.verify)
+        return gm, _run(gm, state, numbers), numbers.last_seen
     except PassError:
         if state.verify:
             raise
     # Looking at both ends finds that something is wrong; what each pass does by itself is what it has promised.
     again, inputs = _copied(prepared, state)
     try:
-        return again, _run(again, state, _watched(again, inputs or (), each_pass=True))
+        numbers = _watched(again, inputs or (), each_pass=True)
+        return again, _run(again, state, numbers), numbers.last_seen
     except PassError as error:
         empty = empty_ranges(measured_quantizers(prepared))
         if not empty:

@@ -48,6 +48,19 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}" if path else name, tensor
 
 
+def has_attribute(module: nn.Module, name: str) -> bool:
+    """Return ``hasattr(module, name)``, to which nn.Module says no by an exception."""
+    if type(module).__getattr__ is not nn.Module.__getattr__:  # a script, or one that hands on what another has
+        return hasattr(module, name)
+    return (
+        name in vars(module)
+        or name in module._buffers
+        or hasattr(type(module), name)
+        or name in module._parameters
+        or name in module._modules
+    )
+
+
 def _walk(path: str, module: nn.Module, seen: set[nn.Module] | None, found: list[tuple[str, nn.Module]]) -> None:
     if seen is not None:
         if module in seen:

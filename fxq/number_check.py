@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxq.compare.outputs import Named, named_outputs, output_steps
+from fxq.compare.outputs import Named, Seen, named_outputs, output_steps
 from fxq.compare.parity import OutputParity, compare_all, is_rounding, rounding_floors
 from fxq.compare.rounding_noise import LOWERED, REORDERED
 from fxq.errors import PassError
@@ -78,6 +78,11 @@ class NumberCheck:
         if self._passes:
             self._previous = self._passes[-1].name
         self._passes = []
+
+    @property
+    def last_seen(self) -> Seen | None:
+        """What the graph made of the inputs when it was last looked at."""
+        return None if self._reference is None else Seen(self.inputs, self._reference[0])
 
     def _compare(self, gm: GraphModule, found: Named) -> None:
         assert self._reference is not None

@@ -19,7 +19,7 @@ from fxq.module_tree import named_parameters, named_tensors
 from fxq.original import Original
 from fxq.recipe import Recipe
 from fxq.record import Record
-from fxq.saving.packed import Packed
+from fxq.saving.packed import Source
 from fxq.stage import Stage
 
 _KEY = "fxq"
@@ -54,7 +54,7 @@ class State:
     islands: Islands | None = None
     frontend: str = "auto"
     untraceable: str = "error"
-    source: Packed | FxqError | None = None
+    source: Source | FxqError | None = None
     calibration: CalibrationReport | None = None
 
     def __getstate__(self) -> dict[str, Any]:

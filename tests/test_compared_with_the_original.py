@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
+from fxq.compare.outputs import Seen
 from fxq.data import Data
 from fxq.state import require_state
 
@@ -244,3 +245,21 @@ def test_few_samples_of_the_calibration_data_itself_are_called_weak_evidence() -
     weights = fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0))
     held_out = fxq.recipe("tensorrt").replace(default=weights).with_pass("correct_bias")
     assert "itself" not in evidence([DATA[:8], DATA[8:16]], recipe=held_out)
+
+
+@pytest.mark.parametrize("batch", [DATA[:2], DATA[2:4]], ids=["the example inputs", "others"])
+def test_what_was_compared_already_is_not_run_again_for_the_figures(batch: Tensor) -> None:
+    converted = fxq.convert(calibrated(residual(), [batch]))
+    state = require_state(converted, fxq.Stage.LOWERED, "a test")
+    assert state.reference is not None
+    assert state.explanation is not None
+    assert torch.equal(state.reference.inputs[0].args[0], batch)
+    assert state.explanation.quality == state.reference.quality(converted)
+
+
+def test_other_inputs_are_told_apart() -> None:
+    x = torch.tensor([[0.0, 1.0]])
+    seen = Seen((x, 2, {"a": x}), [])
+    assert seen.is_of((x.clone(), 2, {"a": x.clone()}))
+    for other in ((x + 1, 2, {"a": x}), (x, 2.0, {"a": x}), (x.double(), 2, {"a": x}), (x, 2, {"b": x}), (x, 2, x)):
+        assert not seen.is_of(other)

@@ -1,12 +1,13 @@
 """fxq walks a model as torch does: the same modules and tensors, under the same paths, in the same order."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from fxq.module_tree import all_modules, named_modules, named_parameters, named_tensors
+from fxq.module_tree import all_modules, has_attribute, named_modules, named_parameters, named_tensors
 
 
 class Tied(nn.Module):
@@ -43,3 +44,24 @@ def test_tensors_are_parameters_and_buffers() -> None:
     model = Tied()
     expected = {path: one for path, one in model.state_dict(keep_vars=True).items() if not path.startswith("again")}
     assert {path: id(one) for path, one in named_tensors(model)} == {path: id(one) for path, one in expected.items()}
+
+
+class HandsOn(nn.Module):
+    """Has what the module in it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ReLU(inplace=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.parametrize(
+    "make", [Tied, nn.ReLU, HandsOn, lambda: torch.jit.script(nn.ReLU(inplace=True))], ids=lambda make: make.__name__
+)
+def test_a_module_has_what_hasattr_says(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    for name in ("inplace", "first", "absent", "running_mean", "forward", "__deepcopy__", "nothing", "training"):
+        assert has_attribute(model, name) == hasattr(model, name), name

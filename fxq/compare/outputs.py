@@ -50,6 +50,19 @@ class Run(NamedTuple):
     changed: tuple[str, ...]
 
 
+class Seen(NamedTuple):
+    """Positional inputs, and what a model made of them."""
+
+    inputs: tuple[Any, ...]
+    outputs: Named
+
+    def is_of(self, inputs: tuple[Any, ...]) -> bool:
+        """Return whether ``inputs`` are the same, so that the model would return the same."""
+        leaves, structure = pytree.tree_flatten(inputs)
+        known, known_structure = pytree.tree_flatten(self.inputs)
+        return structure == known_structure and all(map(_are_same, leaves, known))
+
+
 def run_once(model: nn.Module, inputs: tuple[Any, ...], seed: int = _SEED, times: int = 1) -> Run:
     """Call ``model`` as :func:`named_outputs` does, with random numbers of ``seed``; ``times``: the last counts."""
     with running_alike(model, seed) as generators:
@@ -141,6 +154,13 @@ def _is_share(node: Node) -> bool:
 def largest_finite(tensor: Tensor) -> float:
     """Return the largest finite magnitude, 0 where there is none."""
     return float(torch.nan_to_num(tensor.double(), 0.0, 0.0, 0.0).abs().max()) if tensor.numel() else 0.0
+
+
+def _are_same(first: Any, second: Any) -> bool:
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return type(first) is type(second) and bool(first == second)
+    is_like = (first.dtype, first.device, first.layout) == (second.dtype, second.device, second.layout)
+    return is_like and torch.equal(first, second)
 
 
 def _attributes(model: nn.Module) -> dict[str, Any]:

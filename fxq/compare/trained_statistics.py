@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxq.module_tree import named_modules
+from fxq.module_tree import has_attribute, named_modules
 
 _MOST_NORMS = 3  # behind the first ones, what the model learned evens differences out
 _MOST_TIMES = 3.0  # larger or smaller, as a standard deviation
@@ -106,6 +106,8 @@ def watched_norms(model: nn.Module) -> Iterator[list[SeenStatistics]]:
 
 def _has_learned(module: nn.Module) -> bool:
     """Return whether a module is a batch norm, torch's or another's, with statistics from training."""
+    if not has_attribute(module, "running_mean"):
+        return False
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     steps = getattr(module, "num_batches_tracked", None)
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):

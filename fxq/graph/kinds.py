@@ -9,7 +9,6 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from fxq.graph.altered import why_altered
-from fxq.graph.modules import module_at
 from fxq.kinds import ACTIVATIONS, METHOD_KINDS, MOVES_DATA, WEIGHTED_KINDS, class_kind, own_kind
 from fxq.nn.tensor_quantizer import TensorQuantizer
 
@@ -51,9 +50,13 @@ def module_kind(module: nn.Module) -> str:
 
 def module_of(node: Node) -> nn.Module:
     """Return the module that a call_module node calls."""
-    gm, path = node.graph.owning_module, str(node.target)
-    assert gm is not None
-    return module_at(gm, path)
+    found: Any = node.graph.owning_module
+    for name in str(node.target).split("."):  # not by a function: this is asked of each node again and again
+        found = found._modules.get(name)
+        if found is None:
+            gm: Any = node.graph.owning_module
+            return gm.get_submodule(str(node.target))  # type: ignore[no-any-return]  # it says what is missing
+    return found  # type: ignore[no-any-return]
 
 
 def produces_tensor(node: Node) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.jit import ScriptModule
 from torch.nn import functional as F
 
 from fxq.graph.kinds import MOVES_DATA, kind, module_of
+from fxq.module_tree import has_attribute
 
 _OUT_OF_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType({
     operator.iadd: operator.add,
@@ -73,9 +73,7 @@ def writes_in_place(node: Node) -> bool:
         return False
     if node.op == "call_module":
         module: Any = module_of(node)
-        # Not getattr with a default, whose no takes nn.Module as long as all the rest; a script has its own attributes.
-        has_word = "inplace" in vars(module) or hasattr(type(module), "inplace") or isinstance(module, ScriptModule)
-        return has_word and bool(getattr(module, "inplace", False))
+        return has_attribute(module, "inplace") and bool(module.inplace)
     if node.op == "call_method":
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__") and callable(getattr(torch.Tensor, name, None))

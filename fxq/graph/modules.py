@@ -5,6 +5,7 @@ import copyreg
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -19,11 +20,12 @@ from fxq.calib import (
     MinMaxCalibrator,
     MovingAverageMinMaxCalibrator,
 )
-from fxq.module_tree import named_modules
+from fxq.module_tree import has_attribute, named_modules
 from fxq.nn.batchnorm import BatchNormFolded
 from fxq.nn.computed import values_of_computed
 
 Module = TypeVar("Module", bound=nn.Module)
+Observer = TypeVar("Observer", bound=Calibrator)
 _ATOMS = frozenset({bool, int, float, str, type(None)})  # they are their own copies
 # With each batch they put a new tensor in place of what they have observed, which copies share therefore.
 _REPLACING = frozenset({HistogramCalibrator, MaxCalibrator, MinMaxCalibrator, MovingAverageMinMaxCalibrator})
@@ -51,6 +53,16 @@ def deep_copy(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -
     for part, state in states:
         copies[id(part)].__setstate__(_copied_items(state, copies))
     return copy.deepcopy(module, copies)
+
+
+def copy_calibrator(calibrator: Observer) -> Observer:
+    """Return one that has observed the same, and goes on by itself."""
+    kind = type(calibrator)
+    if kind not in _REPLACING:
+        return copy.deepcopy(calibrator)
+    copied = object.__new__(kind)
+    vars(copied).update({name: one.copy() if type(one) is list else one for name, one in vars(calibrator).items()})
+    return copied
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
@@ -159,7 +171,8 @@ def _plain_state(value: nn.Module | Calibrator) -> dict[str, Any] | None:
     kind: Any = type(value)
     set_state = getattr(kind, "__setstate__", None)
     is_own = set_state is not None and not _is_known(set_state)
-    copies_itself = hasattr(kind, "__deepcopy__") or "__deepcopy__" in vars(value)
+    has = partial(has_attribute, value) if isinstance(value, nn.Module) else partial(hasattr, value)
+    copies_itself = has("__deepcopy__")
     if is_own or copies_itself or kind in copyreg.dispatch_table:
         return None
     reduced: Any = value.__reduce_ex__(4)
@@ -193,8 +206,7 @@ def _copied(value: Any, copies: dict[Any, Any]) -> Any:
         copies[_STORAGES][value.untyped_storage()._cdata] = clone.untyped_storage()
         return clone
     if kind in _REPLACING:
-        copies[id(value)] = observed = object.__new__(kind)
-        vars(observed).update({name: one.copy() if type(one) is list else one for name, one in vars(value).items()})
+        copies[id(value)] = observed = copy_calibrator(value)
         return observed
     state = _plain_state(value) if isinstance(value, Calibrator) else None
     if state is None:

@@ -48,13 +48,14 @@ def plans_of(node: Node) -> dict[int | str, Plan]:
 
 def planned_inputs(node: Node) -> dict[int, Plan]:
     """Return the plans on the inputs of ``node`` by argument position."""
-    return {slot: plan for slot, plan in node.meta.get(_PLANS, _NONE).items() if isinstance(slot, int)}
+    planned = node.meta.get(_PLANS)
+    return {slot: plan for slot, plan in planned.items() if isinstance(slot, int)} if planned else {}
 
 
 def planned_inside(node: Node) -> dict[str, Plan]:
     """Return the plans on tensors inside the module that ``node`` calls, by name."""
-    planned = node.meta.get(_PLANS, _NONE).items()
-    return {slot: plan for slot, plan in planned if isinstance(slot, str) and slot != OUTPUT}
+    planned = node.meta.get(_PLANS)
+    return {slot: plan for slot, plan in planned.items() if isinstance(slot, str) and slot != OUTPUT} if planned else {}
 
 
 def planned_input(edge: Edge) -> Plan | None:

@@ -100,7 +100,9 @@ class RangeHolder(nn.Module):
     @property
     def has_range(self) -> bool:
         """Is a range stored?"""
-        return all(getattr(self, name, None) is not None for name in self._range_names)
+        first, last = self._range_names[0], self._range_names[-1]
+        held = self._buffers if first in self._buffers else self._parameters  # nn.Module's getattr takes longer to ask
+        return held.get(first) is not None and held.get(last) is not None
 
     @property
     def amax(self) -> Tensor | None:

@@ -198,7 +198,7 @@ class QuantDescriptor:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from the defaults, as plain data."""
-        values = {name: getattr(self, name) for name in _FIELDS if getattr(self, name) != _FIELDS[name].default}
+        values = {name: value for name, value in vars(self).items() if value != _FIELDS[name].default}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod

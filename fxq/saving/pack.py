@@ -10,13 +10,16 @@ why other parts stay in float; all else is of the whole. Of a converted model it
 out about the converted: converting it again gives the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxq.calib import Calibrator
 from fxq.errors import FxqError, RecipeError, SavedModelError, StageError
+from fxq.graph.modules import copy_calibrator
 from fxq.islands.layout import MODEL
 from fxq.module_tree import named_modules, named_parameters
 from fxq.nn.batchnorm import FrozenBatchNorm
@@ -25,8 +28,8 @@ from fxq.record import Record
 from fxq.saving.edits import changes_to_tensors, edits_to_dict
 from fxq.saving.graph_text import graph_lines, plans_to_dict
 from fxq.saving.input_forms import inputs_to_form
-from fxq.saving.packed import CALIBRATOR, Packed
-from fxq.saving.quantizer_state import quantizers_to_dict
+from fxq.saving.packed import Packed, Source
+from fxq.saving.quantizer_state import quantizers_to_dict, states_of
 from fxq.saving.stored_tensors import stored_tensors
 from fxq.stage import Stage
 from fxq.state import State, check_has_all, find_state, require_state
@@ -42,33 +45,38 @@ def pack(model: GraphModule) -> Packed:
     """
     state = find_state(model)
     if state is None or state.stage is not Stage.LOWERED:
-        return _pack(model, require_state(model, Stage.PREPARED, "save"))
+        return _whole(*_pack(model, require_state(model, Stage.PREPARED, "save")))
     if state.source is None:
         raise StageError("the converted model has lost what it was made of (a pickle of it): save the prepared model")
     if isinstance(state.source, FxqError):
         raise state.source
     quality = None if state.explanation is None else state.explanation.quality
     header = {"is_converted": True, "quality": None if quality is None else asdict(quality)}
-    return Packed({**state.source.header, **header}, state.source.tensors)
+    packed = _whole(state.source.packed, state.source.calibrators)
+    return Packed({**packed.header, **header}, packed.tensors)
 
 
-def source_of(prepared: GraphModule) -> Packed | FxqError:
+def source_of(prepared: GraphModule) -> Source | FxqError:
     """Return what will be saved of the converted model, whatever becomes of the prepared one; or why it cannot be."""
     try:
-        packed = pack(prepared)
+        packed, calibrators = _pack(prepared, require_state(prepared, Stage.PREPARED, "save"))
     except FxqError as error:
         return error.with_traceback(None)
-    tensors = {  # what calibrators return is a copy already
-        name: tensor if name.startswith(CALIBRATOR) else tensor.clone() for name, tensor in packed.tensors.items()
-    }
-    return Packed(packed.header, tensors)
+    tensors = {name: tensor.clone() for name, tensor in packed.tensors.items()}
+    copies = {path: copy_calibrator(calibrator) for path, calibrator in calibrators.items()}
+    return Source(Packed(packed.header, tensors), copies)
 
 
-def _pack(gm: GraphModule, state: State) -> Packed:
+def _whole(packed: Packed, calibrators: Mapping[str, Calibrator]) -> Packed:
+    return Packed(packed.header, {**packed.tensors, **states_of(calibrators)})
+
+
+def _pack(gm: GraphModule, state: State) -> tuple[Packed, dict[str, Calibrator]]:
+    """Return the model without what its calibrators have observed, and these."""
     check_has_all(gm, "save")
     _check_extra_state(gm)
     tensors, ties = stored_tensors(gm)
-    quantizers, states = quantizers_to_dict(gm)
+    quantizers, calibrators = quantizers_to_dict(gm)
     graph, changed = _pack_graph(gm, state, "")
     islands = {}
     for path, island in ({} if state.islands is None else state.islands.modules(gm)).items():
@@ -91,7 +99,7 @@ def _pack(gm: GraphModule, state: State) -> Packed:
         "modes": modes_of(gm),
         "quality": None,
     }
-    return Packed(header, {**tensors, **states, **changed})
+    return Packed(header, {**tensors, **changed}), calibrators
 
 
 def _pack_graph(gm: GraphModule, state: State, within: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

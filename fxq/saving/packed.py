@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fxq.calib import Calibrator
+
 # Before the names of tensors that no module of the model holds: "fxq/calibrator/conv1_input_quantizer/low".
 OWN = "fxq/"
 CALIBRATOR, BEFORE, AFTER, EQUIVALENT = (f"{OWN}{name}/" for name in ("calibrator", "before", "after", "equivalent"))
@@ -36,3 +38,16 @@ class Packed:
     def weights(self) -> dict[str, Tensor]:
         """The tensors of the model's modules, ranges among them, by path."""
         return {name: value for name, value in self.tensors.items() if not name.startswith(OWN)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a converted model was made of, as it was then.
+
+    Args:
+        packed: the prepared model, with tensors of its own, without what was observed.
+        calibrators: what observed, by the path of the quantizer: copies, whose states are asked when it is saved.
+    """
+
+    packed: Packed
+    calibrators: Mapping[str, Calibrator]

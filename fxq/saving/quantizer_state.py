@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxq.calib import Calibrator
 from fxq.errors import CalibrationError, SavedModelError
 from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
@@ -22,10 +23,10 @@ _SWITCHES: Mapping[str, tuple[Callable[[TensorQuantizer], None], Callable[[Tenso
 }
 
 
-def quantizers_to_dict(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return switches, descriptor and kind of calibrator by path, and the states of the calibrators as tensors."""
+def quantizers_to_dict(model: nn.Module) -> tuple[dict[str, Any], dict[str, Calibrator]]:
+    """Return switches, descriptor and kind of calibrator by path, and the calibrators themselves."""
     found: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {}
+    calibrators: dict[str, Calibrator] = {}
     for path, quantizer in _quantizers(model).items():
         calibrator = quantizer.calibrator
         found[path] = {
@@ -41,12 +42,21 @@ def quantizers_to_dict(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tens
             "calibrator": None if calibrator is None else _full_name(calibrator),
         }
         if calibrator is not None:
-            tensors |= {f"{CALIBRATOR}{path}/{name}": value for name, value in calibrator.state().items()}
-    return found, tensors
+            calibrators[path] = calibrator
+    return found, calibrators
+
+
+def states_of(calibrators: Mapping[str, Calibrator]) -> dict[str, Tensor]:
+    """Return what they have observed as tensors, by the names that these are saved under."""
+    return {
+        f"{CALIBRATOR}{path}/{name}": value
+        for path, calibrator in calibrators.items()
+        for name, value in calibrator.state().items()
+    }
 
 
 def set_quantizers(model: nn.Module, saved: Mapping[str, Any], states: Mapping[str, Tensor]) -> None:
-    """Give the quantizers of ``model`` what :func:`quantizers_to_dict` returned.
+    """Give the quantizers of ``model`` what :func:`quantizers_to_dict` and :func:`states_of` returned.
 
     Raises:
         SavedModelError: there are other quantizers, or one is of another format or observes by a class of its own.

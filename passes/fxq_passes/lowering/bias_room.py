@@ -6,8 +6,8 @@ become here costs nothing: a channel of zeros has the code 0 in any step, and a 
 its bias counts for so little that rounding it does not show.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,12 @@ def make_room(rw: Rewriter, layers: Iterable[tuple[Node, WeightQuantized]]) -> N
     """Widen ranges of zeros, and of weights that are next to nothing beside their bias; quantizers are modified."""
     ranges = _Ranges(rw)
     found = [(node, layer, _input_quantizer(rw, node, layer)) for node, layer in layers if _counts_in_steps(layer)]
-    for _, _, quantizer in weight_quantizers(rw.gm):
-        if is_on(quantizer) and quantizer.has_range and quantizer.descriptor.block_size is None:
-            ranges.follow_neighbours(quantizer)
+    weights = [one for _, _, one in weight_quantizers(rw.gm) if _has_steps(one)]
+    inputs = [reads for _, _, reads in found if reads is not None]
+    if _have_room(weights, inputs, [layer.bias for _, layer, _ in found]):
+        return  # as in most models
+    for quantizer in weights:
+        ranges.follow_neighbours(quantizer)
     for node, layer, reads in found:
         if reads is not None and ranges.of(layer.weight_quantizer).all_zero:
             least = ranges.bias_of(layer) / (ranges.of(reads).step * _EXACT_CODE)
@@ -45,6 +48,28 @@ def make_room(rw: Rewriter, layers: Iterable[tuple[Node, WeightQuantized]]) -> N
         if reads is not None:
             least = ranges.bias_of(layer) / (ranges.of(reads).step * _LARGEST_CODE)
             ranges.widen(node, layer.weight_quantizer, least)
+
+
+def _has_steps(quantizer: TensorQuantizer) -> bool:
+    return is_on(quantizer) and quantizer.has_range and quantizer.descriptor.block_size is None
+
+
+def _have_room(weights: Sequence[TensorQuantizer], inputs: Sequence[TensorQuantizer], biases: Sequence[Any]) -> bool:
+    """Return True where no range is of zeros, and the smallest steps would do for the largest bias: one look at all."""
+    quantizers = [*weights, *inputs]
+    tensors = [*(one.bounds[0] for one in quantizers), *biases]
+    is_one_place = len({tensor.device for tensor in tensors}) == 1
+    if not (weights and inputs and biases and is_one_place and all(one.descriptor.symmetric for one in quantizers)):
+        return False
+    of_weights, of_inputs, of_biases = (
+        torch.cat([tensor.detach().flatten().float() for tensor in group])
+        for group in (tensors[: len(weights)], tensors[len(weights) : len(quantizers)], biases)
+    )
+    smallest = float(of_weights.min()), float(of_inputs.min())
+    hi = max(one.maxbound for one in quantizers)
+    # Half of the codes: the layers themselves are asked in float32, which rounds.
+    most = smallest[0] / hi * (smallest[1] / hi) * _LARGEST_CODE / 2
+    return min(smallest) > _SMALLEST_RANGE and float(of_biases.abs().max()) <= most
 
 
 class _Range(NamedTuple):
