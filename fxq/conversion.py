@@ -72,7 +72,7 @@ def _copied(prepared: GraphModule, state: State) -> tuple[GraphModule, tuple[Any
 def _run(gm: GraphModule, state: State, numbers: NumberCheck | None) -> Record:
     passes, record = state.recipe.create_passes(), state.record.copy()
     for stage in (Stage.FROZEN, Stage.LOWERED):
-        run_passes(gm, passes[stage], state.settings, record, numbers)
+        run_passes(gm, passes[stage], state.settings, record, numbers, is_sound=stage is Stage.LOWERED)
         check_stage_without_passes(gm, stage, passes[stage])
     if numbers is not None:
         numbers.finish(gm)

@@ -31,6 +31,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
     numbers: NumberCheck | None = None,
     complete: bool = True,
     data_stage: DataStage | None = None,
+    is_sound: bool = False,
 ) -> None:
     """Run ``passes``, all of one stage, on ``gm`` in place.
 
@@ -42,13 +43,14 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
         numbers: holds the passes to their tolerance; None: nothing is run.
         complete: these are all passes of the stage, so that no rule of it may be broken in the end.
         data_stage: what passes of the stage CALIBRATED have beside the graph.
+        is_sound: the stage before has just ended, with a look at the structure of the graph.
 
     Raises:
         PassError: a pass failed, left a graph that breaks its stage's rules, or moved the numbers further than its
             tolerance.
     """
     previous = record.passes[-1] if record.passes else "tracing"
-    broken = set(find_problems(gm, passes[0].stage, settings.qat)) if passes else set()
+    broken = set(find_problems(gm, passes[0].stage, settings.qat, is_sound)) if passes else set()
     idle = set(idle_quantizers(gm).values()) if passes and passes[0].stage <= Stage.PREPARED else None
     for step in passes:
         had = _quantizing(gm) if step.stage in (Stage.CALIBRATED, Stage.FROZEN) else {}

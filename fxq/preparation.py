@@ -91,7 +91,7 @@ def prepare_graph(
         if stage is Stage.PLANNED:  # what was written out or joined has names of its own, as fxq.explain shows them
             names |= names_of_operations(gm, request.path)
             _check_rules(request, model, names)
-        run_passes(gm, passes[stage], settings, state.record, numbers)
+        run_passes(gm, passes[stage], settings, state.record, numbers, is_sound=True)
     check_stage_without_passes(gm, Stage.PREPARED, passes[Stage.PREPARED], qat)
     if qat:
         warn_of_lost_hooks(copied, gm)

@@ -72,7 +72,7 @@ def run_once(model: nn.Module, inputs: tuple[Any, ...], seed: int = _SEED, times
         has_drawn = any(
             not torch.equal(generator.get_state(), state) for generator, state in zip(generators, before, strict=True)
         )
-        changed = tuple(name for name, value in _attributes(model).items() if attributes.get(name) != value)
+        changed = tuple(_changed(attributes, _attributes(model)))
     return Run(outputs, has_drawn, changed)
 
 
@@ -163,14 +163,20 @@ def _are_same(first: Any, second: Any) -> bool:
     return is_like and torch.equal(first, second)
 
 
-def _attributes(model: nn.Module) -> dict[str, Any]:
-    """Return what every attribute holds, by path: which objects, and how often these were written to."""
-    return {
-        f"{path}.{name}".lstrip("."): _identity(value)
+def _attributes(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """Return what the attributes of each module, by path, hold: which objects, and how often these were written to."""
+    return [
+        (path, {name: _identity(value) for name, value in vars(module).items() if name not in _OF_ALL_MODULES})
         for path, module in named_modules(model)
-        for name, value in vars(module).items()
-        if name not in _OF_ALL_MODULES
-    }
+    ]
+
+
+def _changed(before: list[tuple[str, dict[str, Any]]], now: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    known = dict(before)
+    for path, held in now:
+        had = known.get(path, {})
+        if held != had:
+            yield from (f"{path}.{name}".lstrip(".") for name in held if had.get(name) != held[name])
 
 
 def _identity(value: Any) -> Any:

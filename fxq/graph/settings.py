@@ -37,6 +37,8 @@ class Settings:
 
     def rule_for(self, node: Node) -> Rule | None:
         """Return the last rule that matches ``node``, None if none does."""
+        if not self.rules:
+            return None
         path, function, module = self._names(node)
         # A function that became a module keeps its name, and the rules that were made for it.
         around = [(self._placed(name), type_) for name, type_ in _around(node)]

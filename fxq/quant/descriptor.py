@@ -190,7 +190,9 @@ class QuantDescriptor:
         return self.axis if isinstance(self.axis, tuple) else (self.axis,)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields changed; itself where they are so already."""
+        if all(_is_given(vars(self).get(name, _FIELDS), value) for name, value in changes.items()):
+            return self
         try:
             return dataclasses.replace(self, **changes)
         except TypeError as error:
@@ -230,6 +232,10 @@ class QuantDescriptor:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(QuantDescriptor)}
+
+
+def _is_given(known: Any, value: Any) -> bool:
+    return type(known) is type(value) and not isinstance(value, tuple | list) and bool(known == value)  # 1 is no True
 
 
 def calibrator_names() -> tuple[str, ...]:

@@ -202,3 +202,11 @@ def test_a_learned_range_has_one_name_for_each_rule() -> None:
         descriptor = QuantDescriptor(learn_amax=rule)
         assert descriptor.to_toml() == f'learn_amax = "{rule}"\n'
         assert QuantDescriptor.from_toml(descriptor.to_toml()) == descriptor
+
+
+def test_replacing_what_is_so_already_makes_no_new_descriptor() -> None:
+    descriptor = QuantDescriptor(num_bits=8, axis=0)
+    assert descriptor.replace(num_bits=8, axis=0) is descriptor
+    assert descriptor.replace(axis=1) == QuantDescriptor(num_bits=8, axis=1)
+    with pytest.raises(DescriptorError, match="unsigned must be True or False, got 0"):
+        descriptor.replace(unsigned=0)  # equal to what it is, and no truth value
