@@ -16,9 +16,10 @@ from fxq.data import Data
 from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
+from fxq.graph.held_out import narrow_again, widen_observed
 from fxq.graph.largest_sample import largest_sample
 from fxq.graph.members import crowded_members
-from fxq.graph.observers import empty_ranges, measured_quantizers, widen_observed
+from fxq.graph.observers import empty_ranges, measured_quantizers, observing_quantizers
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
@@ -51,15 +52,16 @@ def run_calibrated_passes(
     if stage.data is not None and begins:
         keep, hold_out = any(not step.streams for step in passes), any(step.improves for step in passes)
         stage.data.begin(keep, hold_out, sample_bytes=largest_sample(gm), model=gm)
-    plain: _Saved | None = None
+    plain: _Plain | None = None
     steps = []
     for step in passes:
         if step.improves and plain is None:
-            plain = judge.save(record)
+            plain = _begin_to_improve(gm, record, judge)
         steps.append(_run(gm, step, settings, record, stage, judge))
     together = _undo_what_chance_kept(plain, steps, record, judge)
-    took_in = stage.data is not None and judge.samples > 0 and _take_in_held_out(gm, stage.data, plain, judge)
-    judged = _notes(passes, stage.data, judge, took_in)
+    if stage.data is not None:
+        stage.data.ranges_cover_held_out = bool(stage.covering)
+    judged = _notes(passes, judge)
     data, empty, crowded = stage.data, empty_ranges(measured_quantizers(gm)), crowded_members(gm)
     odd = () if data is None or data.note is None else (data.note,)
     about_ranges = [describe_empty(empty)] * bool(empty) + [describe_crowded(crowded)] * bool(crowded)
@@ -114,23 +116,42 @@ def _run(
     return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds)
 
 
+def _begin_to_improve(gm: GraphModule, record: Record, judge: "_Judge") -> "_Plain | None":
+    """Return the model of the plain recipe, which holds nothing out; leave its ranges as they are good to start from.
+
+    That is with what the samples held out add to them, unless they themselves have less error without.
+    """
+    stage = judge.stage
+    if stage.data is None or not judge.samples or stage.covering is not None:
+        return None
+    observers = observing_quantizers(gm)
+    before = widen_observed(gm, observers, stage.data)
+    stage.covering = set(before)
+    saved = judge.save(record)
+    stage.covering = narrow_again(gm, observers, before, stage.data)
+    judge.forget()
+    start = judge.look()
+    return None if saved is None or start is None else _Plain(saved, start)
+
+
 def _undo_what_chance_kept(
-    plain: "_Saved | None", steps: list[CalibrationStep], record: Record, judge: "_Judge"
+    plain: "_Plain | None", steps: list[CalibrationStep], record: Record, judge: "_Judge"
 ) -> tuple[str, ...]:
-    """Undo all passes that were kept where what they gain together may be chance; return a note of it.
+    """Leave the plain recipe's model where what the passes that were kept gain together may be chance; note it.
 
     Each was kept for not being worse on few samples. Of many such passes some are worse on others, and where there is
-    little to gain, so may be all of them.
+    little to gain, so may be all of them. Where none changed anything there is nothing to note.
     """
-    kept = [step for step in steps if step.sqnr_after_db is not None and step.kept]
-    if plain is None or not kept:
-        return ()
     after = judge.look()
-    assert after is not None
-    if after.gains_for_certain(plain.measured):
+    if plain is None or after is None:
         return ()
-    plain.restore(record)
-    change = f"{plain.measured.sqnr_db:.2f} dB before all, {after.sqnr_db:.2f} dB after"
+    changed = not torch.equal(after.noise, plain.start.noise)
+    if changed and after.gains_for_certain(plain.start):
+        return ()
+    plain.saved.restore(record)
+    if not changed:
+        return ()
+    change = f"{plain.start.sqnr_db:.2f} dB before all, {after.sqnr_db:.2f} dB after"
     for index, step in enumerate(steps):
         if step.sqnr_after_db is None:
             continue
@@ -141,19 +162,6 @@ def _undo_what_chance_kept(
         else:
             _note_undone(record, step.name, _change(step.sqnr_before_db, step.sqnr_after_db))
     return (f"all undone, since what they gain together may be chance on so few samples: {change}",)
-
-
-def _take_in_held_out(gm: GraphModule, data: Data, plain: "_Saved | None", judge: "_Judge") -> bool:
-    """Let ranges cover the samples held out too where no pass changed anything; return whether they do.
-
-    Then there is nothing left to judge by them, and the ranges are those of the plain recipe. What a pass corrected
-    holds for the ranges as they are.
-    """
-    now = judge.look()
-    if plain is None or now is None or not torch.equal(plain.measured.noise, now.noise):
-        return False
-    widen_observed(gm, lambda: data.feed_held_out(gm))
-    return True
 
 
 def _change(before_db: float | None, after_db: float | None) -> str:
@@ -167,7 +175,7 @@ def _note_undone(record: Record, name: str, why: str) -> None:
 def _fit_stale(gm: GraphModule, step: Pass, record: Record, stage: DataStage, changed: Sequence[str]) -> None:
     stale = ranges_behind(gm, changed) if changed else {}
     if stale and stage.data is not None:
-        fit_again(gm, stale, stage.data)
+        fit_again(gm, stale, stage)
         record.add(Entry(step.name, "edit", "", "", f"ranges behind what it changed, fitted again: {', '.join(stale)}"))
 
 
@@ -186,8 +194,8 @@ def _check_finite(gm: GraphModule, step: Pass) -> None:
                 )
 
 
-def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge", took_in: bool) -> tuple[str, ...]:
-    names = [step.name for step in passes if step.improves]
+def _notes(passes: Sequence[Pass], judge: "_Judge") -> tuple[str, ...]:
+    names, data = [step.name for step in passes if step.improves], judge.stage.data
     if not names or data is None:
         return ()
     unmeasured = f"{', '.join(names)} ran without being measured"
@@ -197,7 +205,7 @@ def _notes(passes: Sequence[Pass], data: Data | None, judge: "_Judge", took_in: 
         return (f"{data.seen} samples are too few to hold any out: {unmeasured}",)
     if judge.look() is None:
         return (f"the model returns no floating-point tensor: {unmeasured}",)
-    then = "; ranges took them in afterwards" if took_in else ""
+    then = "; ranges took them in" if data.ranges_cover_held_out else ""
     return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}{then}",)
 
 
@@ -269,6 +277,20 @@ class _Saved:
         self.judge.stage.become(self.notes.copy())
         record.become(self.record.copy())
         self.judge.measured = self.measured
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """What passes begin with that should improve the model.
+
+    Args:
+        saved: the model of the plain recipe, whose ranges cover all samples held out.
+        start: how good the model is that they begin with, some of whose ranges do not. What they gain is a gain over
+            this: ranges that cover just the samples to judge by look better than they are.
+    """
+
+    saved: _Saved
+    start: _Measured
 
 
 class _Judge:

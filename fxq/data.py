@@ -44,7 +44,7 @@ class Data:
             of them read together (see ``fxq.distributed``); False: this process works alone.
 
     Attributes:
-        held_out_were_fed: the samples held out were fed in the end, and ranges cover them too.
+        ranges_cover_held_out: ranges follow the samples held out too, which no pass saw.
         loader_error: what iterating ``batches`` raised, if it did.
         note: what was odd about the batches, None where nothing was.
         team: the processes that read together in this run; None for one.
@@ -78,7 +78,7 @@ class Data:
         self._most_that_fit = MAX_SAMPLES
         self._samples = Samples()
         self._was_read = False
-        self.held_out_were_fed = False
+        self.ranges_cover_held_out = False
         self._batch_count = 0
         self.loader_error: BaseException | None = None
         self.note: str | None = None
@@ -198,8 +198,7 @@ class Data:
             raise CalibrationError("there was no batch: the loader is empty, or an iterator was used up")
 
     def feed_held_out(self, gm: GraphModule) -> None:
-        """Run ``gm`` on the samples held out, without gradients; from now on they are samples like any other."""
-        self.held_out_were_fed = True
+        """Run ``gm`` on the samples held out, without gradients."""
         with torch.no_grad():
             for inputs in self._samples.held_out:
                 call(gm, *inputs.args, **inputs.kwargs)
@@ -211,8 +210,8 @@ class Data:
 
     @property
     def learned_from_compared(self) -> bool:
-        """Are the samples to compare on some that the model was calibrated on, since none were held out to the end?"""
-        return self.held_out_were_fed or not self._samples.held_out
+        """Are the samples to compare on some that the model was calibrated on, if only by its ranges?"""
+        return self.ranges_cover_held_out or not self._samples.held_out
 
     @property
     def keeps_samples(self) -> bool:

@@ -196,23 +196,12 @@ def test_ranges_take_in_samples_held_out_where_no_pass_changed_anything() -> Non
     plain, gm = prepared(), prepared(idle)
     narrowed = prepared(idle.with_pass("test_looks_at_a_range", before="test_shift_biases"))
     reports = [fxq.calibrate(one, [data]) for one in (plain, gm, narrowed)]
-    assert "measured on 4 samples that no pass saw, of 32; ranges took them in afterwards" in reports[1].notes
+    assert "measured on 4 samples that no pass saw, of 32; ranges took them in" in reports[1].notes
     assert LooksAtARange.seen == [float(DATA[:28].abs().max())]
     assert tensors(gm) == tensors(plain)
     found = activation_quantizers(narrowed)["conv1_input_quantizer"].amax
     assert float(found) == pytest.approx(float(data.abs().max()) / 2)  # type: ignore[arg-type]
     assert find_state(gm).compared.were_learned  # type: ignore[union-attr]
-
-
-def test_ranges_stay_where_a_pass_corrected_something() -> None:
-    data = DATA.clone()
-    data[28:] *= 0.9
-    data[28, 0, 0, 0] = 1.2 * data.abs().max()
-    gm = prepared(CORRECTED)
-    step = fxq.calibrate(gm, [data]).steps[-1]
-    assert step.kept
-    assert float(activation_quantizers(gm)["conv1_input_quantizer"].amax) == float(data[:28].abs().max())  # type: ignore
-    assert not find_state(gm).compared.were_learned  # type: ignore[union-attr]
 
 
 def test_fewer_samples_are_kept_where_tensors_are_large() -> None:
@@ -230,7 +219,7 @@ def test_fewer_samples_are_kept_where_tensors_are_large() -> None:
         gm = fxq.prepare(Large().eval(), torch.randn(1, 3, 4), TRT.with_pass("test_shift_biases"))
     report = fxq.calibrate(gm, torch.randn(40, 3, 4).split(8))
     assert report.notes[:2] == (
-        "measured on 5 samples that no pass saw, of 40; ranges took them in afterwards",
+        "measured on 5 samples that no pass saw, of 40",
         "16 samples at most were kept to learn from, since the largest tensor of the model takes 32 MiB for each: "
         "fxq.Data(batches, max_samples=...) keeps more",
     )

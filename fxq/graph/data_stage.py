@@ -19,6 +19,8 @@ class DataStage:
         changed: paths of the parameters that passes changed, and of modules that they put in.
         replaced: the modules in whose place passes put others, by path.
         inserted: names of the nodes that passes inserted.
+        covering: paths of the quantizers whose ranges cover samples held out that they would not cover otherwise; None
+            before ranges took any in.
     """
 
     data: Data | None = None
@@ -26,19 +28,27 @@ class DataStage:
     changed: list[str] = field(default_factory=list)
     replaced: dict[str, nn.Module] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
+    covering: set[str] | None = None
     _corrected: set[str] = field(default_factory=set)
 
     def copy(self) -> "DataStage":
         """Return a copy whose notes are its own."""
         weights = None if self.weights is None else dict(self.weights)
+        covering = None if self.covering is None else set(self.covering)
         return DataStage(
-            self.data, weights, list(self.changed), dict(self.replaced), list(self.inserted), set(self._corrected)
+            self.data,
+            weights,
+            list(self.changed),
+            dict(self.replaced),
+            list(self.inserted),
+            covering,
+            set(self._corrected),
         )
 
     def become(self, other: "DataStage") -> None:
         """Take over the notes of ``other``."""
         self.weights, self.changed, self._corrected = other.weights, other.changed, other._corrected
-        self.replaced, self.inserted = other.replaced, other.inserted
+        self.replaced, self.inserted, self.covering = other.replaced, other.inserted, other.covering
 
     def note_change(self, pass_name: str, paths: list[str], equivalent: Tensor | None) -> None:
         """Note that a parameter with these paths was set; ``equivalent`` is its value in the float model too.

@@ -1,6 +1,6 @@
 """Observers: the quantizers that wait for data, what they see, and the ranges that follow."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from fxq.data import Data
 from fxq.errors import CalibrationError
 from fxq.graph.match import is_constant, is_quantizer
 from fxq.graph.members import merge_members, noted_members, noting_members
-from fxq.graph.modules import graphs_in
+from fxq.graph.modules import deep_copy, graphs_in
 from fxq.graph.stored import weight_quantizers
 from fxq.module_tree import all_modules, named_modules
 from fxq.nn import TensorQuantizer
@@ -65,6 +65,13 @@ def forget(observers: Mapping[str, TensorQuantizer]) -> None:
 @contextmanager
 def observing(model: nn.Module, observers: Mapping[str, TensorQuantizer]) -> Iterator[None]:
     """Let observers look at the float model; the switches of all quantizers are as before afterwards."""
+    with only_observing(model, observers), noting_members(model):
+        yield
+
+
+@contextmanager
+def only_observing(model: nn.Module, observers: Mapping[str, TensorQuantizer]) -> Iterator[None]:
+    """The same, without a note of how large the members of what is joined are: those noted before stay."""
     quantizers = [module for module in all_modules(model) if isinstance(module, TensorQuantizer)]
     switches = [(module, module.is_quant_enabled, module.is_calib_enabled) for module in quantizers]
     try:
@@ -72,8 +79,7 @@ def observing(model: nn.Module, observers: Mapping[str, TensorQuantizer]) -> Ite
             quantizer.disable_quant()
         for quantizer in observers.values():
             quantizer.enable_calib()
-        with noting_members(model):
-            yield
+        yield
     finally:
         for quantizer, quant, calib in switches:
             (quantizer.enable_quant if quant else quantizer.disable_quant)()
@@ -152,45 +158,25 @@ def fit_observed(observers: Mapping[str, TensorQuantizer], options: Mapping[str,
             "call the model that it is given"
         )
     for path, bounds in found.items():
-        quantizer = observers[path]
-        is_tracking = quantizer.is_tracking
-        if len(bounds) == 1:
-            quantizer.amax = bounds[0]
-        else:
-            quantizer.range = (bounds[0], bounds[1])
-        if is_tracking:
-            quantizer.enable_tracking()
+        store_range(observers[path], bounds)
 
 
-def widen_observed(model: nn.Module, run: Callable[[], None]) -> None:
-    """Let the observers see more, and change their ranges by as much as that changes what they would fit.
+def store_range(quantizer: TensorQuantizer, bounds: Sequence[Tensor]) -> None:
+    """Store (amax,) or (low, high) as the range of ``quantizer``, which goes on tracking if it did."""
+    is_tracking = quantizer.is_tracking
+    if len(bounds) == 1:
+        quantizer.amax = bounds[0]
+    else:
+        quantizer.range = (bounds[0], bounds[1])
+    if is_tracking:
+        quantizer.enable_tracking()
 
-    A range that is a share of what was fitted stays that share.
 
-    Args:
-        model: calibrated.
-        run: runs it on what it did not see before.
-    """
-    observers = {path: one for path, one in observing_quantizers(model).items() if one.has_range}
-    before = {path: one.compute_calib_range() for path, one in observers.items()}
-    with observing(model, {path: observers[path] for path, bounds in before.items() if bounds is not None}):
-        run()
-    for path, quantizer in observers.items():
-        old, new = before[path], quantizer.compute_calib_range()
-        if old is None or new is None or all(map(torch.equal, old, new)):
-            continue
-        # A symmetric range is (-amax, amax).
-        now = quantizer.range[-len(old) :]
-        bounds = [
-            torch.where(
-                (one == 0) | (value == one), other, value * (other / torch.where(one == 0, torch.ones_like(one), one))
-            )
-            for one, other, value in zip(old, new, now, strict=True)
-        ]
-        if len(bounds) == 1:
-            quantizer.amax = bounds[0]
-        else:
-            quantizer.range = (bounds[0], bounds[1])
+def ranged(quantizer: TensorQuantizer, low: Tensor, high: Tensor) -> TensorQuantizer:
+    """Return a copy of ``quantizer`` with another range."""
+    copied = deep_copy(quantizer, {id(quantizer.calibrator): None})  # without what was observed: that takes time
+    copied.range = low, torch.maximum(low, high)
+    return copied
 
 
 def empty_ranges(observers: Mapping[str, TensorQuantizer]) -> dict[str, str]:

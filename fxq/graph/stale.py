@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 from torch.fx import GraphModule, Node
 
-from fxq.data import Data
+from fxq.graph.data_stage import DataStage
+from fxq.graph.held_out import narrow_again, widen_observed
 from fxq.graph.kinds import module_of
 from fxq.graph.observers import fit_observed, observing, observing_quantizers
 from fxq.graph.stored import stored_input
@@ -26,16 +27,21 @@ def ranges_behind(gm: GraphModule, paths: Collection[str]) -> dict[str, TensorQu
     return {path: one for path, one in observers.items() if id(one) in found and one.has_range}
 
 
-def fit_again(gm: GraphModule, stale: dict[str, TensorQuantizer], data: Data) -> None:
+def fit_again(gm: GraphModule, stale: dict[str, TensorQuantizer], stage: DataStage) -> None:
     """Observe ``stale`` anew, in the float model as its weights are now, and fit them; others keep their ranges.
 
     Each gets a calibrator of its own: what the one before saw stays whole, should the change be undone.
     """
+    data = stage.data
+    assert data is not None
     for quantizer in stale.values():
         quantizer.use_calibrator(quantizer.descriptor.calibrator)
     with observing(gm, stale):
         data.feed(gm, "Observing again")
     fit_observed(stale, {})
+    if stage.covering is not None:
+        before = widen_observed(gm, stale, data)
+        stage.covering = (stage.covering - set(stale)) | narrow_again(gm, stale, before, data)
 
 
 def _reads(node: Node, paths: set[str]) -> bool:

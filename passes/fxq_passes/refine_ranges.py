@@ -18,9 +18,10 @@ from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, is_weighted
+from fxq.graph.observers import ranged
 from fxq_passes.accuracy.elementwise import activations_behind
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
-from fxq_passes.accuracy.reader import FOLDS, Reader, ranged
+from fxq_passes.accuracy.reader import FOLDS, Reader
 from fxq_passes.accuracy.spectrum import Spectrum, reaches
 
 _SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -147,12 +148,15 @@ def _is_fitted(quantizer: TensorQuantizer) -> bool:
 
 
 def _judged(seen: _Seen, quantizer: TensorQuantizer, fold: tuple[int, int], shares: tuple[float, float]) -> float:
-    """Return the error on the half to judge by with shares of the range that the other one suggests; never 0."""
+    """Return the error on the half to judge by with shares of the range that the other one suggests; never 0.
+
+    The range may cover samples that are not kept, or held out. What they reach is no room to narrow it.
+    """
     learned, every = seen.reach_h[fold[0]], seen.reach
     if quantizer.descriptor.symmetric:
         learned, every = (max(learned), max(learned)), (max(every), max(every))
     low, high = (
-        bound * share * (one / most if most else 1.0)
+        bound * share * (one / max(most, float(bound.abs())) if most else 1.0)
         for bound, share, one, most in zip(quantizer.range, shares, learned, every, strict=True)
     )
     return max(seen.error(ranged(quantizer, low, high), fold[1]), torch.finfo(torch.float32).tiny)

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import fxq
+from fxq.graph.observers import ranged
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
-from fxq_passes.accuracy.reader import Extremes, Reader, halves, ranged
+from fxq_passes.accuracy.reader import Extremes, Reader, halves
 from fxq_passes.accuracy.spectrum import Spectrum, reaches
 
 

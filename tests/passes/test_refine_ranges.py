@@ -57,6 +57,16 @@ def test_the_gain_asked_for_is_an_option() -> None:
     assert reach(refined(model, x, most_error=0.0)) == pytest.approx(float(x.abs().max()), rel=1e-3)
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_what_samples_reach_that_are_not_kept_is_no_room_to_narrow(target: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4)).eval(), 2 * torch.rand(256, 8) - 1
+    x[200] *= 4
+    gm = fxq.prepare(model, x[:2], fxq.recipe(target).with_pass("refine_ranges"))
+    fxq.calibrate(gm, fxq.Data([x], max_samples=64, held_out=0), progress=False)
+    assert reach(gm) == pytest.approx(float(x.abs().max()), rel=1e-3)
+
+
 def test_a_given_range_stays() -> None:
     model, x = outliers(0.0)
     given = fxq.QConfig(activation=fxq.QuantDescriptor(amax=50.0))

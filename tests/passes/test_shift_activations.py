@@ -93,6 +93,16 @@ def test_a_reader_that_makes_the_next_shifted_tensor_takes_both() -> None:
     torch.testing.assert_close(float_outputs(gm, x), model(x).detach(), rtol=1e-5, atol=1e-5)
 
 
+def test_what_samples_held_out_reach_is_not_cut_off_by_the_rectifier() -> None:
+    model, x = mlp(), rows()
+    x[-8:] *= 3  # those are held out
+    plain, gm = (fxq.prepare(model, x[:2], recipe) for recipe in (PLAIN, RECIPE))
+    fxq.calibrate(plain, [x])
+    assert fxq.calibrate(gm, [x]).steps[-1].kept
+    shift = float(plain.get_submodule("2_input_quantizer").amax) / 2  # type: ignore[arg-type]
+    assert gm.get_submodule("1").max_val == pytest.approx(shift, rel=1e-6)
+
+
 def pooled(pool: nn.Module, rectifier: nn.Module, padding: int = 0) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fxq import TensorQuantizer
-from fxq_passes.accuracy.reader import FOLDS, Extremes, Reader, ranged
+from fxq.graph.observers import ranged
+from fxq_passes.accuracy.reader import FOLDS, Extremes, Reader
 
 _SMALLEST_SHARE = 1e-3  # of the largest channel: those below are dead, and must not be blown up
 

@@ -195,13 +195,6 @@ def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
     return quantized
 
 
-def ranged(quantizer: TensorQuantizer, low: Tensor, high: Tensor) -> TensorQuantizer:
-    """Return a copy of ``quantizer`` with another range."""
-    copied = deep_copy(quantizer, {id(quantizer.calibrator): None})  # without what was observed: that takes time
-    copied.range = low, torch.maximum(low, high)
-    return copied
-
-
 def _in_full(sampled: Sampled) -> Sampled:
     return Sampled(in_full(sampled.inputs), in_full(sampled.counts))
 
