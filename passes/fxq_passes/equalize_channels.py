@@ -36,9 +36,14 @@ _EXPONENTS = tuple(pair for pair in itertools.product(_STEPS, _STEPS) if pair !=
 
 @dataclass
 class _Seen:
-    """What a tensor held: the extremes of each channel, and its readers with samples."""
+    """What a tensor held: the extremes of each channel, and its readers with samples.
+
+    Args:
+        is_vector: a sample has one value of each channel.
+    """
 
     extremes: Extremes
+    is_vector: bool
     readers: list[Reader] = field(default_factory=list)
 
 
@@ -51,6 +56,8 @@ class EqualizeChannels(Pass):
         least_spread: leave the input of depthwise convolutions alone where the largest channel is less than this many
             times the median one: unseen values need the room.
         most_error: take a factor that a search found where it brings the error below this share.
+        most_error_of_vector: the same where a sample has one value of each channel, as behind a global pooling: from
+            so few values it is hardly known how far each reaches in other samples.
         most_error_of_product: the same where the factor costs a multiplication.
         samples: positions of a layer's input to judge by.
     """
@@ -60,6 +67,7 @@ class EqualizeChannels(Pass):
     improves = True
     least_spread: float = 4.0
     most_error: float = 0.9
+    most_error_of_vector: float = 0.5
     most_error_of_product: float = 0.5
     samples: int = 512
 
@@ -95,7 +103,7 @@ class EqualizeChannels(Pass):
                 matrix = LayerMatrix.of(rw.module(node))
                 assert matrix is not None
                 if found is None:
-                    found = _Seen(Extremes.of(values, matrix.channel_axis))
+                    found = _Seen(Extremes.of(values, matrix.channel_axis), _is_vector(values[0], matrix.channel_axis))
                 found.readers.append(Reader(matrix, values, self.samples))
             assert found is not None
             seen[source] = found
@@ -121,6 +129,8 @@ class EqualizeChannels(Pass):
         if group.clips:
             return f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it"
         scale_c, ratio = best_scale(readers, extremes, quantizer, _EXPONENTS)
+        if ratio >= self.most_error_of_vector and any(tensor.is_vector for tensor in tensors):
+            return f"a sample has one value of each channel, and factors bring the error to {ratio:.2f} only"
         return scale_c, ratio, f"the error of its readers falls to {ratio:.2f}"
 
     def _scale_group(self, rw: Rewriter, group: ChannelGroup, found: str | tuple[Tensor, float, str]) -> None:
@@ -147,6 +157,11 @@ class EqualizeChannels(Pass):
         rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(factor), why)
         for reader in readers:
             _scale_columns(rw, reader, scale_c, why)
+
+
+def _is_vector(value: Tensor, axis: int) -> bool:
+    """Return whether a batch has one value for each sample and channel, which ``axis`` counts."""
+    return value.numel() == len(value) * value.shape[axis]
 
 
 def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> tuple[Tensor, float]:

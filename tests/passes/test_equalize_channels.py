@@ -299,6 +299,19 @@ def test_a_channel_that_calibration_did_not_see_active_keeps_its_room() -> None:
     assert room * float(scale_c[0]) >= 0.99 * plain_room
 
 
+@pytest.mark.parametrize("is_vector", [True, False])
+def test_where_a_sample_has_one_value_of_each_channel_the_gain_must_be_large(is_vector: bool) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(8, 8), nn.Linear(8, 4)
+    spread(first, last, torch.tensor([1.0, 0.3, 1.0, 0.3, 1.0, 0.3, 1.0, 0.3]))
+    model, x = nn.Sequential(first, last), tokens(64)[:, 0] if is_vector else tokens(64)
+    gm = calibrated(model, x)
+    assert bool(entries(gm, "edit")) != is_vector
+    assert any("one value of each channel" in text for text in entries(gm, "skip")) == is_vector
+    asks_less = PLAIN.with_pass("equalize_channels", most_error_of_vector=0.9)
+    assert entries(calibrated(model, x, asks_less), "edit")
+
+
 def test_a_relu6_before_a_layer_that_mixes_channels_is_left_alone() -> None:
     torch.manual_seed(0)
     first, last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
