@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import fxq.calib  # noqa: F401 - registers the methods
 from fxq.errors import DescriptorError
 from fxq.quant import descriptor as presets
 from fxq.quant.descriptor import CALIBRATORS, QuantDescriptor, integer_bounds
