@@ -23,6 +23,7 @@ from fxq.graph.observers import empty_ranges, measured_quantizers, observing_qua
 from fxq.graph.settings import Settings
 from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
+from fxq.measured import Measured
 from fxq.module_tree import named_modules, named_parameters
 from fxq.nn import TensorQuantizer
 from fxq.passbase import Pass
@@ -221,51 +222,10 @@ def describe_crowded(ranges: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """How far the quantized model is from the float one.
-
-    Args:
-        sqnr_db: 10 log10(sum float^2 / sum (float - quantized)^2) over all outputs.
-        noise: sum (float - quantized)^2 of each sample, or of each batch where samples cannot be told apart; float64.
-    """
-
-    sqnr_db: float
-    noise: Tensor
-
-    def is_no_worse_than(self, before: "_Measured") -> bool:
-        """Return whether the noise is no more than ``before``, over all samples and in a typical one.
-
-        One sample with much noise decides over the sum alone, and few are held out: half of a standard error is no
-        evidence against a pass that has reasons of its own.
-        """
-        in_sum = float(_log_ratio(before.noise.sum(), self.noise.sum()))
-        typical = float(self._gains(before).mean())
-        return min(in_sum, typical) >= -self._error(before) / 2
-
-    def gains_for_certain(self, before: "_Measured") -> bool:
-        """Return whether the mean gain over ``before`` is at least half of its standard error over samples."""
-        return float(self._gains(before).mean()) >= self._error(before) / 2
-
-    def _error(self, before: "_Measured") -> float:
-        """Return the standard error of the mean of the gains over samples."""
-        gains = self._gains(before)
-        return float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-
-    def _gains(self, before: "_Measured") -> Tensor:
-        """Return for each sample how much less its noise is, as a logarithm."""
-        return _log_ratio(before.noise, self.noise)
-
-
-def _log_ratio(before: Tensor, after: Tensor) -> Tensor:
-    tiny = torch.finfo(before.dtype).tiny
-    return (before.clamp(min=tiny) / after.clamp(min=tiny)).log()
-
-
-@dataclass(frozen=True)
 class _Saved:
     """The model as it was, how good it was, and what was noted of it."""
 
-    measured: _Measured
+    measured: Measured
     snapshot: Snapshot
     notes: DataStage
     record: Record
@@ -290,7 +250,7 @@ class _Plain:
     """
 
     saved: _Saved
-    start: _Measured
+    start: Measured
 
 
 class _Judge:
@@ -299,7 +259,7 @@ class _Judge:
     def __init__(self, gm: GraphModule, stage: DataStage) -> None:
         self._gm, self.stage = gm, stage
         self._expected: list[list[Tensor]] | None = None
-        self.measured: _Measured | None = None
+        self.measured: Measured | None = None
 
     def save(self, record: Record) -> _Saved | None:
         """Return the model as it is now; None where nothing tells how good it is."""
@@ -318,13 +278,13 @@ class _Judge:
         data = self.stage.data
         return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
 
-    def look(self) -> _Measured | None:
+    def look(self) -> Measured | None:
         """Return how far the quantized model is from the float one now; None where nothing tells."""
         if self.measured is None:
             self.measured = self._measure()
         return self.measured
 
-    def _measure(self) -> _Measured | None:
+    def _measure(self) -> Measured | None:
         if not self.samples or self.stage.weights is None:
             return None
         if self._expected is None:
@@ -341,7 +301,7 @@ class _Judge:
             by_batch.append(_by_sample(errors, one.samples or 1))
         noise = torch.cat(by_batch)
         total = float(noise.sum())
-        return _Measured(math.inf if total == 0 else 10 * math.log10(signal / total) if signal else -math.inf, noise)
+        return Measured(math.inf if total == 0 else 10 * math.log10(signal / total) if signal else -math.inf, noise)
 
     def _outputs(self) -> list[list[Tensor]]:
         """Return the floating-point tensors that the model returns, by batch."""
