@@ -149,8 +149,12 @@ def _undo_what_chance_kept(
     changed = not torch.equal(after.noise, plain.start.noise)
     if changed and after.gains_for_certain(plain.start):
         return ()
+    ran, declined = record.passes, [entry for entry in record.entries if entry.action == "skip"]
     plain.saved.restore(record)
     if not changed:
+        record.passes = ran
+        for entry in declined:
+            record.add(entry)
         return ()
     change = f"{plain.start.sqnr_db:.2f} dB before all, {after.sqnr_db:.2f} dB after"
     for index, step in enumerate(steps):
