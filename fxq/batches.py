@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from fxq.cures import cure_of_batch
 from fxq.errors import FxqError, InputError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def as_inputs(gm: GraphModule, batch: Any) -> Inputs:
         TypeError: the batch is of another form.
     """
     if not isinstance(batch, Tensor | Mapping | tuple | list):
-        raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}{_cure(batch)}")
+        raise TypeError(f"a batch is a tensor, a tuple or a dict, got {type(batch).__name__}{cure_of_batch(batch)}")
     batch = _on_device_of(gm, batch)
     names, required = _inputs(gm)
     if isinstance(batch, Mapping):
@@ -175,7 +176,7 @@ def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | No
         case _:
             raise InputError(
                 "example_inputs must be a tensor, a tuple of positional inputs, a dict of keyword inputs or "
-                f"(args, kwargs), got {type(example_inputs).__name__}{_cure(example_inputs)}"
+                f"(args, kwargs), got {type(example_inputs).__name__}{cure_of_batch(example_inputs)}"
             )
     signature = inspect.signature(model.forward)
     kwargs = _fitting(kwargs, signature)
@@ -193,15 +194,6 @@ def as_positional(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | No
     last = max((index for index, name in enumerate(signature.parameters) if name in bound.arguments), default=-1)
     bound.apply_defaults()
     return (*bound.args, *(bound.kwargs[name] for name in _by_keyword_only(signature)))[: last + 1]
-
-
-def _cure(value: Any) -> str:
-    """Return what to do about what is no tensor, "" where that is not known."""
-    if hasattr(value, "__array__"):
-        return ": make it a tensor with torch.from_numpy(...)"
-    if isinstance(value, str):
-        return f": a recipe is the third argument, recipe={value!r}"
-    return ""
 
 
 def _positional(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:

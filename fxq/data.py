@@ -5,7 +5,6 @@ again, at most ``max_samples`` are kept, as copies on the model's device; a shar
 to judge passes by, and no pass sees those. Samples are what dimension 0 of a batch counts.
 """
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxq.batches import Forward, Inputs, as_inputs, call, early_end, naming_batch
+from fxq.cures import cure_of_batches
 from fxq.distributed import Team, team_of_now, telling
 from fxq.errors import CalibrationError, InputError
 from fxq.forward_calls import first_call, seen_call
@@ -66,7 +66,9 @@ class Data:
         if isinstance(batches, Tensor | Mapping):
             batches = [batches]  # iterating it would take the batch apart
         if not isinstance(batches, Iterable) or isinstance(batches, str):
-            raise InputError(f"batches must be an iterable of batches, got {type(batches).__name__}{_cure(batches)}")
+            raise InputError(
+                f"batches must be an iterable of batches, got {type(batches).__name__}{cure_of_batches(batches)}"
+            )
         if max_samples is not None and (
             isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1
         ):
@@ -340,12 +342,3 @@ class Data:
         found = [(index, rank, inputs) for rank, one in enumerate(shares) for index, inputs in one.shown]
         for _, _, inputs in sorted(found, key=lambda one: one[:2]):
             self._samples.show(inputs)
-
-
-def _cure(batches: Any) -> str:
-    """Return what to do about something that is nearly a loader, "" where nobody knows."""
-    if isinstance(batches, str | os.PathLike):
-        return ": load the files, or let the command line do so, fxq quantize MODEL --calib-data PATH"
-    if hasattr(batches, "__getitem__"):  # a data set of torch, which need not be iterable
-        return ": make batches of it with torch.utils.data.DataLoader(dataset, batch_size=...)"
-    return ": call it" if callable(batches) else ""
