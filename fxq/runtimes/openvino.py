@@ -4,6 +4,7 @@ What it executes: ``CompiledModel.get_runtime_model()``, whose nodes carry the l
 and the names of the layers that were fused into them.
 """
 
+import functools
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,12 +97,22 @@ class OpenVino(Runtime):
         return tuple(OpTime(name, statistics.median(times)) for name, times in times_ms.items() if any(times))
 
     def _compile(self, path: Path, is_profiled: bool = False) -> Any:
-        core = self._import().Core()
+        core = _core(self._import())
         options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": is_profiled}
         if self.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.threads
         with self._own_words(path, (RuntimeError,)):
             return core.compile_model(core.read_model(str(path)), "CPU", options)
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    """Return the one core of this process, which nothing destroys.
+
+    The plugin for CPUs gives the thread that first compiles a stack for signal handlers. Destroyed by another thread,
+    as a garbage collection there does, it takes the memory of that stack along, and the next signal ends the process.
+    """
+    return openvino.Core()
 
 
 def _file_input(value: Any) -> FileInput:

@@ -1,5 +1,6 @@
 """Files run in real runtimes: the numbers, and what is refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from support.installed import run_python
 from support.runtime_files import RuntimeFiles
 from support.small import images
 
@@ -127,3 +129,25 @@ def test_tensorrt_rtx_says_that_it_neither_runs_nor_times_here(files: RuntimeFil
     for call in (runtime.run, runtime.latency):
         with pytest.raises(RuntimeUnavailableError, match=r"on an NVIDIA RTX GPU.*executed_ops compiles without one"):
             call(path, [X])
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal, sys, threading
+import numpy as np
+from fxq.runtimes import get_runtime
+
+faulthandler.enable()  # gives handlers a stack of their own, which OpenVINO replaces
+inputs = {"a": np.ones((2, 3), np.float32), "b": np.ones((2, 1), np.float32)}
+held = [get_runtime("openvino").bind(sys.path[1] + "/difference.onnx", inputs)]
+held[0]()
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no such signals")
+def test_signals_arrive_after_another_thread_let_go_of_openvino(difference: Path) -> None:
+    assert run_python(SIGNALLED, difference.parent).strip() == "handled"
