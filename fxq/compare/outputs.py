@@ -158,9 +158,10 @@ def largest_finite(tensor: Tensor) -> float:
 
 def _are_same(first: Any, second: Any) -> bool:
     if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
-        return type(first) is type(second) and bool(first == second)
+        is_atom = type(first) is type(second) and isinstance(first, bool | int | float | str)
+        return first is second or (is_atom and first == second)
     is_like = (first.dtype, first.device, first.layout) == (second.dtype, second.device, second.layout)
-    return is_like and torch.equal(first, second)
+    return is_like and first.layout is torch.strided and torch.equal(first, second)
 
 
 def _attributes(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
