@@ -25,9 +25,10 @@ from fxq.graph import is_quantizer, is_weighted, kind, only_reader
 from fxq.nn import WeightQuantized, computed_tensors
 
 Rectifier = Callable[[Tensor], Tensor]
-_NEWTON_STEPS = 4  # the mean is nearly linear in the shift: two give three digits
+_NEWTON_STEPS = 4  # at most; the mean is nearly linear in the shift: two give three digits
+_NO_STEP = 1e-3  # of the deviation of the values
 _LEAST_SHARE = 0.05
-_ENOUGH = 2**14  # values of a channel: a mean of more is no better, since samples differ more than positions
+_ENOUGH = 2**12  # values of a channel: a mean of more is no better, since samples differ more than positions
 
 
 @register_pass("correct_bias")
@@ -100,7 +101,7 @@ def _thinned(values: list[Tensor], axis: int) -> list[Tensor]:
     # Odd: a stride of 2 behind a stride of 2 would see one of four phases.
     step = int((positions / _ENOUGH) ** (1 / len(space))) // 2 * 2 + 1
     every = tuple(slice(None, None, step) if dim in space else slice(None) for dim in range(values[0].dim()))
-    return [value[every] for value in values]
+    return [value[every].contiguous() for value in values]  # read many times
 
 
 def _rectifier(rw: Rewriter, node: Node) -> Rectifier | None:
@@ -123,8 +124,10 @@ def _behind(rectifier: Rectifier, float_values: list[Tensor], quantized_values: 
         shifted = [value + _along(shift_c, value, axis) for value in quantized_values]
         rectified = [rectifier(value) for value in shifted]
         passed_c = _mean([value == other for value, other in zip(shifted, rectified, strict=True)], axis)
-        shift_c += (wanted_c - _mean(rectified, axis)) / passed_c.clamp(min=_LEAST_SHARE)
-        shift_c = shift_c.clamp(-limit_c, limit_c)
+        before_c, step_c = shift_c, (wanted_c - _mean(rectified, axis)) / passed_c.clamp(min=_LEAST_SHARE)
+        shift_c = (before_c + step_c).clamp(-limit_c, limit_c)
+        if bool(((shift_c - before_c).abs() <= _NO_STEP * limit_c).all()):
+            break
     return shift_c
 
 

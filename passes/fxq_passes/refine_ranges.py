@@ -11,6 +11,7 @@ other half, both ways: values that calibration did not see need room.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from fxq.graph import is_quantizer, is_weighted
 from fxq.graph.observers import ranged
 from fxq_passes.accuracy.elementwise import activations_behind
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
-from fxq_passes.accuracy.reader import FOLDS, Reader
+from fxq_passes.accuracy.reader import FOLDS, Reader, worst_ratio
 from fxq_passes.accuracy.spectrum import Spectrum, reaches
 
 _SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+# From twice the error on, what clips alone costs more than all did before, and narrower ranges clip more.
+_MOST_OF_INTEREST = 2.0
 _SHARES_BEFORE_ACTIVATION = (*_SHARES, 0.15, 0.1, 0.07, 0.05, 0.03)
 
 
@@ -117,16 +120,16 @@ class RefineRanges(Pass):
         if not any(reach):
             return None
         best, least = (1.0, 1.0), 1.0
-        start = [_judged(seen, quantizer, fold, best) for fold in FOLDS]
+        start = [_judged(seen, quantizer, best, fold) for fold in FOLDS]
         for moves in _moves(quantizer, seen):
             kept = best
             for share in _SHARES_BEFORE_ACTIVATION if seen.has_activation else _SHARES:
                 shares = (share if moves[0] else kept[0], share if moves[1] else kept[1])
-                ratio = max(
-                    _judged(seen, quantizer, fold, shares) / before for fold, before in zip(FOLDS, start, strict=True)
-                )
+                ratio = worst_ratio(partial(_judged, seen, quantizer, shares), start, least)
                 if ratio < least:
                     best, least = shares, ratio
+                if ratio >= _MOST_OF_INTEREST:
+                    break
         most = self.most_error_before_activation if seen.has_activation else self.most_error
         return (best, least) if least < most else None
 
@@ -147,7 +150,7 @@ def _is_fitted(quantizer: TensorQuantizer) -> bool:
     return is_static and quantizer.descriptor.axis is None and not bool(quantizer.is_zero.any())
 
 
-def _judged(seen: _Seen, quantizer: TensorQuantizer, fold: tuple[int, int], shares: tuple[float, float]) -> float:
+def _judged(seen: _Seen, quantizer: TensorQuantizer, shares: tuple[float, float], fold: tuple[int, int]) -> float:
     """Return the error on the half to judge by with shares of the range that the other one suggests; never 0.
 
     The range may cover samples that are not kept, or held out. What they reach is no room to narrow it.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxq import TensorQuantizer
 from fxq.graph.observers import ranged
-from fxq_passes.accuracy.reader import FOLDS, Extremes, Reader
+from fxq_passes.accuracy.reader import FOLDS, Extremes, Reader, worst_ratio
 
 _SMALLEST_SHARE = 1e-3  # of the largest channel: those below are dead, and must not be blown up
 
@@ -52,13 +52,14 @@ def best_scale(
     reach_c = reach_c.clamp(min=max(float(reach_c.max()) * _SMALLEST_SHARE, torch.finfo(reach_c.dtype).tiny))
     start = [_error(readers, extremes, quantizer, torch.ones_like(reach_c), fold) for fold in FOLDS]
     best, least = None, 1.0
-    for p, r in exponents:
-        ratios = []
-        for fold, before in zip(FOLDS, start, strict=True):
-            scale_c = _scale(extremes, fold[0], reach_c, p, r)
-            ratios.append(_error(readers, extremes, quantizer, scale_c, fold) / before)
-        if max(ratios) < least:
-            best, least = (p, r), max(ratios)
+    for exponents_pr in exponents:
+
+        def error(fold: tuple[int, int], pr: tuple[float, float] = exponents_pr) -> float:
+            return _error(readers, extremes, quantizer, _scale(extremes, fold[0], reach_c, *pr), fold)
+
+        ratio = worst_ratio(error, start, least)
+        if ratio < least:
+            best, least = exponents_pr, ratio
     if best is None:
         return torch.ones_like(reach_c), least
     return _scale(extremes, None, reach_c, *best), least

@@ -146,10 +146,10 @@ class LayerMatrix:
     def _reaches(self, value: Tensor) -> Tensor:
         """Return the largest magnitude that each position sees: (positions,)."""
         if isinstance(self.layer, nn.Linear):
-            return value.abs().amax(-1).flatten().float()
+            return _largest(value, -1).flatten()
         layer = self.layer
         value = value if value.dim() == layer.weight.dim() else value.unsqueeze(0)
-        largest = self._padded(value.abs().amax(1, keepdim=True).float())
+        largest = self._padded(_largest(value, 1).unsqueeze(1))
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(layer.kernel_size) - 1]
         return pool(largest, layer.kernel_size, layer.stride, 0, layer.dilation).flatten()
 
@@ -165,20 +165,37 @@ class LayerMatrix:
         layer = self.layer
         value = value if value.dim() == layer.weight.dim() else value.unsqueeze(0)
         sizes = self._output_sizes(value)
-        padded = self._padded(value).movedim(1, -1)  # (batch, *space, channels)
         starts = []
         for size, stride in zip(reversed(sizes), reversed(layer.stride), strict=True):
             starts.append((chosen % size) * stride)
             chosen = chosen // size
         dims = len(sizes)
-        index = [chosen.reshape(-1, *[1] * dims)]
+        index, is_padding = [chosen.reshape(-1, *[1] * dims)], torch.zeros((), dtype=torch.bool, device=value.device)
         for dim, start in enumerate(reversed(starts)):
             taps = torch.arange(layer.kernel_size[dim], device=value.device) * layer.dilation[dim]
             shape = [1] * (dims + 1)
             shape[dim + 1] = -1
-            index.append(start.reshape(-1, *[1] * dims) + taps.reshape(shape))
-        patches = padded[tuple(index)].movedim(-1, 1)  # (positions, channels, *kernel)
+            places = self._places(dim, value)[start.reshape(-1, *[1] * dims) + taps.reshape(shape)]
+            is_padding = is_padding | (places < 0)
+            index.append(places)
+        patches = value.movedim(1, -1)[tuple(index)].masked_fill(is_padding.unsqueeze(-1), 0)
+        patches = patches.movedim(-1, 1)  # (positions, channels, *kernel)
         return patches.reshape(len(patches), self.groups, -1)
+
+    def _places(self, dim: int, value: Tensor) -> Tensor:
+        """Return where along a dimension of space the padded tensor has its values from, -1 for a zero: (places,).
+
+        A copy of the whole tensor with its padding would cost more than all that is drawn from it.
+        """
+        layer = self.layer
+        dims = len(layer.kernel_size)
+        pads = layer._reversed_padding_repeated_twice[2 * (dims - 1 - dim) :][:2]
+        places = torch.arange(value.shape[dim - dims], device=value.device)
+        if not any(pads):
+            return places
+        if layer.padding_mode == "zeros":
+            return F.pad(places, pads, value=-1)
+        return F.pad(places.double().reshape(1, 1, -1), pads, mode=layer.padding_mode).flatten().long()
 
     def _output_sizes(self, value: Tensor) -> list[int]:
         layer = self.layer
@@ -197,6 +214,11 @@ class LayerMatrix:
         if not any(pads):
             return value
         return F.pad(value, pads, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def _largest(value: Tensor, dim: int) -> Tensor:
+    """Return the largest magnitude along ``dim``, in float32; without a copy of ``value``, which is large."""
+    return torch.maximum(value.amax(dim), value.amin(dim).neg()).float()
 
 
 def _product(sizes: list[int]) -> int:

@@ -156,6 +156,19 @@ class Reader:
         return power.sum().clamp(min=tiny)
 
 
+def worst_ratio(error: Callable[[tuple[int, int]], float], start: Sequence[float], most: float) -> float:
+    """Return the worse of the ratios of an ``error``, given a fold, to that at the ``start``, for each of FOLDS.
+
+    From ``most`` on it is of no interest how bad it is: then one fold may be left out.
+    """
+    worst = 0.0
+    for fold, before in zip(FOLDS, start, strict=True):
+        worst = max(worst, error(fold) / before)
+        if worst >= most:
+            break
+    return worst
+
+
 def halves(values: list[Tensor], axis: int = -1) -> tuple[list[Tensor], list[Tensor]]:
     """Return the first and the second half of the samples of all batches; a single sample makes both halves.
 
