@@ -10,7 +10,6 @@ of what stands before it: EfficientNet-B0 with 48 of them compiles to as many ke
 Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438.
 """
 
-import itertools
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +27,8 @@ from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.reader import Extremes, Reader
 from fxq_passes.folding.computed_weights import constant_nodes
 
-_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _IN_FLOAT = frozenset({"layer_norm", "rms_norm", "gelu", "silu", "hardswish", "mish"})
 _IN_FLOAT_IF_NOT_QUANTIZED = frozenset({"mul", "div"})
-_EXPONENTS = tuple(pair for pair in itertools.product(_STEPS, _STEPS) if pair != (0.0, 0.0))
 
 
 @dataclass
@@ -128,7 +125,7 @@ class EqualizeChannels(Pass):
             return scale_c, ratio, why
         if group.clips:
             return f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it"
-        scale_c, ratio = best_scale(readers, extremes, quantizer, _EXPONENTS)
+        scale_c, ratio = best_scale(readers, extremes, quantizer)
         if ratio >= self.most_error_of_vector and any(tensor.is_vector for tensor in tensors):
             return f"a sample has one value of each channel, and factors bring the error to {ratio:.2f} only"
         return scale_c, ratio, f"the error of its readers falls to {ratio:.2f}"
@@ -165,7 +162,7 @@ def _is_vector(value: Tensor, axis: int) -> bool:
 
 
 def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> tuple[Tensor, float]:
-    return best_scale(seen.readers, seen.extremes, rw.module(node), _EXPONENTS)
+    return best_scale(seen.readers, seen.extremes, rw.module(node))
 
 
 def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:

@@ -12,7 +12,9 @@ Sources: Nagel et al. 2019, arXiv:1906.04721 (cross-layer equalization); Xiao et
 (SmoothQuant). The search over both exponents by output error is ours.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +23,9 @@ from fxq import TensorQuantizer
 from fxq.graph.observers import ranged
 from fxq_passes.accuracy.reader import FOLDS, Extremes, Reader, worst_ratio
 
+_EQUAL = (1.0, 0.0)
+_KNOWN_GOOD = (_EQUAL, (0.5, 0.0), (0.5, 0.5), (1.0, 1.0))
+_STEP = 0.25
 _SMALLEST_SHARE = 1e-3  # of the largest channel: those below are dead, and must not be blown up
 
 
@@ -28,41 +33,73 @@ def equal_ranges(
     readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None
 ) -> tuple[Tensor, float]:
     """Return the factors that give all channels one range, and the error with them; as :func:`best_scale`."""
-    return best_scale(readers, extremes, quantizer, [(1.0, 0.0)])
+    search = _Search(readers, extremes, quantizer)
+    search.try_all([_EQUAL])
+    return search.result()
 
 
 def best_scale(
-    readers: Sequence[Reader],
-    extremes: Extremes,
-    quantizer: TensorQuantizer | None,
-    exponents: Sequence[tuple[float, float]],
+    readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None
 ) -> tuple[Tensor, float]:
     """Return the best factor for each channel, and its error in terms of that without one.
+
+    A search over both exponents, in steps of a quarter: from the best of a few that are known to be good, or from no
+    factor, to what is better beside it, until nothing is.
 
     Args:
         readers: all layers that read the tensor.
         extremes: of each channel, in each half of the samples.
         quantizer: of the tensor; None where it stays in float.
-        exponents: pairs (p, r) to try.
 
     Returns:
         The factors (channels,), and the worse of the ratios on two halves of the samples: below 1 where both gain.
     """
-    reach_c = torch.stack([reader.weight_reach() for reader in readers]).amax(0)
-    reach_c = reach_c.clamp(min=max(float(reach_c.max()) * _SMALLEST_SHARE, torch.finfo(reach_c.dtype).tiny))
-    start = [_error(readers, extremes, quantizer, torch.ones_like(reach_c), fold) for fold in FOLDS]
-    best, least = None, 1.0
-    for exponents_pr in exponents:
+    search = _Search(readers, extremes, quantizer)
+    search.try_all(_KNOWN_GOOD)
+    while search.try_all(_beside(search.best)):
+        pass
+    return search.result()
 
-        def error(fold: tuple[int, int], pr: tuple[float, float] = exponents_pr) -> float:
-            return _error(readers, extremes, quantizer, _scale(extremes, fold[0], reach_c, *pr), fold)
 
-        ratio = worst_ratio(error, start, least)
-        if ratio < least:
-            best, least = exponents_pr, ratio
-    if best is None:
-        return torch.ones_like(reach_c), least
-    return _scale(extremes, None, reach_c, *best), least
+class _Search:
+    """The pairs of exponents (p, r) that were tried, and the ``best`` of them; (0, 0) is no factor."""
+
+    def __init__(self, readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None) -> None:
+        self._readers, self._extremes, self._quantizer = readers, extremes, quantizer
+        reach_c = torch.stack([reader.weight_reach() for reader in readers]).amax(0)
+        smallest = max(float(reach_c.max()) * _SMALLEST_SHARE, torch.finfo(reach_c.dtype).tiny)
+        self._reach_c = reach_c.clamp(min=smallest)
+        self.best, self._least, self._tried = (0.0, 0.0), 1.0, {(0.0, 0.0)}
+        self._start = [self._error(self.best, fold) for fold in FOLDS]
+
+    def try_all(self, exponents: Iterable[tuple[float, float]]) -> bool:
+        """Try those that were not; return whether one is better than the best before."""
+        before = self._least
+        for pair in exponents:
+            if pair in self._tried:
+                continue
+            self._tried.add(pair)
+            ratio = worst_ratio(partial(self._error, pair), self._start, self._least)
+            if ratio < self._least:
+                self.best, self._least = pair, ratio
+        return self._least < before
+
+    def result(self) -> tuple[Tensor, float]:
+        """Return the best factors (channels,), made from all samples, and the error with them."""
+        return self._scale(self.best, None), self._least
+
+    def _scale(self, pair: tuple[float, float], half: int | None) -> Tensor:
+        return torch.ones_like(self._reach_c) if pair == (0, 0) else _scale(self._extremes, half, self._reach_c, *pair)
+
+    def _error(self, pair: tuple[float, float], fold: tuple[int, int]) -> float:
+        return _error(self._readers, self._extremes, self._quantizer, self._scale(pair, fold[0]), fold)
+
+
+def _beside(pair: tuple[float, float]) -> Iterator[tuple[float, float]]:
+    for step_p, step_r in itertools.product((-_STEP, 0.0, _STEP), repeat=2):
+        p, r = pair[0] + step_p, pair[1] + step_r
+        if 0 <= p <= 1 and 0 <= r <= 1:
+            yield p, r
 
 
 def _scale(extremes: Extremes, half: int | None, reach_c: Tensor, p: float, r: float) -> Tensor:

@@ -16,6 +16,7 @@ from fxq.graph.stored import fit_quantizer
 from fxq_passes.accuracy.layer_matrix import LayerMatrix, Sampled
 
 FOLDS = ((0, 1), (1, 0))  # the half to learn from, and the half to judge by
+_MOST_OUTPUTS = 128
 _MOST_WORK = 1e8  # multiplications of one candidate on one half
 _PRIOR = 0.5  # samples
 _SMALLEST_POWER = 1e-6  # of the largest channel's
@@ -76,7 +77,9 @@ def _extremes(values: list[Tensor], axis: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Reader:
-    """A layer that reads a tensor, with samples of what it reads; its weight stays as it is while it is asked.
+    """A layer that reads a tensor, with samples of what it reads and the weights of some of its outputs.
+
+    The layer stays as it is while it is asked.
 
     Args:
         matrix: the layer.
@@ -93,7 +96,7 @@ class Reader:
         count: int,
         through: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.matrix, self.weight = matrix, in_full(matrix.layer.weight.detach())
+        self.matrix, self.weight = matrix, in_full(_some_outputs(matrix))
         self.through, self._dtype = through, values[0].dtype
         most = max(8, min(count // 2, int(_MOST_WORK / self.weight.numel())))
         self._samples = [
@@ -105,7 +108,7 @@ class Reader:
 
     def weight_reach(self) -> Tensor:
         """Return, for each input channel, the largest weight in terms of its output channel's largest: (channels,)."""
-        weight = self.matrix.weight(self.weight).abs()  # (groups, outputs, inputs)
+        weight = self.matrix.weight(in_full(self.matrix.layer.weight)).abs()  # (groups, outputs, inputs)
         weight = weight / weight.amax(2, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         per_group = self.matrix.layer.weight.shape[1]
         return weight.amax(1).reshape(self.matrix.groups, per_group, -1).amax(2).flatten()
@@ -206,6 +209,22 @@ def quantized_weight(layer: Any, weight: Tensor) -> Tensor:
     fit_quantizer("", weight, fitted)
     quantized: Tensor = fitted(weight)
     return quantized
+
+
+def _some_outputs(matrix: LayerMatrix) -> Tensor:
+    """Return the weight of the layer, or of outputs drawn from it where there are many, each with a range of its own.
+
+    All of them see the same errors of their input, so that some tell what all would.
+    """
+    weight: Tensor = matrix.layer.weight.detach()
+    quantizer: TensorQuantizer | None = getattr(matrix.layer, "weight_quantizer", None)
+    have_own_ranges = quantizer is None or not quantizer.is_enabled
+    if quantizer is not None and quantizer.calibrator is not None:
+        have_own_ranges |= quantizer.descriptor.axis == 0
+    if matrix.groups > 1 or len(weight) <= _MOST_OUTPUTS or not have_own_ranges:
+        return weight
+    drawn = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:_MOST_OUTPUTS]
+    return weight[drawn.sort().values.to(weight.device)]
 
 
 def _in_full(sampled: Sampled) -> Sampled:
