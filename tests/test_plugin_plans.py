@@ -53,8 +53,9 @@ def test_a_plugin_that_plans_weights_and_inputs_quantizes_the_layers(plugin: Any
     assert fxq.export_onnx(by_plugin, tmp_path / "model.onnx").quantize_nodes == 2
 
 
-def test_a_plugin_that_swaps_with_quantizers_off_is_refused_by_name(plugin: Any) -> None:
-    recipe = fxq.recipe("tensorrt").with_pass("swap_linear_switched_off")
+@pytest.mark.parametrize("off", ["disable", "disable_quant"])
+def test_a_plugin_that_swaps_with_quantizers_off_is_refused_by_name(plugin: Any, off: str) -> None:
+    recipe = fxq.recipe("tensorrt").with_pass("swap_linear_switched_off", off=off)
     with pytest.raises(fxq.PassError) as caught:
         fxq.prepare(model(), X, recipe)
     message = str(caught.value)

@@ -123,18 +123,22 @@ def _quantizes(node: Node, must_be_on: bool) -> bool:
 
 
 def idle_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
-    """Return the quantizers that are off and that no plan will switch on, by path."""
-    if all(one.is_enabled for one in all_modules(gm) if isinstance(one, TensorQuantizer)):
+    """Return the quantizers that are off and that no plan will switch on, by path; one that may only clip is off."""
+    if all(_is_on(one) for one in all_modules(gm) if isinstance(one, TensorQuantizer)):
         return {}  # asked after each pass, of which most see none
     off = {
         path: module
         for path, module in gm.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorQuantizer) and not module.is_enabled
+        if isinstance(module, TensorQuantizer) and not _is_on(module)
     }
     planned = {str(node.target) for node in gm.graph.nodes if is_quantizer(node) and inserted_for(node)}
     for path, plans in plans_by_module(gm).items():
         planned |= {f"{path}.{quantizer_name(slot)}" for slot in plans}
     return {path: module for path, module in off.items() if path not in planned}
+
+
+def _is_on(quantizer: TensorQuantizer) -> bool:
+    return quantizer.is_enabled and quantizer.is_quant_enabled
 
 
 def _frozen(gm: GraphModule) -> Iterator[str]:

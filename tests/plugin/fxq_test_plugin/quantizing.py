@@ -25,13 +25,18 @@ class PlanLeftovers(fxq.Pass):
 @fxq.register_pass("swap_linear_switched_off")
 @dataclass(frozen=True)
 class SwapLinearSwitchedOff(fxq.Pass):
-    """Swap linear layers and leave their quantizers off, for somebody else to switch on."""
+    """Swap linear layers and leave their quantizers off, for somebody else to switch on.
+
+    Args:
+        off: the method that switches one off.
+    """
 
     stage = fxq.Stage.NORMALIZED
+    off: str = "disable"
 
     def run(self, rw: fxq.Rewriter) -> None:
         """Do what built-in passes once did."""
         for node in rw.nodes(lambda node: is_weighted(node) and type(rw.module(node)) is nn.Linear):
             layer = fxq.nn.QuantLinear.from_float(rw.module(node), weight=rw.target.weight)
-            layer.weight_quantizer.disable()
+            getattr(layer.weight_quantizer, self.off)()
             rw.replace_module(str(node.target), layer, "swapped by hand")
