@@ -158,6 +158,12 @@ class _Run:
                     f"convert took {_listed(lost)} apart: no node of the converted model stands for it, so its error "
                     "counts as that of what reads it; compare the prepared model to see it by itself"
                 )
+        nan = [path for path, sums in (*self._accumulated.items(), *self._outputs.items()) if sums.nan]
+        if nan:
+            yield (
+                f"NaN in the float model, at {_listed(nan)}, counts for nothing in the figures: look for the "
+                "batch that holds it, or for a layer that divides by 0 or overflows"
+            )
         if unread:
             yield (
                 f"the weights of {_listed(unread)} are stored in a form that is not read back here: compare the "

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from fxq.errors import MissingExtraError
+from fxq.errors import ExportError, MissingExtraError
 from fxq.explanation import text_width
+from fxq.output_file import OutputFile
 
 _WIDTH = 120
 _INCH_PER_ROW, _LEAST_INCHES = 0.22, 2.5
@@ -27,26 +28,33 @@ def decibel(value: float | None) -> str:
     return "" if value is None else "exact" if value == math.inf else f"{value:.1f} dB"
 
 
+def plot_place(path: str | os.PathLike[str]) -> OutputFile:
+    """Return the place of a picture; its suffix says in which format, such as ``layers.png``, ``.svg`` or ``.pdf``.
+
+    Raises:
+        ExportError: it cannot be written there, or the suffix is of no format.
+        MissingExtraError: matplotlib is not installed.
+    """
+    place, formats = OutputFile(path), sorted(_empty_figure(1).canvas.get_supported_filetypes())
+    if place.path.suffix[1:].lower() not in formats:
+        raise ExportError(
+            f"cannot write {place.path}: the suffix says the format, such as layers.png; there are {', '.join(formats)}"
+        )
+    return place
+
+
 def plot_bars(
     path: str | os.PathLike[str], names: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str
 ) -> None:
-    """Write a picture with a row of bars for each name, first on top; the file's suffix says in which format.
+    """Write a picture with a row of bars for each name, first on top.
 
     Args:
-        path: of the file, such as ``layers.png``, ``.svg`` or ``.pdf``.
+        path: of the file; errors as of :func:`plot_place`.
         names: one for each row.
         series: by their name in the legend; what is None or infinite has no bar.
         label: of the axis, with its unit.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
     """
-    try:
-        # Optional, and it takes a second. No pyplot, which would pick a window system.
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("a plot needs matplotlib: pip install 'fxq[plot]'") from error
-    figure = Figure(figsize=(8, max(_LEAST_INCHES, 1 + _INCH_PER_ROW * len(names))), layout="constrained")
+    place, figure = plot_place(path), _empty_figure(len(names))
     axes, height = figure.subplots(), 0.8 / len(series)
     for index, (name, values) in enumerate(series.items()):
         rows = [(row, value) for row, value in enumerate(values) if value is not None and math.isfinite(value)]
@@ -56,4 +64,15 @@ def plot_bars(
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.legend()
-    figure.savefig(os.fspath(path))
+    with place.staging() as folder:
+        figure.savefig(folder / place.path.name)
+        place.place(folder / place.path.name, is_onnx=False)
+
+
+def _empty_figure(rows: int) -> Any:
+    try:
+        # Optional, and it takes a second. No pyplot, which would pick a window system.
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("a plot needs matplotlib: pip install 'fxq[plot]'") from error
+    return Figure(figsize=(8, max(_LEAST_INCHES, 1 + _INCH_PER_ROW * rows)), layout="constrained")

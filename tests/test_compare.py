@@ -192,6 +192,12 @@ def test_batches_may_differ_in_shape_and_be_empty(model: nn.Module) -> None:
     assert fxq.compare(model, calibrated(model), batches).samples == 5
 
 
+def test_nan_in_the_float_model_is_said(model: nn.Module) -> None:
+    notes = fxq.compare(model, calibrated(model), [images(3), torch.full_like(images(3), torch.nan)]).notes
+    assert len(notes) == 1
+    assert "NaN in the float model, at 'conv1', 'conv2', 'add', 'fc', 'output', counts for nothing" in notes[0]
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -234,6 +240,10 @@ def test_a_plot_is_written_and_its_library_is_named_where_it_is_missing(
     comparison = fxq.compare(model, calibrated(model), BATCHES)
     comparison.plot(tmp_path / "layers.png")
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    for name, match in (("layers.xyz", "the suffix says the format"), ("no/layers.png", "does not exist")):
+        with pytest.raises(fxq.ExportError, match=f"cannot write .*{match}"):
+            comparison.plot(tmp_path / name)
+    assert [one.name for one in tmp_path.iterdir()] == ["layers.png"]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(fxq.MissingExtraError, match=r"pip install 'fxq\[plot\]'"):
         comparison.plot(tmp_path / "none.png")

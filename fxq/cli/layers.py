@@ -18,7 +18,7 @@ from fxq.cli.quantize import JUDGED_SAMPLES, check_runs
 from fxq.cli.recipes import RecipeChoice
 from fxq.comparison import compare
 from fxq.comparison_report import Comparison
-from fxq.errors import ModelError
+from fxq.layer_report import plot_place
 from fxq.sensitivity import Mode, sensitivity
 from fxq.sensitivity_report import Sensitivity
 
@@ -81,7 +81,8 @@ def one_of_each(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches]:
-    _check_plot(job.plot)
+    if job.plot is not None:
+        plot_place(job.plot)  # before long work
     model, batches, judged = load(job)
     if job.model.has_random_weights:
         logger.warning("%s has random weights, so its errors mean nothing", job.model.spec)
@@ -93,22 +94,11 @@ def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches]:
     return model, prepared, batches
 
 
-def _check_plot(plot: Path | None) -> None:
-    """Refuse, before long work, a picture that could not be written."""
-    if plot is not None and not plot.suffix:
-        raise ModelError(f"--plot {plot}: the suffix says the format, such as layers.png, .svg or .pdf")
-    if plot is not None and not plot.parent.is_dir():
-        raise ModelError(f"--plot {plot}: there is no folder {plot.parent}")
-
-
 def _show(job: LayersJob, report: Comparison | Sensitivity) -> None:
     if job.as_json:
         print_json(dataclasses.asdict(report))
     else:
         print_result(report)
     if job.plot is not None:
-        try:
-            report.plot(job.plot)
-        except (OSError, ValueError) as error:  # of a suffix that matplotlib does not know
-            raise ModelError(f"cannot write --plot {job.plot}: {error}") from error
+        report.plot(job.plot)
         logger.info("wrote %s", job.plot)

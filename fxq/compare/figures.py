@@ -34,9 +34,10 @@ class Sums:
     def __init__(self) -> None:
         self._float = self._quantized = self._product = self._noise = 0.0
         self._count = 0
+        self.nan = 0  # values that are NaN in float, and do not count
 
     def add(self, expected: Any, found: Any) -> None:
-        """Add the floating-point tensors of two values of equal structure; what is infinite in float does not count."""
+        """Add the floating-point tensors of two equal structures; what is not finite in float does not count."""
         pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True)
         for want, have in pairs:
             if isinstance(want, Tensor) and want.is_floating_point():
@@ -59,6 +60,7 @@ class Sums:
         self._product += float((first * second).sum())
         self._noise += float((first - second).square().sum())
         self._count += int(finite.sum())
+        self.nan += int(want.isnan().sum())
 
 
 def _decibel(signal: float, noise: float) -> float | None:
