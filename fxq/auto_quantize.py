@@ -50,7 +50,8 @@ def auto_quantize(  # noqa: PLR0913 - a model, data, and what is asked of the re
         model: as of ``fxq.prepare``; not modified.
         batches, forward: to calibrate on, as of ``fxq.calibrate``.
         metric: ``metric(model) -> float``, higher is better; it runs the model that it is given, on data of its own
-            that is none of ``batches``. It is called for ten to thirty models.
+            that is none of ``batches``. It is called for ten to thirty models; for the float one twice where the
+            quantized one is not within ``max_drop`` of it.
         max_drop: how much lower the metric may get, in its unit.
         recipe: as of ``fxq.prepare``; its own rules stay.
         accuracy: a level of ``Recipe.with_accuracy``; None for the recipe as it is.

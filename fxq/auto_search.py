@@ -97,6 +97,8 @@ class Search:
             self._quantized_value, self._build_s = first.value, self._seconds
             if self._groups and first.value == self._float_value:
                 self._check_depends_on_model(first.prepared)
+            if abs(first.value - self._float_value) > self._asked.max_drop:
+                self._check_says_the_same_again()
             if not self._holds(first.value):
                 self._leave_some_in_float(first.prepared)
         except KeyboardInterrupt:
@@ -139,7 +141,11 @@ class Search:
             self._keep_time()
             self._say(f"ranking group {index + 1} of {len(board.groups)}; {self._known}")
 
-        found = measure_groups(board, samples, None, "one_quantized", before_each)
+        try:
+            found = measure_groups(board, samples, None, "one_quantized", before_each)
+        except MetricError as error:
+            self._notes.append(f"groups were ranked by the metric, which takes longer: {error.args[0]}")
+            found = measure_groups(board, samples, self._asked.metric, "one_quantized", before_each)
         if found.samples < _FEW_SAMPLES:
             self._notes.append(f"groups were ranked on {found.samples} samples, which says little")
         by_path = {group.path: group for group in board.groups}
@@ -234,8 +240,22 @@ class Search:
         value = self._attempts[-1].value
         raise MetricError(
             f"the metric was {self._float_value:.6g} for the float model, and is {value:.6g} for its graph with all in "
-            f"float, which computes the same: a drop of {self._asked.max_drop:g} is within its own scatter. Let it "
-            "judge the same data in each call, seed what is random, or allow a larger max_drop"
+            f"float, which computes the same: {self._within_its_scatter()}"
+        )
+
+    def _check_says_the_same_again(self) -> None:
+        """Refuse a metric whose values for one model are further apart than the drop that is allowed."""
+        again = measured(self._asked.metric, as_module(self._asked.model), "the float model, once more")
+        if abs(again - self._float_value) > self._asked.max_drop:
+            raise MetricError(
+                f"the metric was {self._float_value:.6g} for the float model, and is {again:.6g} for it in a second "
+                f"call: {self._within_its_scatter()}"
+            )
+
+    def _within_its_scatter(self) -> str:
+        return (
+            f"a drop of {self._asked.max_drop:g} is within its own scatter. Let it judge the same data in each call, "
+            "seed what is random, or allow a larger max_drop"
         )
 
     def _check_depends_on_model(self, prepared: GraphModule) -> None:

@@ -68,7 +68,7 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
         CalibrationError: there is no batch, or the prepared model has no ranges yet.
         InputError: a batch does not fit the model, or there is no such mode.
         MetricError: the metric raised or gave no number; or there is none, and the model returns no floating-point
-            tensor.
+            tensor, or NaN.
         StageError: the model was converted, or has islands.
     """
     if mode not in MODES:
@@ -127,14 +127,17 @@ def measure_groups(
 
     ``before_each`` is told the index of the group whose turn it is. A ``team`` measures each group in one process.
     """
-    judge = Judge(board, samples)
+    judge = Judge(board, samples) if metric is None else None
     counted = count_multiplications(board.gm, samples[0].part(0, 1))
     total = sum(counted.values())
     values: dict[Group, float] = {}
 
     def value(in_float: Sequence[Group], what: str) -> float:
         board.leave_in_float(in_float)
-        return judge.sqnr_db() if metric is None else measured(metric, board.gm, what)
+        if judge is not None:
+            return judge.sqnr_db()
+        assert metric is not None
+        return measured(metric, board.gm, what)
 
     in_float = math.inf if metric is None else value(board.groups, "the model with all groups in float")
     for index, group in enumerate(board.groups):
@@ -155,11 +158,13 @@ def measure_groups(
         GroupSensitivity(group.paths, group.kind, found, _share(group, counted, total))
         for group, found in values.items()
     )
-    notes = (
+    notes: tuple[str, ...] = (
         ()
         if metric is None or len({in_float, quantized, *values.values()}) > 1
         else (f"the metric is {in_float:g} for every model that it was given: it tells nothing about them",)
     )
+    if judge is not None and judge.with_nan:
+        notes = (f"NaN in the float model's {', '.join(map(repr, judge.with_nan))} counts for nothing in the dB",)
     count = sum(one.samples or 1 for one in samples)
     return Sensitivity(rows, mode, metric is not None, in_float, quantized, count, notes)
 
@@ -172,7 +177,7 @@ class Judge:
         samples: kept.
 
     Raises:
-        MetricError: the model returns no floating-point tensor.
+        MetricError: the model returns no floating-point tensor, or NaN.
     """
 
     def __init__(self, board: Switchboard, samples: Sequence[Inputs]) -> None:
@@ -181,6 +186,17 @@ class Judge:
         self._expected = self._outputs()
         if not any(value.is_floating_point() for one in self._expected for _, value in one):
             raise MetricError("the model returns no floating-point tensor, which has no SQNR: give metric=")
+        known: dict[str, list[bool]] = {}  # is there a number, and is there NaN
+        for name, value in (pair for one in self._expected for pair in one if pair[1].is_floating_point()):
+            has = known.setdefault(name, [False, False])
+            has[0], has[1] = has[0] or bool(value.isfinite().any()), has[1] or bool(value.isnan().any())
+        for name, (has_number, has_nan) in known.items():
+            if has_nan and not has_number:
+                raise MetricError(
+                    f"the float model's {name!r} holds no number but NaN on these samples, which has no SQNR: leave "
+                    "out the batch that does it, or give metric="
+                )
+        self.with_nan = [name for name, (_, has_nan) in known.items() if has_nan]
 
     def sqnr_db(self) -> float:
         """Return the SQNR of the worst output of the model as it is switched now."""
@@ -188,8 +204,10 @@ class Judge:
         for expected, found in zip(self._expected, self._outputs(), strict=True):
             for (name, want), (_, have) in zip(expected, found, strict=True):
                 sums.setdefault(name, Sums()).add(want, have)
-        figures = [one.figures for one in sums.values()]
-        return min((one.sqnr_db for one in figures if one is not None and one.sqnr_db is not None), default=math.inf)
+        figures = [one.figures for one in sums.values() if one.figures is not None]
+        # Where the float output is zero throughout, any error is all there is.
+        values = [-math.inf if one.sqnr_db is None and one.mse else one.sqnr_db for one in figures]
+        return min((one for one in values if one is not None), default=math.inf)
 
     def _outputs(self) -> list[Named]:
         found = []

@@ -250,6 +250,12 @@ def random(model: nn.Module) -> Callable[[Any], float]:
     return lambda gm: -float(next(values))
 
 
+def ever_higher(model: nn.Module) -> Callable[[Any], float]:
+    """A metric by whose chance the quantized model looks better than the float one."""
+    values = itertools.count()
+    return lambda gm: float(next(values))
+
+
 def failing(error: BaseException) -> Callable[[nn.Module], Callable[[Any], float]]:
     def make(model: nn.Module) -> Callable[[Any], float]:
         def metric(gm: Any) -> float:
@@ -267,6 +273,7 @@ def failing(error: BaseException) -> Callable[[nn.Module], Callable[[Any], float
     [
         (of_the_model_alone, {}, fxq.MetricError, "does not depend on the model that it is given"),
         (random, {"max_drop": 0.5}, fxq.MetricError, "its own scatter.*seed what is random"),
+        (ever_higher, {"max_drop": 0.5}, fxq.MetricError, "is 2 for it in a second call.*its own scatter"),
         (lambda m: lambda gm: math.nan, {}, fxq.MetricError, "returned nan for the float model"),
         (lambda m: lambda gm: math.inf, {}, fxq.MetricError, "is inf for the float model"),
         (lambda m: lambda gm: gm(EVALUATED), {}, fxq.MetricError, "for the float model: it must return one number"),
@@ -287,7 +294,18 @@ def failing(error: BaseException) -> Callable[[nn.Module], Callable[[Any], float
         (closeness, {"batches": [torch.zeros(2, 3, 8, 8)]}, fxq.FxqError, "expected input.*to have 1 channels"),
     ],
     ids=[
-        *("independent", "random", "nan", "inf", "many", "raises", "no-function", "negative-drop", "nan-drop"),
+        *(
+            "independent",
+            "random",
+            "ever-higher",
+            "nan",
+            "inf",
+            "many",
+            "raises",
+            "no-function",
+            "negative-drop",
+            "nan-drop",
+        ),
         *("text-drop", "share-above-1", "bool-share", "no-budget", "no-batch", "misfit"),
     ],
 )
@@ -319,3 +337,21 @@ def test_a_model_with_nothing_to_quantize_comes_back_in_float() -> None:
         found = fxq.auto_quantize(model, BATCHES, lambda gm: float(gm(EVALUATED).mean()))
     assert found.is_reached
     assert (found.groups, found.int8_share) == (0, 0)
+
+
+def test_a_model_without_float_outputs_is_ranked_by_the_metric(model: nn.Module) -> None:
+    class Signs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (100 * self.inner(x)).to(torch.int64)
+
+    given = Signs().eval()
+    expected = given(EVALUATED)
+    found = fxq.auto_quantize(
+        given, BATCHES, lambda gm: -float((gm(EVALUATED) - expected).abs().float().mean()), 1e-6, RECIPE
+    )
+    assert found.in_float
+    assert any("ranked by the metric" in note for note in found.notes)

@@ -211,6 +211,11 @@ def raises(gm: nn.Module) -> float:
             fxq.MetricError,
             "no floating-point tensor",
         ),
+        (
+            lambda m: fxq.sensitivity(calibrated(m), [torch.full_like(BATCHES[0], math.nan)]),
+            fxq.MetricError,
+            "float model's 'output' holds no number but NaN",
+        ),
     ],
     ids=[
         "mode",
@@ -224,6 +229,7 @@ def raises(gm: nn.Module) -> float:
         "uncalibrated",
         "converted",
         "integers",
+        "nan-batch",
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -243,3 +249,31 @@ def test_the_table_shows_the_most_sensitive_first() -> None:
     assert table[0].startswith("all quantized: ")
     assert table[0].endswith("in float: exact")
     assert next(line.split("│")[1].strip() for line in table if line.startswith("│")) == "fc"
+
+
+def test_some_nan_counts_for_nothing_and_is_said() -> None:
+    whole = fxq.sensitivity(calibrated(residual()), BATCHES[:1])
+    found = fxq.sensitivity(calibrated(residual()), [BATCHES[0], torch.full_like(BATCHES[0], math.nan)])
+    assert [group.value for group in found] == pytest.approx([group.value for group in whole])
+    assert found.notes == ("NaN in the float model's 'output' counts for nothing in the dB",)
+
+
+def test_a_metric_needs_no_floating_point_output() -> None:
+    found = fxq.sensitivity(nn.Sequential(residual(), Top()).eval(), BATCHES, lambda gm: float(gm(BATCHES[0]).sum()))
+    assert math.isfinite(found.float_value)
+
+
+def test_an_error_where_the_float_output_is_zero_is_no_exact_one() -> None:
+    """Of two layers that are alike, the difference is zero in float, and not where one of them is quantized."""
+
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.second.load_state_dict(self.first.state_dict())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x) - self.second(x)
+
+    found = fxq.sensitivity(Difference().eval(), [torch.randn(8, 4, generator=torch.Generator().manual_seed(0))])
+    assert [group.value for group in found] == [-math.inf, -math.inf]
