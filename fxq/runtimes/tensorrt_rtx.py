@@ -31,9 +31,10 @@ _DTYPES = {
     "Int64": "int64",
 }
 _KERNEL = re.compile(r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<rest>.*)$", re.MULTILINE)
-_SECTION = re.compile(r"(Inputs|Outputs): \[((?: ?\{[^{}]*\},?)*)\]")
-_TENSOR = re.compile(r"Name: (?P<name>\S+), Dimensions: \[(?P<shape>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+# Names come from the file, and may hold blanks, brackets and braces.
+_SECTION = re.compile(r"(Inputs|Outputs): \[( ?\{.*?\})?\](?=, |$)")
+_TENSOR = re.compile(r"Name: (?P<name>.+?), Dimensions: \[(?P<shape>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\x1f|\[ONNX Layer: |$)")
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,15 @@ def test_a_line_of_the_builders_log_is_a_kernel_without_its_constants() -> None:
     assert traffic_mb([kernel, kernel]) == pytest.approx(2 * (32 + 2 * 40 + 4 * 40) / 1e6)
 
 
+def test_names_of_the_file_may_hold_blanks_brackets_and_braces() -> None:
+    odd = "a b, Dimensions: [{c}][d]"
+    log = LOG.replace("fc/Gemm", odd).replace("q8_myl0", odd).replace("][ONNX", "]\x1f[ONNX")
+    (kernel,), (plain,) = read_kernels(log), read_kernels(LOG)
+    assert kernel.fused == (odd, "add/Add")
+    assert [tensor.name for tensor in kernel.inputs] == [odd, "skip"]
+    assert (kernel.input_dtypes, kernel.outputs) == (plain.input_dtypes, plain.outputs)
+
+
 def test_kernels_that_multiply_are_weighted_whatever_they_are_called() -> None:
     kinds = ("correlation", "kgen", "deconv", "gemm", "runtime_fusion")
     ops = [ExecutedOp(kind, kind, (), ()) for kind in kinds]
