@@ -23,6 +23,7 @@ from fxq.graph.observers import activation_quantizers
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.nn import TensorQuantizer
 from fxq.reporting.content import GraphEdge, GraphNode, Report, Size, TensorRange, check_place
+from fxq.reporting.given import all_findings, check_results, latencies
 from fxq.reporting.graph import draw_graph
 from fxq.reporting.tensors import ranges_of_converted, ranges_of_prepared
 from fxq.runtimes import Latency
@@ -31,6 +32,7 @@ from fxq.sensitivity_report import Sensitivity
 from fxq.stage import Stage
 from fxq.state import State, check_values, find_state
 from fxq.surroundings import in_plain_surroundings
+from fxq.verification.bench_report import BenchReport
 from fxq.verification.finding import Finding
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
     float_model: nn.Module | None = None,
     file: "ExportReport | None" = None,
     findings: Iterable[Finding] = (),
-    latency: Mapping[str, Latency] | None = None,
+    latency: BenchReport | Mapping[str, Latency] | None = None,
     comparison: Comparison | None = None,
     sensitivity: Sensitivity | None = None,
     forward: Forward | None = None,
@@ -68,14 +70,15 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
         float_model: that was prepared; needed for a converted model where nobody else keeps it.
         file: what ``fxq.export_onnx`` returned: size and quality of the file.
         findings: what ``fxq.verify`` returned, or some of it.
-        latency: what was measured, by what it is, such as {"ONNX Runtime, int8": ...}: see ``fxq.runtimes``.
+        latency: what ``fxq.bench`` returned, or what was measured by what it is, such as {"ONNX Runtime, int8": ...}:
+            see ``fxq.runtimes``.
         comparison, sensitivity: of ``fxq.compare`` and ``fxq.sensitivity``, where they were measured already.
         progress: show a bar, if stderr is a terminal.
 
     Raises:
         CalibrationError: batches, and a model without ranges.
         ExportError: nothing can be written at ``path``.
-        InputError: a batch does not fit the model.
+        InputError: a batch does not fit the model, or what was found out elsewhere is something else.
         StageError: the model did not come from ``fxq.prepare`` or ``fxq.convert``, or its weights have no values.
         TraceError: a prepared model computes something else than the original.
     """
@@ -85,6 +88,8 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
     check_values(model, "report")
     if path is not None:
         check_place(path)
+    check_results(file, comparison, sensitivity)
+    timed, found_by_verify = latencies(latency), all_findings(findings)
     explanation, notes = explain(model), []
     data = None if batches is None else as_kept_data(batches, forward, progress)
     if data is not None and state.islands is not None:
@@ -105,14 +110,14 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
         counts=explanation.counts,
         quality=_quality(model, state, explanation, file, notes),
         size=_size(model, state, file),
-        latency=dict(latency or {}),
+        latency=timed,
         nodes=tuple(nodes),
         edges=tuple(edges),
         tensors=tuple(_tensors(parts, state, data)),
         comparison=comparison,
         sensitivity=sensitivity,
         calibration=state.calibration,
-        findings=tuple(findings),
+        findings=found_by_verify,
         notes=(*([explanation.traced] if explanation.traced else []), *explanation.notes, *notes),
     )
     if path is not None:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from fxq.verification.shapes import Shapes
 
 
-def verify(path: str | os.PathLike[str], target: str | Target, shapes: "Shapes | None" = None) -> VerifyReport:
+def verify(
+    path: str | os.PathLike[str], target: str | os.PathLike[str] | Target, shapes: "Shapes | None" = None
+) -> VerifyReport:
     """Hold an ONNX file, whoever wrote it, to the rules of a target, and ask the runtime what it makes of it.
 
     The runtime compiles the file in a process of its own; where it is not installed, refuses the file or crashes, a

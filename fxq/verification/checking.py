@@ -7,7 +7,7 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fxq.errors import RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError
+from fxq.errors import RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError, TargetError
 from fxq.export.integer_rules import is_integer_file
 from fxq.registry import get_target, target_from_file
 from fxq.runtimes import RUNTIMES, ExecutedOp, get_runtime
@@ -26,7 +26,9 @@ _NODE = re.compile(r"Invalid Node - ([^;\n]+)")
 _ORDER = (ERROR, WARNING, NOTE)
 
 
-def check_file(path: str | os.PathLike[str], target: str | Target, shapes: Shapes | None = None) -> VerifyReport:
+def check_file(
+    path: str | os.PathLike[str], target: str | os.PathLike[str] | Target, shapes: Shapes | None = None
+) -> VerifyReport:
     """Do what ``fxq.verify`` says."""
     file = OnnxFile.read(path)
     case = Case(file, _target(target))
@@ -42,9 +44,14 @@ def check_file(path: str | os.PathLike[str], target: str | Target, shapes: Shape
     return VerifyReport(os.fspath(path), case.target.name, tuple(ordered), _with_version(name), executed)
 
 
-def _target(given: str | Target) -> Target:
+def _target(given: str | os.PathLike[str] | Target) -> Target:
     if isinstance(given, Target):
         return given
+    if not isinstance(given, str | os.PathLike):
+        raise TargetError(
+            f"target is a name ('tensorrt'), the path of a .toml file or a fxq.Target, got {type(given).__name__}"
+        )
+    given = os.fspath(given)
     return target_from_file(given) if given.endswith(".toml") else get_target(given)
 
 

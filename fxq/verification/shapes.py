@@ -21,6 +21,8 @@ def read_profile(path: Path, model: ir.Model, shapes: Shapes | None) -> Profile:
     """
     declared = {str(value.name): value for value in model.graph.inputs if not value.is_initializer()}
     profile: Profile = {}
+    if not isinstance(shapes, Mapping | None):
+        raise InputError(f"shapes is a dict of names of inputs to shapes, {{'x': '1x3x224x224'}}, got {shapes!r}")
     for name, given in (shapes or {}).items():
         if name not in declared:
             raise InputError(f"shapes: {path.name} has no input {name!r}; its inputs: {', '.join(declared)}")

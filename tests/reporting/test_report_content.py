@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import fxq
 from fxq.runtimes import Latency
+from fxq.verification.bench_report import BenchReport, BenchRow
 from fxq.verification.finding import Finding
 
 X = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -156,6 +158,29 @@ def test_what_was_found_elsewhere_is_passed_on(model: nn.Module) -> None:
     found = fxq.report(calibrated(model), findings=[finding], latency=latency).to_dict()
     assert found["findings"] == [dataclasses.asdict(finding)]
     assert found["latency"] == {"ONNX Runtime, int8": {"median_ms": 2.0, "spread_ms": 1.5, "rounds": 3}}
+
+
+def test_a_bench_report_is_a_latency(model: nn.Module) -> None:
+    bench = BenchReport((BenchRow("onnxruntime", "files/model.onnx", Latency((1.0, 2.0, 4.0))),))
+    found = fxq.report(calibrated(model), latency=bench).latency
+    assert {name: one.median_ms for name, one in found.items()} == {"model.onnx in onnxruntime": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"file": "model.onnx"}, r"file= takes what fxq.export_onnx\(...\) returned, got str"),
+        ({"comparison": 3}, "comparison= takes what fxq.compare.*got int"),
+        ({"latency": 3.5}, "latency= takes what fxq.bench.*got float"),
+        ({"latency": {"mine": 3.5}}, "latency= takes what fxq.bench.*a dict of what was timed to a Latency"),
+        ({"findings": "none"}, "findings= takes what fxq.verify.*got str"),
+        ({"findings": None}, "findings= takes what fxq.verify.*got NoneType"),
+    ],
+    ids=["path", "number", "time", "times", "text", "none"],
+)
+def test_what_was_not_found_elsewhere_is_refused(model: nn.Module, given: dict[str, Any], match: str) -> None:
+    with pytest.raises(fxq.InputError, match=match):
+        fxq.report(calibrated(model), **given)
 
 
 def test_a_model_that_is_not_calibrated_shows_its_placement(model: nn.Module) -> None:

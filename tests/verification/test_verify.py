@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -220,13 +221,22 @@ def test_what_cannot_be_verified_is_one_clear_error(tmp_path: Path, write: objec
         ({"x": "1x4x8x8/4x4x8x8"}, "is no shape such as 1x3x224x224"),
         ({"x": "many"}, "is no shape such as 1x3x224x224"),
         ({"x": "0x4x8x8"}, "is no shape such as 1x3x224x224"),
+        ("x:1x4x8x8", "shapes is a dict of names of inputs to shapes.*got 'x:1x4x8x8'"),
     ],
-    ids=["name", "rank", "fixed size", "falling", "two shapes", "words", "zero"],
+    ids=["name", "rank", "fixed size", "falling", "two shapes", "words", "zero", "no dict"],
 )
-def test_shapes_that_do_not_fit_are_refused(tmp_path: Path, shapes: dict, message: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(tmp_path: Path, shapes: Any, message: str) -> None:
     open_sizes(tmp_path / "model.onnx")
     with pytest.raises(InputError, match=message):
         fxq.verify(tmp_path / "model.onnx", "tensorrt", shapes)
+
+
+def test_what_is_no_target_is_refused_and_a_path_is_one(tmp_path: Path) -> None:
+    residual_block(tmp_path / "model.onnx")
+    with pytest.raises(TargetError, match=r"target is a name .*got NoneType"):
+        fxq.verify(tmp_path / "model.onnx", None)
+    with pytest.raises(TargetError, match=r"cannot read .*mine\.toml"):
+        fxq.verify(tmp_path / "model.onnx", tmp_path / "mine.toml")
 
 
 @pytest.mark.parametrize("given", [(2, 4, 8, 8), "2x4x8x8", "1,4,8,8/2,4,8,8/4,4,8,8", [(1, 4, 8, 8)] * 3])
