@@ -24,6 +24,7 @@ class CalibrationStep:
             pass saw; None where it was not measured.
         kept: False where the pass made things worse and was undone.
         seconds: that the pass took, without measuring.
+        changed: False where it found nothing to do.
     """
 
     name: str
@@ -31,6 +32,14 @@ class CalibrationStep:
     sqnr_after_db: float | None
     kept: bool
     seconds: float
+    changed: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """What became of a pass that was measured, in words; "" for others."""
+        if self.sqnr_after_db is None:
+            return ""
+        return "nothing to do" if not self.changed else "kept" if self.kept else "undone"
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,8 @@ class CalibrationReport:
             table.add_column(heading, justify="right")
         table.add_column("seconds", justify="right")
         for step in self.steps:
-            kept = "" if step.sqnr_after_db is None else "kept" if step.kept else "undone"
-            measured = (_decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db), kept) if is_measured else ()
+            figures = (_decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db), step.verdict)
+            measured = figures if is_measured else ()
             table.add_row(Text(literal(step.name)), *measured, f"{step.seconds:.2f}")
         return table
 

@@ -97,7 +97,7 @@ def _run(
     gm: GraphModule, step: Pass, settings: Settings, record: Record, stage: DataStage, judge: "_Judge"
 ) -> CalibrationStep:
     saved = judge.save(record) if step.improves else None
-    start, unchanged = time.perf_counter(), len(stage.changed)
+    start, unchanged, entries = time.perf_counter(), len(stage.changed), len(record.entries)
     run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
     if not step.keeps_ranges:
         _fit_stale(gm, step, record, stage, stage.changed[unchanged:])
@@ -114,7 +114,9 @@ def _run(
         saved.restore(record)
         record.passes.append(step.name)
         _note_undone(record, step.name, _change(before.sqnr_db, after.sqnr_db))
-    return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds)
+    is_same = torch.equal(before.noise, after.noise)  # what a pass did past the rewriter, no entry tells
+    changed = not is_same or any(entry.action == "edit" for entry in record.entries[entries:])
+    return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds, changed)
 
 
 def _begin_to_improve(gm: GraphModule, record: Record, judge: "_Judge") -> "_Plain | None":
@@ -207,11 +209,21 @@ def _notes(passes: Sequence[Pass], judge: "_Judge") -> tuple[str, ...]:
     if data.held_out == 0:
         return (f"no sample was held out (held_out=0): {unmeasured}",)
     if not judge.samples:
-        return (f"{data.seen} samples are too few to hold any out: {unmeasured}",)
+        return (f"{_too_few(data)}: {unmeasured}",)
     if judge.look() is None:
         return (f"the model returns no floating-point tensor: {unmeasured}",)
     then = "; ranges took them in" if data.ranges_cover_held_out else ""
     return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}{then}",)
+
+
+def _too_few(data: Data) -> str:
+    """Return in words why none was held out of the samples, and what would do."""
+    enough = math.ceil(1 / data.held_out)
+    if data.seen < enough:
+        return f"{data.seen} samples are too few to hold any out ({enough} would do)"
+    if data.max_samples < enough:
+        return f"the {data.max_samples} samples of max_samples= are too few to hold any out ({enough} would do)"
+    return "no batch could be held out, for they are few, and cannot be taken apart: give smaller ones"
 
 
 def describe_crowded(ranges: Mapping[str, str]) -> str:

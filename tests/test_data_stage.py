@@ -230,10 +230,18 @@ def test_fewer_samples_are_kept_where_tensors_are_large() -> None:
 @pytest.mark.parametrize(
     ("data", "note"),
     [
-        (lambda: DATA[:5], "5 samples are too few to hold any out: correct_bias ran without being measured"),
+        (lambda: DATA[:5], "5 samples are too few to hold any out (8 would do): correct_bias ran without"),
+        (
+            lambda: fxq.Data([DATA], max_samples=6),
+            "the 6 samples of max_samples= are too few to hold any out (8 would do): correct_bias ran without",
+        ),
+        (
+            lambda: fxq.Data([DATA], forward=lambda gm, batch: gm(batch)),
+            "no batch could be held out, for they are few, and cannot be taken apart: give smaller ones: correct_bias",
+        ),
         (lambda: fxq.Data([DATA], held_out=0), "no sample was held out (held_out=0): correct_bias ran without"),
     ],
-    ids=["too few", "none wanted"],
+    ids=["too few", "few are kept", "one whole batch", "none wanted"],
 )
 def test_without_samples_to_measure_on_the_report_says_so(data: Any, note: str) -> None:
     report = fxq.calibrate(prepared(CORRECTED), data())

@@ -74,6 +74,17 @@ def test_measured_steps_keep_their_columns() -> None:
     assert "SQNR before" in str(fxq.calibrate(model, [X, X, X], progress=False))
 
 
+def test_a_pass_without_anything_to_do_is_one_line_that_says_so() -> None:
+    torch.manual_seed(0)
+    recipe = fxq.recipe("tensorrt").with_pass("equalize_channels").with_pass("correct_bias")
+    model = fxq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)).eval(), torch.ones(2, 4), recipe)
+    data = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    report = fxq.calibrate(model, data.split(8), progress=False)
+    (line,) = (line for line in str(report).splitlines() if "equalize_channels" in line)
+    assert "nothing to do" in line
+    assert [step.name for step in report.steps if not step.changed] == ["equalize_channels"]
+
+
 @pytest.mark.parametrize("percentile", [0.9999, 1, 0.5])
 def test_a_percentile_is_a_percentage(prepared: torch.fx.GraphModule, percentile: float) -> None:
     with pytest.raises(fxq.CalibrationError, match=rf"it is a percentage, so write percentile={100 * percentile:g}"):
