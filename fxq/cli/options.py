@@ -220,8 +220,9 @@ Report = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
-        help="Write a report too, with each layer's error and each group's sensitivity on up to 64 samples: a page "
-        "that needs no network (.html), or its data (.json). Repeat for both.",
+        help="Write a report too, with each layer's error and each group's sensitivity on up to 64 samples, and "
+        "what the runtime makes of the file: a page that needs no network (.html), or its data (.json). Repeat for "
+        "both.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),

@@ -10,7 +10,6 @@ import torch
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from fxq import api, reporting
 from fxq.batches import Inputs, describe
@@ -19,6 +18,7 @@ from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
 from fxq.cli.console import is_quiet, print_result
 from fxq.cli.example_inputs import ExampleSource
 from fxq.cli.file_form import FileForm
+from fxq.cli.file_report import write_reports
 from fxq.cli.models import ModelSource, check_trained, load_model
 from fxq.cli.recipes import RecipeChoice
 from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB
@@ -110,7 +110,10 @@ def run_quantize(job: QuantizeJob) -> None:
     options = {**job.form.options(), "min_sqnr_db": job.min_sqnr_db, "strict": strict}
     exported = api.export_onnx(converted, job.out, **options)
     if job.reports:
-        _write_reports(job, model, prepared, batches, exported)
+        few = None
+        if job.data is not None and batches is not None:
+            few = list(islice(batches, -(-REPORTED_SAMPLES // job.data.batch_size)))
+        write_reports(job.reports, model, prepared, few, exported, one)
     explanation = explain(converted)
     if job.explain:
         print_result(explanation)
@@ -118,19 +121,6 @@ def run_quantize(job: QuantizeJob) -> None:
     if job.model.weights is None and job.model.is_callable:
         logger.info("the weights are as %s made them (no --weights)", job.model.spec)
     print_result(_summary(exported, f"{recipe.name}{calibrator}", explanation, "random" if batches is None else ""))
-
-
-def _write_reports(
-    job: QuantizeJob, model: nn.Module, prepared: GraphModule, batches: Batches | None, exported: "ExportReport"
-) -> None:
-    few = None
-    if job.data is not None and batches is not None:
-        few = list(islice(batches, -(-REPORTED_SAMPLES // job.data.batch_size)))
-    logger.info("measuring layers for the report")
-    found = reporting.report(prepared, None, few, float_model=model, file=exported, progress=not is_quiet())
-    for path in job.reports:
-        found.write(path)
-        logger.info("wrote %s", path)
 
 
 def check_writable(out: Path) -> None:

@@ -1,6 +1,7 @@
 """``fxq quantize --report``: a page and its data beside the file."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def test_a_page_and_its_data_are_written(fxq: Fxq, inputs: Path, tmp_path: Path)
     assert found["comparison"]["samples"] == 8
     assert len(found["sensitivity"]["groups"]) == 3
     assert found["quality"]["against"] == "the original model"
+    assert "fxq verify for tensorrt: no rule is broken" in found["notes"]
+    assert found["latency"] == {}
     assert (tmp_path / "net.html").read_text().startswith("<!doctype html>")
 
 
@@ -35,7 +38,19 @@ def test_without_data_there_is_a_report_without_layers(fxq: Fxq, tmp_path: Path)
     call = ("quantize", "nets_of_a_user:small", "--input-shape", "1,3,12,12", "--recipe", "dynamic")
     result = fxq(*call, "--out", "net.onnx", "--report", "net.json")
     assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "net.json").read_text())["comparison"] is None
+    found = json.loads((tmp_path / "net.json").read_text())
+    assert found["comparison"] is None
+    assert found["latency"]["net.onnx in onnxruntime"]["rounds"] == 30
+
+
+def test_what_the_runtime_says_of_the_file_is_in_the_report(
+    fxq: Fxq, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    call = ("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "net.onnx", "--report", "net.json")
+    assert fxq(*call).exit_code == 0
+    (finding,) = json.loads((tmp_path / "net.json").read_text())["findings"]
+    assert finding["what"] == "tensorrt_rtx is not installed"
 
 
 def test_a_wrong_place_is_refused_before_long_work(fxq: Fxq, inputs: Path, tmp_path: Path) -> None:
