@@ -53,6 +53,16 @@ def test_a_plugin_that_plans_weights_and_inputs_quantizes_the_layers(plugin: Any
     assert fxq.export_onnx(by_plugin, tmp_path / "model.onnx").quantize_nodes == 2
 
 
+def test_a_planned_weight_has_a_range_for_each_output_channel_wherever_they_are(plugin: Any, tmp_path: Path) -> None:
+    """The second dimension of a transposed convolution, the first of others: ``rw.target.weight`` says axis 0."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 5, 2, 2)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    gm = fxq.quantize(net, [x], without_plans().with_pass("plan_leftovers"), x, progress=False)
+    assert [gm.get_buffer(f"{path}.weight_scale").shape for path in "01"] == [(4,), (5,)]
+    assert fxq.export_onnx(gm, tmp_path / "model.onnx").quantize_nodes == 2
+
+
 @pytest.mark.parametrize("off", ["disable", "disable_quant"])
 def test_a_plugin_that_swaps_with_quantizers_off_is_refused_by_name(plugin: Any, off: str) -> None:
     recipe = fxq.recipe("tensorrt").with_pass("swap_linear_switched_off", off=off)

@@ -19,6 +19,8 @@ from fxq.record import Entry, Record
 from fxq.stage import Stage
 from fxq.targets.target import Target
 
+_CHANNEL_FIRST_OR_SECOND = frozenset({"conv", "conv_transpose", "linear"})
+
 
 class PlanRewriter:
     """What :class:`fxq.Rewriter` plans for later passes to carry out; the graph stays as it is.
@@ -72,12 +74,17 @@ class PlanRewriter:
         """Plan a quantizer on a tensor inside the module that ``node`` calls, such as its "weight".
 
         All calls of the module share it. The module is swapped for its quantized version when plans are carried out.
+        A weight with ranges along an axis has one for each output channel, whichever dimension the target has for it.
 
         Raises:
             PassError: the module has no quantized version, no such tensor, or is quantized by hand.
         """
         module = module_of(node) if node.op == "call_module" else None
         quantized = None if module is None else quantized_type(module)
+        if slot == "weight" and isinstance(descriptor, QuantDescriptor) and descriptor.axis is not None:
+            found = kind(node)
+            if found in _CHANNEL_FIRST_OR_SECOND:
+                descriptor = descriptor.replace(axis=self.target.weight_axis(found))
         plan = plans.Plan(slot, descriptor, _role_inside(quantized, module, slot), self.pass_name, why)
         if plans.plans_of(node).get(slot) == plan:
             return

@@ -11,13 +11,13 @@ from fxq.graph import is_weighted
 @fxq.register_pass("plan_leftovers")
 @dataclass(frozen=True)
 class PlanLeftovers(fxq.Pass):
-    """Plan input and weight of each linear layer that nothing is planned for yet."""
+    """Plan input and weight of each layer that nothing is planned for yet."""
 
     stage = fxq.Stage.PLANNED
 
     def run(self, rw: fxq.Rewriter) -> None:
         """Plan both: one without the other is of no use."""
-        for node in rw.nodes(lambda node: is_weighted(node) and isinstance(rw.module(node), nn.Linear)):
+        for node in rw.nodes(is_weighted):
             rw.plan_inside(node, "weight", rw.target.weight, why="my own kernel takes it")
             rw.plan_input(node, 0, rw.target.activation, why="my own kernel takes it")
 
