@@ -215,5 +215,5 @@ def _misled(model: nn.Module, what: str) -> TraceError:
         "the example inputs, and a branch or number in its Python that depends on the data was burned in. Make the "
         "choice a tensor operation (torch.where), or name the module that holds it in "
         "recipe.replace(leaf_modules=(...,)); it is then left in float. Or a pass of the recipe changed what the graph "
-        "computes: fxq.prepare(..., verify=True) names it"
+        "computes: fxq.prepare(..., verify=True) names it, if it is not one of calibration"
     )

@@ -133,7 +133,7 @@ def _read_stored_tensors_directly(graph: ir.Graph) -> None:
 
 
 def _check_external_data(path: Path, model: ir.Model) -> None:
-    for value in model.graph.initializers.values():
+    for value in (value for graph in model.graphs() for value in graph.initializers.values()):
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
             continue

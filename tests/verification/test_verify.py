@@ -178,6 +178,22 @@ def with_cut_weights(path: Path) -> None:
     (path.parent / "weights.bin").write_bytes(b"\0" * 10)
 
 
+def without_weights_of_a_branch(path: Path) -> None:
+    residual_block(path)
+    model = onnx.load(path)
+    stored = onnx.numpy_helper.from_array(np.ones(4, np.float32), "stored")
+    stored.ClearField("raw_data")
+    stored.data_location = onnx.TensorProto.EXTERNAL
+    stored.external_data.add(key="location", value="branch.bin")
+    output = onnx.helper.make_tensor_value_info("copy", onnx.TensorProto.FLOAT, (4,))
+    branch = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["stored"], ["copy"])], "branch", [], [output], [stored]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.append(onnx.helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch))
+    onnx.save(model, path)
+
+
 def invalid(path: Path) -> None:
     file = QdqFile()
     file.save(path, file.op("Relu", file.qdq("nothing", "a"), name="relu"))
@@ -198,6 +214,7 @@ def open_sizes(path: Path) -> None:
         (too_old, "has opset 9, and ONNX has QuantizeLinear from opset 10 on"),
         (axis_too_old, "has opset 12, and ONNX has quantization per channel from opset 13 on"),
         (without_weights, "keeps its weights in 'weights.bin', which is not beside it"),
+        (without_weights_of_a_branch, "keeps its weights in 'branch.bin', which is not beside it: 'stored' is missing"),
         (with_cut_weights, "weights.bin is too short"),
         (invalid, "is not valid ONNX: .*nothing"),
         (open_sizes, r"input 'x' of model.onnx has open sizes, \(batch, 4, 8, 8\).*--shape x:1x4x8x8"),
