@@ -54,13 +54,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Built:
-    """A model that was prepared, calibrated, converted and measured."""
+    """A model that was prepared, calibrated, converted and measured: all that the result tells of it."""
 
     in_float: tuple[tuple[str, ...], ...]
     recipe: Recipe
     prepared: GraphModule
     converted: GraphModule
     value: float
+    int8_share: float
 
 
 class _OutOfTimeError(Exception):
@@ -83,6 +84,7 @@ class Search:
         self._groups = 0
         self._chosen: list[Group] = []  # with these in float the switched model keeps the metric
         self._best: _Built | None = None
+        self._one: Inputs | None = None
         self._attempts: list[Attempt] = []
         self._notes: list[str] = []
 
@@ -199,7 +201,8 @@ class Search:
             calibrate(prepared, asked.data, progress=False)
         converted = convert(prepared, min_sqnr_db=-math.inf)  # it is the metric that judges here
         what = f"the converted model with {len(groups)} groups in float"
-        built = _Built(paths, recipe, prepared, converted, self._measured(converted, what, len(groups), True))
+        value = self._measured(converted, what, len(groups), True)
+        built = _Built(paths, recipe, prepared, converted, value, self._int8_share(prepared))
         if self._best is None or self._rank(built) > self._rank(self._best):
             self._best = built
         if not groups:
@@ -281,7 +284,7 @@ class Search:
             self._notes.append("no converted model kept the metric: this is the one that comes nearest")
         return AutoQuantized(
             best.converted, best.recipe, best.in_float, best.value, self._float_value, self._quantized_value,
-            self._asked.max_drop, self._groups, self._int8_share(best.prepared), tuple(self._attempts),
+            self._asked.max_drop, self._groups, best.int8_share, tuple(self._attempts),
             tuple(self._notes), self._seconds,
         )  # fmt: skip
 
@@ -293,8 +296,11 @@ class Search:
         return quantized / sum(counted.values()) if any(counted.values()) else 0.0
 
     def _sample(self, gm: GraphModule) -> Inputs:
-        data = self._asked.data
-        return read_samples(gm, Data(data.batches, data.forward, 1, 0, progress=False, share=False))[0]
+        """Return one sample; read once, for a loader may take its time."""
+        if self._one is None:
+            data = self._asked.data
+            self._one = read_samples(gm, Data(data.batches, data.forward, 1, 0, progress=False, share=False))[0]
+        return self._one
 
     @property
     def _seconds(self) -> float:

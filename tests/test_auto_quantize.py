@@ -184,6 +184,26 @@ def test_an_interrupt_names_what_was_found_but_not_converted(model: nn.Module) -
     assert set(found.notes[-1].rpartition(": ")[2].split(", ")) == {path for one in whole.in_float for path in one}
 
 
+def test_an_interrupt_of_the_last_reading_of_data_leaves_a_usable_model(model: nn.Module) -> None:
+    """Nothing is read, and nothing of the user's is called, once the search is over."""
+
+    def found(at: int) -> tuple[fxq.AutoQuantized, int]:
+        calls = itertools.count(1)
+
+        def forward(gm: Any, batch: Tensor) -> Any:
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return gm(batch)
+
+        result = fxq.auto_quantize(
+            model, BATCHES, closeness(model), 30, RECIPE, example_inputs=BATCHES[0], forward=forward
+        )
+        return result, next(calls) - 1
+
+    _, calls = found(at=0)
+    assert found(at=calls)[0].notes[-1].startswith("interrupted")
+
+
 def test_an_interrupt_before_there_is_a_model_is_one(model: nn.Module) -> None:
     with pytest.raises(KeyboardInterrupt):
         fxq.auto_quantize(model, BATCHES, interrupting(closeness(model), 2), 40, RECIPE)
