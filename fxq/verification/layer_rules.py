@@ -47,7 +47,7 @@ def float_layers(case: Case) -> Iterator[Finding]:
 
 
 def slow_codes(case: Case) -> Iterator[Finding]:
-    """Codes that the runtime takes, and has no kernels for."""
+    """Codes that the runtime takes, and fuses little around."""
     slow = case.target.file.slow_activation_dtypes
     for node, data, _ in case.ask.layers():
         found = case.ask.dequantizer(data)
@@ -55,7 +55,7 @@ def slow_codes(case: Case) -> Iterator[Finding]:
             yield case.finding(
                 "activation-codes", node, WARNING, "quantize activations to uint8, with a zero point",
                 what=f"reads {codes_dtype(found)} codes",
-                cost=f"{case.target.name} has few kernels for them (on x86 none for convolutions): it runs in float",
+                cost=f"{case.target.name} fuses few operations around them on x86: it may run in float",
             )  # fmt: skip
 
 

@@ -88,6 +88,16 @@ def test_files_of_quantize_static_are_told_what_onnxruntime_leaves_in_float(floa
     assert {finding.node for finding in report if finding.rule == "activation-codes"} == {"conv1", "conv2"}
 
 
+def test_codes_are_not_blamed_where_the_runtime_computes_with_them(tmp_path: Path) -> None:
+    """ONNX Runtime has no fewer kernels for matrix products of int8 than of uint8."""
+    file = QdqFile()
+    product = file.op("MatMul", file.qdq("x", "a"), file.weight("w", axis=1, shape=(8, 8)), name="product")
+    file.save(tmp_path / "model.onnx", file.qdq(product, "b"))
+    report = fxq.verify(tmp_path / "model.onnx", "onnxruntime")
+    assert report.kinds["QLinearMatMul"] == 1
+    assert report.findings == ()
+
+
 def test_files_of_integer_operators_are_verified_too(float_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "qoperator.onnx"
     quantize_static(float_file, path, OneImage(), quant_format=QuantFormat.QOperator, activation_type=QuantType.QUInt8)
