@@ -43,7 +43,7 @@ from fxq.stage import Stage
 from fxq.state import State, check_values, require_state, set_state
 from fxq.surroundings import in_plain_surroundings
 from fxq.untraceable import Untraceable, check_untraceable
-from fxq.verdict import judge
+from fxq.verdict import check_least, judge
 
 if TYPE_CHECKING:
     from fxq.export import ExportReport
@@ -131,9 +131,10 @@ def convert(prepared: GraphModule, min_sqnr_db: float | None = None, strict: boo
             inputs of ``prepare``, or else on samples of calibration: after each pass if ``prepare`` was asked to
             verify, else at the end.
         TraceError: on the samples the traced graph computes something else than the original model.
-        InputError: the prepared model does not run on these inputs.
+        InputError: the prepared model does not run on these inputs, or ``min_sqnr_db`` is no number.
         StageError: this is not a prepared model.
     """
+    check_least(min_sqnr_db)
     state = require_state(prepared, Stage.PREPARED, "convert")
     check_values(prepared, "convert")
     if state.islands is not None:
@@ -207,6 +208,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """
+    check_least(min_sqnr_db)
     first = None
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         first, batches = first_inputs(as_module(model), batches)
@@ -268,8 +270,9 @@ def export_onnx(  # noqa: PLR0913 - what is written, and what is good enough
         AccuracyError: ``strict``, and the file is too far from the float model.
         ExportError: the file cannot be written, breaks a rule, or computes something else; or the model fixes a
             dimension that was to stay open.
-        InputError: shapes or names do not fit the model or contradict each other.
+        InputError: shapes or names do not fit the model or contradict each other, or ``min_sqnr_db`` is no number.
     """
+    check_least(min_sqnr_db)
     request = FileRequest(
         dynamic_batch, check, min_sqnr_db, strict, dynamic_shapes, input_names, output_names, opset, float_dtype,
         keep_io_types,

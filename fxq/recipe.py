@@ -13,7 +13,7 @@ import tomli_w
 from torch import nn
 
 from fxq.accuracy_levels import pass_names
-from fxq.compare.quality import LEAST_DB
+from fxq.compare.quality import LEAST_DB, is_decibels
 from fxq.errors import FxqError, RecipeError
 from fxq.literal import did_you_mean, has_utf8_form
 from fxq.passbase import Pass
@@ -88,7 +88,7 @@ class Recipe:
             raise RecipeError(f"unknown calibrator {self.calibrator!r}; choose one of {', '.join(names)}")
         if not isinstance(self.default, QConfig):
             raise RecipeError(f"default must be a fxq.QConfig, got {self.default!r}")
-        if isinstance(self.min_sqnr_db, bool) or not isinstance(self.min_sqnr_db, int | float):
+        if not is_decibels(self.min_sqnr_db):
             raise RecipeError(f"min_sqnr_db must be a number of dB, got {self.min_sqnr_db!r}")
         leaf_modules = as_tuple(self.leaf_modules, "leaf_modules", "globs")
         for glob in leaf_modules:

@@ -2,11 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from fxq.compare.quality import Quality
+from fxq.compare.quality import Quality, is_decibels
 from fxq.compare.worst_layers import LayerLoss
 from fxq.coverage import Coverage
-from fxq.errors import AccuracyError
+from fxq.errors import AccuracyError, InputError
+
+
+def check_least(min_sqnr_db: Any) -> None:
+    """Raise an InputError for what no SQNR can be compared with; None is what the recipe says."""
+    if min_sqnr_db is not None and not is_decibels(min_sqnr_db):
+        raise InputError(f"min_sqnr_db must be a number of dB, or None for what the recipe says, got {min_sqnr_db!r}")
 
 
 def judge(  # noqa: PLR0913 - all that the message tells

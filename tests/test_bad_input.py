@@ -160,6 +160,22 @@ def test_convert_lists_quantizers_that_were_not_calibrated(shared_prepared: Grap
         assert path in str(raised.value)
 
 
+@pytest.mark.parametrize("least", [float("nan"), "5", True], ids=str)
+def test_a_least_sqnr_that_is_no_number_is_refused_before_the_work(
+    shared_prepared: GraphModule, converted: GraphModule, tmp_path: Path, least: Any
+) -> None:
+    """Nothing is below NaN: it would let every result pass."""
+    for call in (
+        lambda: fxq.convert(shared_prepared, least),
+        lambda: fxq.quantize(nn.Linear(2, 2), None, min_sqnr_db=least),
+        lambda: fxq.export_onnx(converted, tmp_path / "model.onnx", min_sqnr_db=least),
+    ):
+        with pytest.raises(fxq.InputError, match="min_sqnr_db must be a number of dB"):
+            call()
+    with pytest.raises(fxq.RecipeError, match="min_sqnr_db must be a number of dB"):
+        fxq.recipe("tensorrt").replace(min_sqnr_db=least)
+
+
 def test_calls_at_the_wrong_stage_say_what_they_take(shared_prepared: GraphModule, converted: GraphModule) -> None:
     takes_prepared = r"takes the result of fxq\.prepare\(model, \.\.\.\)"
     takes_converted = r"takes the result of fxq\.convert\(prepared\)"

@@ -18,6 +18,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,6 +144,11 @@ def verdict(sqnr_db: float | None) -> str:
         return "unknown"
     scale = ((GOOD_DB, "good"), (FAIR_DB, "fair"), (LEAST_DB, "suspicious"))
     return next((word for least, word in scale if sqnr_db >= least), "broken")
+
+
+def is_decibels(value: Any) -> bool:
+    """Return whether ``value`` is a number to compare an SQNR with; infinite ones are."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def measure(
