@@ -16,18 +16,19 @@ from fxq.data import Data
 from fxq.errors import MetricError, StageError
 from fxq.explain import explain
 from fxq.explanation import Explanation
-from fxq.float_reference import refer
+from fxq.float_reference import ComparedInputs, refer
 from fxq.given_model import as_module
 from fxq.graph.modules import copy_graph
 from fxq.graph.observers import activation_quantizers
 from fxq.graph.stored import fit_weights, weight_quantizers
 from fxq.nn import TensorQuantizer
+from fxq.original import checksum
 from fxq.reporting.content import GraphEdge, GraphNode, Report, Size, TensorRange, check_place
 from fxq.reporting.given import all_findings, check_results, latencies
 from fxq.reporting.graph import draw_graph
 from fxq.reporting.tensors import ranges_of_converted, ranges_of_prepared
 from fxq.runtimes import Latency
-from fxq.sensitivity import as_kept_data, sensitivity
+from fxq.sensitivity import as_kept_data, read_samples, sensitivity
 from fxq.sensitivity_report import Sensitivity
 from fxq.stage import Stage
 from fxq.state import State, check_values, find_state
@@ -58,8 +59,9 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
 ) -> Report:
     """Gather what there is to say about a quantized model, and write it as one page that needs no network.
 
-    Accuracy against the float model is measured on the samples that calibration kept. A prepared model has more to
-    show than a converted one: what calibration saw of each activation, and the sensitivity of each group.
+    Accuracy against the float model is measured on the samples that calibration kept, or else on some of ``batches``.
+    A prepared model has more to show than a converted one: what calibration saw of each activation, and the sensitivity
+    of each group.
 
     Args:
         model: the result of ``fxq.prepare`` or ``fxq.convert``; not modified.
@@ -108,7 +110,7 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
         target=explanation.target,
         coverage=explanation.coverage,
         counts=explanation.counts,
-        quality=_quality(model, state, explanation, file, notes),
+        quality=_quality(model, state, explanation, file, data, notes),
         size=_size(model, state, file),
         latency=timed,
         nodes=tuple(nodes),
@@ -200,9 +202,17 @@ def _name_of(model: GraphModule, state: State) -> str:
 
 
 def _quality(
-    model: GraphModule, state: State, explanation: Explanation, file: "ExportReport | None", notes: list[str]
+    model: GraphModule,
+    state: State,
+    explanation: Explanation,
+    file: "ExportReport | None",
+    data: Data | None,
+    notes: list[str],
 ) -> Quality | None:
-    """Return how good the file is, or else the model: converted ones know, prepared ones are run."""
+    """Return how good the file is, or else the model: converted ones know, prepared ones are run.
+
+    That is on the samples that calibration kept, or where it kept none, as in a file of ``fxq.save``, on ``data``.
+    """
     if file is not None and file.quality is not None:
         return file.quality
     if state.stage is Stage.LOWERED or state.islands is not None:
@@ -210,12 +220,16 @@ def _quality(
     waiting = [one for one in activation_quantizers(model).values() if not (one.has_range or one.is_dynamic)]
     if waiting:
         notes.append(f"not calibrated: {len(waiting)} quantizers have no range, and how accurate it is nobody knows")
-    if waiting or state.compared is None:
+    if waiting or (state.compared is None and data is None):
         return None
     gm = copy_graph(model).eval()
     fit_weights(gm, only_missing=True)
-    original = None if state.original is None else state.original.find()
-    return refer(gm, state.compared, original, state.changes).quality(gm)
+    compared, original = state.compared, None if state.original is None else state.original.find()
+    if compared is None and data is not None:
+        few = Data(data.batches, data.forward, _SENSITIVITY_SAMPLES, 0, data.progress)
+        compared = ComparedInputs(tuple(read_samples(gm, few)), checksum(gm), is_original=False)
+    assert compared is not None
+    return refer(gm, compared, original, state.changes).quality(gm)
 
 
 def _size(model: GraphModule, state: State, file: "ExportReport | None") -> Size:

@@ -300,3 +300,15 @@ def test_a_model_of_which_nothing_is_quantized_is_reported(tmp_path: Path) -> No
     found = fxq.report(fxq.prepare(nn.Tanh().eval(), X), tmp_path / "report.html", [X], progress=False)
     assert (len(found.nodes), found.tensors) == (3, ())
     assert {edge.quantizer for edge in found.edges} == {None}
+
+
+def test_a_loaded_model_without_samples_is_measured_on_the_batches(model: nn.Module, tmp_path: Path) -> None:
+    prepared = calibrated(model)
+    fxq.save(prepared, tmp_path / "model.fxq")
+    loaded = fxq.load(tmp_path / "model.fxq", model)
+    assert fxq.report(loaded).quality is None
+    found = fxq.report(loaded, batches=[X], progress=False)
+    assert found.quality is not None
+    assert found.comparison is not None
+    # The same twelve samples; the traced float model stands for the original, which differs by rounding.
+    assert found.quality.outputs[0].sqnr_db == pytest.approx(found.comparison.outputs["output"].sqnr_db, abs=0.1)
