@@ -1,8 +1,8 @@
-"""What ``fxq quantize --report`` writes: the model's report, with the runtime's own word on the file."""
+"""What ``fxq report`` and ``fxq quantize --report`` write; the latter with the runtime's own word on the file."""
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxq import reporting
+from fxq.cli.calibration_data import Batches
 from fxq.cli.console import is_quiet
 from fxq.errors import FxqError
 from fxq.runtimes import RUNTIMES
@@ -26,16 +27,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS = 30
+_ROUNDS, _SAMPLES = 30, 64
+
+
+def check_places(paths: Iterable[Path]) -> None:
+    """Raise an ExportError, before long work, where a report could not be written after it."""
+    for path in paths:
+        with reporting.check_place(path).staging():
+            pass
 
 
 def write_reports(
     paths: Iterable[Path],
     model: nn.Module,
     prepared: GraphModule,
-    few: Sequence[Any] | None,
-    exported: "ExportReport",
-    inputs: tuple[Any, ...],
+    batches: Batches | None,
+    exported: "ExportReport | None" = None,
+    inputs: tuple[Any, ...] = (),
 ) -> None:
     """Write a report to each of ``paths``.
 
@@ -43,12 +51,13 @@ def write_reports(
         paths: ending in .html or .json.
         model: the float one.
         prepared: calibrated.
-        few: batches to measure layers on; None measures none.
-        exported: its file.
-        inputs: positional ones, of the sizes at which the runtime is asked.
+        batches: layers are measured on the first of them; None measures none.
+        exported: its file, if one was written.
+        inputs: positional ones, of the sizes at which the runtime is asked about it.
     """
     target = require_state(prepared, Stage.PREPARED, "report").settings.target
-    findings, latency, notes = _of_the_file(exported, target, inputs)
+    findings, latency, notes = ((), None, []) if exported is None else _of_the_file(exported, target, inputs)
+    few = None if batches is None else _first(batches)
     logger.info("measuring layers for the report")
     found = reporting.report(
         prepared, None, few, float_model=model, file=exported, findings=findings, latency=latency,
@@ -58,6 +67,17 @@ def write_reports(
     for path in paths:
         found.write(path)
         logger.info("wrote %s", path)
+
+
+def _first(batches: Batches) -> list[Any]:
+    """Return as many batches as hold the samples to measure on."""
+    found, samples = [], 0
+    for batch in batches:
+        found.append(batch)
+        samples += len(batch[0] if isinstance(batch, tuple) else batch)
+        if samples >= _SAMPLES:
+            break
+    return found
 
 
 def _of_the_file(

@@ -1,4 +1,4 @@
-"""The commands ``fxq compare`` and ``fxq sensitivity``: their options. What they do lies in ``layers.py``."""
+"""The commands ``fxq compare``, ``sensitivity`` and ``report``: their options. What they do lies in ``layers.py``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,11 @@ SENSITIVITY_EXAMPLES = """\
 [dim]Example:[/]
 fxq sensitivity torchvision:resnet50 --weights resnet50.pt \\
   --calib-data photos/ --num-samples 32"""
+
+REPORT_EXAMPLES = """\
+[dim]Example:[/]
+fxq report torchvision:resnet50 --weights resnet50.pt \\
+  --calib-data photos/ --out report.html"""
 
 
 def _mode(text: str) -> str:
@@ -51,6 +56,16 @@ Mode = Annotated[
         metavar="WORD",
         help="[bold]one_quantized[/]: all else in float, what each group costs by itself; [bold]one_float[/]: all else "
         "quantized, what leaving it in float gains.",
+    ),
+]
+
+
+Out = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="FILE",
+        help="Where to write: a page that needs no network (.html), or its data (.json). Repeat for both.",
+        show_default=False,
     ),
 ]
 
@@ -120,6 +135,37 @@ def sensitivity(  # noqa: PLR0913 - typer makes an option of each argument
     run_sensitivity(layers_job(locals()), mode)
 
 
+def report(  # noqa: PLR0913 - typer makes an option of each argument
+    context: typer.Context,
+    model: options.Model,
+    *,
+    weights: options.Weights = None,
+    random_weights: options.RandomWeights = False,
+    num_classes: options.NumClasses = None,
+    recipe: options.Recipe = "tensorrt",
+    calibrator: options.Calibrator = None,
+    leave_in_float: options.LeaveInFloat = None,
+    leaf: options.Leaf = None,
+    frontend: options.Frontend = "auto",
+    calib_data: NeededData,
+    skip_bad_images: options.SkipBadImages = False,
+    input_shape: options.InputShape = None,
+    batch_size: options.BatchSize = 32,
+    num_samples: options.NumSamples = 512,
+    image_size: options.ImageSize = 224,
+    resize: options.Resize = None,
+    mean: options.Mean = options.IMAGENET_MEAN,
+    std: options.Std = options.IMAGENET_STD,
+    out: Out,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write one page about the quantized model: accuracy, size, graph, layers, sensitivity and ranges."""
+    from fxq.cli.layers import run_report
+
+    run_report(layers_job(locals()), out)
+
+
 def layers_job(given: dict[str, Any]) -> "LayersJob":
     """Return what the options say, by name: typer wants each in the signature of every command."""
     from fxq.cli.calibration_data import DataSource
@@ -142,5 +188,5 @@ def layers_job(given: dict[str, Any]) -> "LayersJob":
             given["recipe"], given["calibrator"], None, in_float, leaf, frontend=given.get("frontend", "auto")
         ),
         plot=given.get("plot"),
-        as_json=given["as_json"],
+        as_json=given.get("as_json", False),
     )

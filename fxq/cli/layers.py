@@ -1,7 +1,8 @@
-"""``fxq compare`` and ``fxq sensitivity``: which layers of a quantized model are far from the float one."""
+"""``fxq compare``, ``sensitivity`` and ``report``: which layers of a quantized model are far from the float one."""
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
 from fxq.cli.console import is_quiet, print_json, print_result
 from fxq.cli.example_inputs import ExampleSource
+from fxq.cli.file_report import check_places, write_reports
 from fxq.cli.models import ModelSource, check_trained, load_model
 from fxq.cli.quantize import JUDGED_SAMPLES, check_runs
 from fxq.cli.recipes import RecipeChoice
@@ -55,6 +57,12 @@ def run_sensitivity(job: LayersJob, mode: str) -> None:
     (chosen,) = [known for known in get_args(Mode) if known == mode]
     _, prepared, batches = _calibrated(job)
     _show(job, sensitivity(prepared, batches, mode=chosen, progress=not is_quiet()))
+
+
+def run_report(job: LayersJob, paths: Sequence[Path]) -> None:
+    """Write a report to each of ``paths``; errors as of :func:`run_compare`."""
+    check_places(paths)
+    write_reports(paths, *_calibrated(job))
 
 
 def load(job: LayersJob) -> tuple[nn.Module, Batches, tuple[Any, ...]]:

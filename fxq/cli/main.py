@@ -170,6 +170,7 @@ def explain(  # noqa: PLR0913 - typer makes an option of each argument
 
 app.command(epilog=layer_commands.COMPARE_EXAMPLES)(layer_commands.compare)
 app.command(epilog=layer_commands.SENSITIVITY_EXAMPLES)(layer_commands.sensitivity)
+app.command(epilog=layer_commands.REPORT_EXAMPLES)(layer_commands.report)
 app.command(epilog=tune_command.TUNE_EXAMPLES)(tune_command.tune)
 app.command(epilog=verify_commands.VERIFY_EXAMPLES)(verify_commands.verify)
 app.command(epilog=verify_commands.BENCH_EXAMPLES)(verify_commands.bench)

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from fxq import api, reporting
+from fxq import api
 from fxq.batches import Inputs, describe
 from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
 from fxq.cli.console import is_quiet, print_result
 from fxq.cli.example_inputs import ExampleSource
 from fxq.cli.file_form import FileForm
-from fxq.cli.file_report import write_reports
+from fxq.cli.file_report import check_places, write_reports
 from fxq.cli.models import ModelSource, check_trained, load_model
 from fxq.cli.recipes import RecipeChoice
 from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 # Enough to tell a good result from a bad one, and quick on any model.
 JUDGED_SAMPLES = 8
-REPORTED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ def run_quantize(job: QuantizeJob) -> None:
         check_writable(job.out)
     if job.save is not None:
         check_savable(job.save)
-    for path in job.reports:
-        with reporting.check_place(path).staging():
-            pass
+    check_places(job.reports)
     check_trained(job.model)
     recipe = job.recipe.resolve()
     model = load_model(job.model)
@@ -110,10 +106,7 @@ def run_quantize(job: QuantizeJob) -> None:
     options = {**job.form.options(), "min_sqnr_db": job.min_sqnr_db, "strict": strict}
     exported = api.export_onnx(converted, job.out, **options)
     if job.reports:
-        few = None
-        if job.data is not None and batches is not None:
-            few = list(islice(batches, -(-REPORTED_SAMPLES // job.data.batch_size)))
-        write_reports(job.reports, model, prepared, few, exported, one)
+        write_reports(job.reports, model, prepared, batches, exported, one)
     explanation = explain(converted)
     if job.explain:
         print_result(explanation)

@@ -53,6 +53,17 @@ def test_what_the_runtime_says_of_the_file_is_in_the_report(
     assert finding["what"] == "tensorrt_rtx is not installed"
 
 
+def test_the_command_writes_a_page_without_a_file_of_the_model(fxq: Fxq, inputs: Path, tmp_path: Path) -> None:
+    call = ("report", "nets_of_a_user:small", "--calib-data", inputs, "--out", "net.html", "--out", "net.json")
+    result = fxq(*call)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "net.json").read_text())
+    assert [layer["path"] for layer in found["comparison"]["layers"]] == ["conv", "conv2", "add", "head"]
+    assert found["quality"] is not None
+    assert (tmp_path / "net.html").read_text().startswith("<!doctype html>")
+    assert fxq(*call[:-1], "net.pdf").exit_code == 1
+
+
 def test_a_wrong_place_is_refused_before_long_work(fxq: Fxq, inputs: Path, tmp_path: Path) -> None:
     call = ("quantize", "nets_of_a_user:no_such", "--calib-data", inputs, "--out", "net.onnx")
     result = fxq(*call, "--report", "net.pdf")
