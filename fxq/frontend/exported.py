@@ -32,7 +32,7 @@ from fxq.graph.quiet import quiet_torch
 from fxq.graph.shape_tracer import ShapeTracer
 from fxq.graph.snapshot import restored_state
 from fxq.graph.trace import check_names, copy_modes, erase_dead_questions, leaf_paths, refuse_compiled
-from fxq.graph.trace_failure import describe, leaf_cure, model_refuses, source_line
+from fxq.graph.trace_failure import describe, leaf_cure, refusal, source_line
 from fxq.graph.trace_transformer import plain_forward
 from fxq.nn import plain_type
 from fxq.process_lock import PROCESS_LOCK
@@ -166,11 +166,9 @@ def _shapes(arguments: Any, is_open: Callable[[Tensor, int], bool]) -> Any:
 def _explained(model: nn.Module, example_inputs: tuple[Any, ...], error: BaseException) -> Exception:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "").rstrip(".:")
     where = f"{source_line(error)}: {type(error).__name__}: {reason[:_MOST_SHOWN]}"
-    if model_refuses(model, example_inputs):
-        return InputError(
-            f"the model fails on the example inputs, in {where}; it got ({describe(example_inputs)}): pass "
-            "example_inputs for which model(*example_inputs) runs"
-        )
+    refused = refusal(model, example_inputs, where, error)
+    if refused is not None:
+        return refused
     if "fake tensor in the exported program" in reason:
         where = "x.data, whose memory it loses sight of: write y = x * 2 or x.mul_(2) in the model, or read x.detach()"
     reason = f"torch.export cannot follow the model ({type(model).__name__}), in {where}"

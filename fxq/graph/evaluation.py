@@ -1,7 +1,9 @@
 """What a node computes for the example inputs: on fake tensors, which have a shape and a dtype and no data."""
 
 import contextlib
+import logging
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ _NOT_KNOWABLE = (
     UnsupportedOperatorException,
 )
 
+_FAKE_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
+
 
 class Evaluation:
     """Computes ``meta["val"]`` of the nodes of one graph."""
@@ -48,7 +52,8 @@ class Evaluation:
         raises, says only that they cannot. Other modules run in eval mode.
         """
         if all("val" in producer.meta for producer in node.all_input_nodes):
-            with contextlib.suppress(*(Exception,) if is_kept else _NOT_KNOWABLE), self._fake, torch.no_grad():
+            unknown = contextlib.suppress(*(Exception,) if is_kept else _NOT_KNOWABLE)
+            with unknown, _unlogged(), self._fake, torch.no_grad():
                 node.meta["val"] = self._value(node, root, is_kept)
 
     def _value(self, node: Node, root: nn.Module, is_kept: bool) -> Any:
@@ -76,6 +81,16 @@ class Evaluation:
                 return container[args[1]]
         assert callable(node.target)
         return self._known.call(node.target, args, kwargs)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep torch from logging the traceback of what fails: it is raised too, and told by whoever catches it."""
+    before, _FAKE_LOGGER.disabled = _FAKE_LOGGER.disabled, True
+    try:
+        yield
+    finally:
+        _FAKE_LOGGER.disabled = before
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

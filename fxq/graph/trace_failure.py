@@ -22,11 +22,9 @@ def explain_failure(
 ) -> FxqError:
     """Return the error for the user: InputError if the model itself refuses the inputs, TraceError otherwise."""
     path, failed = failed_where(tracer, model, error)
-    if example_inputs is not None and model_refuses(model, example_inputs):
-        return InputError(
-            f"the model fails on the example inputs, in {failed}; it got ({describe(example_inputs)}): "
-            f"pass example_inputs for which model(*example_inputs) runs"
-        )
+    refused = None if example_inputs is None else refusal(model, example_inputs, failed, error)
+    if refused is not None:
+        return refused
     shapes = "pass example_inputs, so that shapes are known; or " if example_inputs is None else ""
     failed = f"cannot trace {failed}"
     return TraceError(f"{failed}; {shapes}{leaf_cure(model, path)}", path, failed)
@@ -100,8 +98,28 @@ def source_line(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`"
 
 
-def model_refuses(model: Callable[..., Any], example_inputs: tuple[Any, ...]) -> bool:
-    """Return whether the model itself fails on the example inputs."""
+def refusal(model: nn.Module, example_inputs: tuple[Any, ...], failed: str, error: BaseException) -> InputError | None:
+    """Return the error for the user where the model itself fails on the example inputs, else None.
+
+    Args:
+        model: the user's.
+        example_inputs: positional.
+        failed: in words, where tracing failed and why.
+        error: what it raised. It may have met something else first, which the model by itself passes.
+    """
+    own = _own_failure(model, example_inputs)
+    if own is None:
+        return None
+    if not isinstance(error, type(own)):
+        failed = f"{source_line(own)}: {type(own).__name__}: {own}".strip().rstrip(".:")
+    return InputError(
+        f"the model fails on the example inputs, in {failed}; it got ({describe(example_inputs)}): "
+        "pass example_inputs for which model(*example_inputs) runs"
+    )
+
+
+def _own_failure(model: Callable[..., Any], example_inputs: tuple[Any, ...]) -> BaseException | None:
+    """Return what the model itself raises on the example inputs."""
     inputs = Inputs(tree_map_only(Tensor, torch.clone, example_inputs), {})
     try:
         args, kwargs = inputs.fitting(model) if isinstance(model, nn.Module) else inputs
@@ -109,6 +127,6 @@ def model_refuses(model: Callable[..., Any], example_inputs: tuple[Any, ...]) ->
             model(*args, **kwargs)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # the model's own code: it may raise anything, and all of it means that the inputs do not fit
-        return True
-    return False
+    except BaseException as error:  # the model's own code: it may raise anything, and all of it means: they do not fit
+        return error
+    return None

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,37 @@ def test_inputs_that_the_model_refuses_name_the_module_and_what_it_got(inputs: A
     assert "module '0' (Conv2d)" in text
     assert "at node '_0'" in text
     assert "for which model(*example_inputs) runs" in text
+
+
+def test_where_the_model_itself_fails_its_own_words_are_told() -> None:
+    """Tracing stops at the test of the data before, which the model passes."""
+
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1 if x.sum() > 0 else x
+            return self.two(self.one(x))  # type: ignore[no-any-return]
+
+    text = message(InputError, Chooses(), (torch.ones(2, 3),))
+    assert "`return self.two(self.one(x))" in text
+    assert "shapes cannot be multiplied (2x3 and 4x4)" in text
+
+
+def test_torch_logs_no_traceback_beside_the_error() -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        message(InputError, nn.Sequential(nn.Linear(3, 3)), (torch.ones(2, 8),))
+    finally:
+        logger.removeHandler(handler)
+    assert not records
+    assert not logger.disabled
 
 
 def test_inputs_are_described_by_type_and_shape() -> None:
