@@ -30,6 +30,8 @@ from fxq.graph.stored import fit_weights
 from fxq.graph.streams import function_of
 from fxq.nn import Quantized, TensorQuantizer
 from fxq.quant import DEQUANTIZE
+from fxq.saving.edits import do_again
+from fxq.saving.packed import Source
 from fxq.stage import Stage
 from fxq.state import State, find_state
 from fxq.surroundings import in_plain_surroundings
@@ -194,7 +196,24 @@ def _float_model(model: nn.Module, quantized: GraphModule, state: State) -> tupl
         float_gm = prepare(model, settings.example_inputs, state.recipe, settings.qat, False, frontend, "float").eval()
     except FxqError as error:
         raise InputError(f"float_model cannot be traced as the converted model was: {error}") from error
+    if state.changes.replaced or state.changes.inserted:
+        _put_in_again(float_gm, state)
     return float_gm, state.changes.equivalent_weights(float_gm)
+
+
+def _put_in_again(float_gm: GraphModule, state: State) -> None:
+    """Put in what passes of calibration put in: the weights that they rewrote compute the same only with it."""
+    if not isinstance(state.source, Source):
+        raise InputError(
+            "passes of calibration put modules into the converted model, and what these were it does not tell (it is a "
+            "pickle of it, or they cannot be stored): compare the prepared model"
+        )
+    device, packed = next((one.device for one in float_gm.parameters()), None), state.source.packed
+    edits = packed.header["edits"]
+    do_again(float_gm, edits)
+    for path in (*edits["replaced"], *(fields["path"] for fields in edits["inserted"])):
+        float_gm.get_submodule(path).load_state_dict(packed.section(f"{path}."))
+    float_gm.to(device)
 
 
 def _weights(gm: GraphModule, node: Node, counterpart: Node) -> tuple[Figures | None, bool]:

@@ -1,5 +1,6 @@
 """fxq.compare: local and accumulated error of each layer, against a slow calculation with hooks and torch alone."""
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from torch.fx import GraphModule
 
 import fxq
 from fxq.compare.figures import Figures, Sums
+from fxq.stage import Stage
+from fxq.state import require_state, set_state
 
 BATCHES = [images(6, seed=3), images(5, seed=4)]
 
@@ -89,6 +92,42 @@ def test_prepared_and_converted_say_the_same(model: nn.Module, recipe: str) -> N
         # A value on the border between two codes may fall on either side, and fc has but 110 of them.
         assert second.local.sqnr_db == pytest.approx(first.local.sqnr_db, abs=1)
         assert second.accumulated.sqnr_db == pytest.approx(first.accumulated.sqnr_db, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [("shift_activations", nn.ReLU()), ("equalize_channels", nn.GELU())],
+    ids=["shift", "equalize"],
+)
+def test_modules_that_calibration_put_in_are_on_the_float_side_of_a_converted_model(
+    name: str, activation: nn.Module, tmp_path: Path
+) -> None:
+    """A shifted activation in place of another, and a multiplication before a quantizer: weights make up for them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 8)).eval()
+    with torch.no_grad():
+        net[0].weight[0] *= 60
+        net[2].weight[:, 0] /= 60
+    data = torch.randn(64, 8)
+    gm = fxq.prepare(net, data[:2], fxq.recipe("tensorrt").with_pass(name))
+    fxq.calibrate(gm, data.split(16))
+    changes = require_state(gm, Stage.PREPARED, "").changes
+    assert bool(changes.replaced) is (name == "shift_activations")
+    assert bool(changes.inserted) is (name == "equalize_channels")
+    converted = fxq.convert(gm)
+    fxq.save(converted, tmp_path / "model.fxq")
+    one = fxq.compare(net, gm, [data])
+    for other in (converted, fxq.load(tmp_path / "model.fxq", net)):
+        two = fxq.compare(net, other, [data])
+        assert two.notes == ()
+        assert two.outputs["output"].sqnr_db == pytest.approx(one.outputs["output"].sqnr_db, abs=1e-2)
+        assert [layer.path for layer in two] == [layer.path for layer in one]
+        for first, second in zip(one, two, strict=True):
+            # A value on the border between two codes may fall on either side.
+            assert second.local.sqnr_db == pytest.approx(first.local.sqnr_db, abs=1)
+    set_state(converted, dataclasses.replace(require_state(converted, Stage.LOWERED, ""), source=None))
+    with pytest.raises(fxq.InputError, match=r"passes of calibration put modules into .*compare the prepared model"):
+        fxq.compare(net, converted, [data])
 
 
 def test_the_worst_layers_are_rules_of_a_recipe(model: nn.Module) -> None:
