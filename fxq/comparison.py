@@ -17,7 +17,7 @@ from fxq.compare.outputs import Named, named_leaves
 from fxq.comparison_report import Comparison, LayerComparison
 from fxq.data import Data
 from fxq.errors import FxqError, InputError, StageError
-from fxq.float_reference import run_in_float
+from fxq.float_reference import CHANGED, run_in_float
 from fxq.frontend.choice import Frontend
 from fxq.given_model import as_module
 from fxq.graph.float_model import in_float
@@ -151,6 +151,12 @@ class _Run:
                 f"float_model's own outputs are {lowest:.1f} dB from those that layers are compared with: the model "
                 "was trained, given other weights or rewritten since it was prepared, and what it computes with its "
                 "quantizers off is the float side here"
+            )
+        quality = None if state.explanation is None else state.explanation.quality
+        if state.stage is Stage.LOWERED and quality is not None and quality.against == CHANGED:
+            yield (
+                "the model was trained, or given other weights, since it was prepared: how far that took it from "
+                "float_model counts as error here. Compare the prepared model, which has its own float side"
             )
         if state.stage is Stage.LOWERED:
             known = self._pair.counterparts

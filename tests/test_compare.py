@@ -192,6 +192,12 @@ def test_a_trained_model_is_compared_with_itself_in_float_and_says_so(model: nn.
     comparison = fxq.compare(model, gm, BATCHES)
     assert "the model was trained, given other weights or rewritten since" in comparison.notes[0]
     assert comparison.outputs["output"].sqnr_db > 15  # against the old weights it would be 9.5: 20 log10(1.5 / 0.5)
+    converted = fxq.convert(gm)
+    (note,) = fxq.compare(model, converted, BATCHES).notes
+    assert note.startswith("the model was trained, or given other weights, since it was prepared: how far that took it")
+    with torch.no_grad():
+        model.fc.weight.mul_(1.5)  # the model as it was trained, which the note cannot know
+    assert fxq.compare(model, converted, BATCHES).outputs["output"].sqnr_db > 15
 
 
 def test_nothing_is_changed(model: nn.Module) -> None:
