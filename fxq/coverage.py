@@ -63,7 +63,7 @@ def coverage_of(prepared: GraphModule) -> Coverage:
             found = set(_codes(layer)) if isinstance(layer, Quantized) else set()
             codes |= found
             (quantized if found else in_float)[path] = None
-    computes = any(quantizer.is_enabled for quantizer in activation_quantizers(prepared).values())
+    computes = bool(activation_quantizers(prepared))
     words = " and ".join(sorted(codes))
     return Coverage(tuple(quantized), tuple(in_float), words if computes else f"{words} weights, computed in float")
 

@@ -164,9 +164,10 @@ def own_kind(operation: Any) -> str | None:
 
 def class_kind(module_type: type[nn.Module]) -> str | None:
     """Return the kind of the first class in the ancestry that has one, None where none has."""
-    if module_type not in _class_kinds:
-        _class_kinds[module_type] = next(filter(None, map(own_kind, module_type.__mro__)), None)
-    return _class_kinds[module_type]
+    found = _class_kinds.get(module_type, "")
+    if found == "":
+        found = _class_kinds[module_type] = next(filter(None, map(own_kind, module_type.__mro__)), None)
+    return found
 
 
 def is_registered(module_type: type[nn.Module]) -> bool:

@@ -13,6 +13,7 @@ from fxq.given_model import as_module
 from fxq.module_tree import named_modules
 from fxq.nn import TensorQuantizer
 
+_AS_IN_NUMPY = frozenset({torch.float32, torch.int64})
 _SMALL = 4096  # elements: those of a larger tensor are summed, on its device
 
 
@@ -86,6 +87,8 @@ def _content(tensor: Tensor) -> Any:
         return b""
     plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
     if plain.numel() <= _SMALL:
+        if plain.dtype in _AS_IN_NUMPY and plain.is_cpu and plain.is_contiguous():
+            return plain.numpy()  # the same bytes, and most tensors of a large graph are such
         return plain.reshape(-1).view(torch.uint8).cpu().numpy()
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
     rows = plain.contiguous().view(integer).reshape(len(plain), -1)

@@ -52,14 +52,16 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
     previous = record.passes[-1] if record.passes else "tracing"
     broken = set(find_problems(gm, passes[0].stage, settings.qat, is_sound)) if passes else set()
     idle = set(idle_quantizers(gm).values()) if passes and passes[0].stage <= Stage.PREPARED else None
+    before = _structure(gm)
     for step in passes:
         had = _quantizing(gm) if step.stage in (Stage.CALIBRATED, Stage.FROZEN) else {}
         if numbers is not None:
             numbers.before(gm, step)
-        before, start, entries = _structure(gm), time.perf_counter(), len(record.entries)
+        start, entries = time.perf_counter(), len(record.entries)
         rw = Rewriter(gm, settings, record, step.name or type(step).__name__, data_stage, step.stage)
         _run(step, rw, previous)
-        is_same = _structure(gm) == before
+        after = _structure(gm)
+        is_same, before = after == before, after
         if not is_same or len(record.entries) > entries or step is passes[-1]:
             broken = _check(gm, step, settings, previous, broken)
             drop_unused(gm)

@@ -92,7 +92,8 @@ def find_state(model: nn.Module) -> State | None:
 def check_has_all(model: nn.Module, call: str) -> None:
     """Raise a StageError if a parameter of ``model`` is sharded over processes, of which each has a part."""
     for path, parameter in named_parameters(model):
-        if hasattr(parameter, "full_tensor"):  # a DTensor: its module is heavy to import
+        # A DTensor, whose module is heavy to import, is of a type of its own.
+        if type(parameter) is not nn.Parameter and hasattr(parameter, "full_tensor"):
             raise StageError(
                 f"{call} computes with whole parameters, and {path!r} is sharded over processes (fully_shard): take "
                 "the whole state in all of them (torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "

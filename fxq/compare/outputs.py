@@ -195,7 +195,7 @@ def _as_before(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
     with restored_state(model, parts):
         yield
     for buffer, version, content in buffers:
-        if version is None or _version(buffer) != version:
+        if version is None or buffer._version != version:
             with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 buffer.copy_(content)
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxq.compare.outputs import named_leaves
 from fxq.graph.match import is_quantizer
+from fxq.graph.stored import stored_tensor
 from fxq.quant import DEQUANTIZE, LOWERED_OPS, lowered_kind
 from fxq.quant.ops.requantize import REQUANTIZE
 
@@ -68,7 +69,7 @@ class _Noisy(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "get_attr":
-            return self.fetch_attr(str(n.target))
+            return stored_tensor(n)
         # Not by the base class, which notes for tracebacks where it is: that takes longer than most nodes.
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = getattr(self, n.op)(n.target, args, kwargs)
@@ -94,8 +95,7 @@ class _Noisy(fx.Interpreter):
 
     def _step(self, dequantize: Any) -> Tensor:
         """Return the scale of a dequantize, shape () or (channels,)."""
-        step: Tensor = self.fetch_attr(str(dequantize.args[1].target))
-        return step
+        return stored_tensor(dequantize.args[1])
 
     def _moved(self, result: Tensor) -> Tensor:
         if not result.is_floating_point() or not result.numel():
@@ -104,8 +104,8 @@ class _Noisy(fx.Interpreter):
 
     def _shaken(self, value: Tensor, share: float) -> Tensor:
         """Move each element by up to ``share`` of the largest one."""
-        noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(value)
-        return noise.mul_(2).sub_(1).mul_(value.abs().max() * share).add_(value)
+        noise = torch.empty(value.shape, dtype=torch.float32, device="cpu").uniform_(-1, 1, generator=self.generator)
+        return noise.to(value).mul_(value.abs().max() * share).add_(value)
 
 
 def _has_float_bias(node: fx.Node) -> bool:

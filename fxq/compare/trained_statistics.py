@@ -83,20 +83,21 @@ def watched_norms(model: nn.Module) -> Iterator[list[SeenStatistics]]:
 
     Those are left out that learned nothing, or have seen too few batches.
     """
-    seen: dict[str, SeenStatistics] = {}
+    seen: dict[str, SeenStatistics | None] = {}  # None: it has learned nothing
     found: list[SeenStatistics] = []
 
     def watch(path: str, module: nn.Module) -> Any:
         def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if path not in seen and len(seen) < _MOST_NORMS:
-                seen[path] = SeenStatistics(path, module)
-                found.append(seen[path])
-            if path in seen:
-                seen[path].add(inputs[0] if inputs else None)
+            statistics = seen.get(path)
+            if path not in seen and len(found) < _MOST_NORMS:
+                statistics = seen[path] = SeenStatistics(path, module) if _has_learned(module) else None
+                found.extend([] if statistics is None else [statistics])
+            if statistics is not None:
+                statistics.add(inputs[0] if inputs else None)
 
         return module.register_forward_pre_hook(note)
 
-    handles = [watch(path, module) for path, module in named_modules(model) if _has_learned(module)]
+    handles = [watch(path, module) for path, module in named_modules(model) if _may_have_learned(module)]
     try:
         yield found
     finally:
@@ -104,13 +105,16 @@ def watched_norms(model: nn.Module) -> Iterator[list[SeenStatistics]]:
             handle.remove()
 
 
+def _may_have_learned(module: nn.Module) -> bool:
+    """Return whether a module is a batch norm, torch's or another's; its statistics are only looked at if it runs."""
+    return has_attribute(module, "running_mean") and not isinstance(module, torch.jit.ScriptModule)
+
+
 def _has_learned(module: nn.Module) -> bool:
-    """Return whether a module is a batch norm, torch's or another's, with statistics from training."""
-    if not has_attribute(module, "running_mean"):
-        return False
+    """Return whether a batch norm has statistics from training."""
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     steps = getattr(module, "num_batches_tracked", None)
-    if isinstance(module, torch.jit.ScriptModule) or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
         return False
     if isinstance(steps, Tensor) and 0 < int(steps) < _LEAST_STEPS:  # 0 in files that never stored it
         return False

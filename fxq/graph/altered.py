@@ -24,7 +24,7 @@ def why_altered(module: nn.Module) -> str | None:
     """Return what changes the call of ``module``, None if its class alone decides, hooks that compute weights aside."""
     if has_other_hooks(module):
         return "has forward hooks"
-    if _COMPUTING.isdisjoint(vars(module)):
+    if vars(module).keys().isdisjoint(_COMPUTING):  # not the other way round, which looks at all attributes
         return None
     return f"has its {min(_COMPUTING & vars(module).keys())} replaced on the instance"
 

@@ -90,23 +90,21 @@ def _normalized(gm: GraphModule, qat: bool) -> Iterator[str]:
             yield f"node {node.name!r} is {_WITH_ARTICLE[kind(node)]}, which does nothing here: bypass it"
 
 
-def _planned(gm: GraphModule) -> Iterator[str]:
-    for node in gm.graph.nodes:
-        planned = planned_inputs(node)
-        count = len(input_edges(node)) if planned else 0
-        for position in planned:
-            if position >= count:
-                yield f"node {node.name!r} has a plan for input {position} and only {count} inputs"
-
-
-def _prepared(gm: GraphModule, must_be_on: bool) -> Iterator[str]:
-    yield from _planned(gm)
+def _planned(gm: GraphModule, has_quantizer: Callable[[Node], bool] = lambda _: True) -> Iterator[str]:
+    """Yield the plans on inputs that there are not, or on producers that are no such quantizers as they should be."""
     for node in gm.graph.nodes:
         planned = planned_inputs(node)
         edges = input_edges(node) if planned else []
         for position in planned:
-            if position < len(edges) and not _quantizes(edges[position].producer, must_be_on):
+            if position >= len(edges):
+                yield f"node {node.name!r} has a plan for input {position} and only {len(edges)} inputs"
+            elif not has_quantizer(edges[position].producer):
                 yield f"input {position} of node {node.name!r} is planned and has no quantizer that is on"
+
+
+def _prepared(gm: GraphModule, must_be_on: bool) -> Iterator[str]:
+    yield from _planned(gm, lambda producer: _quantizes(producer, must_be_on))
+    for node in gm.graph.nodes:
         if is_quantizer(node) and is_quantizer(node.all_input_nodes[0]):
             yield f"quantizer {node.target!r} reads the quantizer {node.all_input_nodes[0].target!r}"
     for path, plans in plans_by_module(gm).items():
@@ -128,7 +126,7 @@ def idle_quantizers(gm: GraphModule) -> dict[str, TensorQuantizer]:
         return {}  # asked after each pass, of which most see none
     off = {
         path: module
-        for path, module in gm.named_modules(remove_duplicate=False)
+        for path, module in named_modules(gm, remove_duplicate=False)
         if isinstance(module, TensorQuantizer) and not _is_on(module)
     }
     planned = {str(node.target) for node in gm.graph.nodes if is_quantizer(node) and inserted_for(node)}

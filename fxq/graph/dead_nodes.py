@@ -13,6 +13,7 @@ from fxq.graph.kinds import module_of, produces_values, reads_shape
 from fxq.graph.match import module_path
 from fxq.graph.memory import Memory, writes_in_place
 from fxq.graph.modules import drop_unused
+from fxq.module_tree import has_attribute
 from fxq.record import Entry, Record
 
 # They read the shape of their first, or second, input.
@@ -40,31 +41,31 @@ def has_effect(node: Node) -> bool:
     """Return whether ``node`` does more than to compute a result; what it writes in place is asked elsewhere."""
     if writes_in_place(node):
         return False
-    if node.op in ("placeholder", "output") or node.is_impure() or node.meta.get("is_wrapped"):
-        return True  # what the model wrapped for tracing may do anything
     if node.op == "call_module":
         module = module_of(node)
-        return not _is_known(module) or bool(module._forward_hooks or module._forward_pre_hooks)
+        is_known = _is_known(module) and not has_attribute(module, "_is_impure")  # as Node.is_impure asks
+        return not is_known or bool(module._forward_hooks or module._forward_pre_hooks)
+    if node.op in ("placeholder", "output") or node.is_impure() or node.meta.get("is_wrapped"):
+        return True  # what the model wrapped for tracing may do anything
     value = node.all_input_nodes[0].meta.get("val") if node.all_input_nodes else None
     return node.op == "call_method" and isinstance(value, list | dict) and node.target not in _READS_OF_CONTAINERS
 
 
-def nodes_without_values(gm: GraphModule) -> set[Node]:
-    """Return the nodes whose values reach no output: at most their shapes do."""
-    return set(gm.graph.nodes) - _reached(gm, [gm.graph.output_node()], _reads_values)
+def nodes_without_values(gm: GraphModule, memory: Memory) -> set[Node]:
+    """Return the nodes whose values reach no output: at most their shapes do; ``memory``: that of the graph."""
+    return set(gm.graph.nodes) - _reached(memory, [gm.graph.output_node()], _reads_values)
 
 
 def _live_nodes(gm: GraphModule) -> set[Node]:
-    return _reached(gm, [node for node in gm.graph.nodes if has_effect(node)], lambda consumer, source: True)
+    ends = [node for node in gm.graph.nodes if has_effect(node)]
+    return _reached(Memory(gm.graph), ends, lambda consumer, source: True)
 
 
-def _reached(gm: GraphModule, ends: Iterable[Node], reads: Callable[[Node, Node], bool]) -> set[Node]:
+def _reached(memory: Memory, ends: Iterable[Node], reads: Callable[[Node, Node], bool]) -> set[Node]:
     """Return ``ends``, what they read, and what writes into the memory that is read, or into stored tensors."""
     reached: set[Node] = set()
     _add_with_sources(ends, reached, reads)
-    written = [
-        ([one for one in sharing if produces_values(one)], writers) for sharing, writers in Memory(gm.graph).written()
-    ]
+    written = [([one for one in sharing if produces_values(one)], writers) for sharing, writers in memory.written()]
     while True:
         seen = (writers for sharing, writers in written if _is_seen(sharing, reached))
         found = [node for writers in seen for node in writers if node not in reached]

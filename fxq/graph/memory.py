@@ -46,11 +46,12 @@ class Memory:
         self._sharing: dict[Node, list[Node]] = {}  # by the node that made the memory, in graph order, as the next
         self._writers: dict[Node, list[Node]] = {}
         for node in graph.nodes:
-            base = self._bases[node.all_input_nodes[0]] if _may_alias_input(node) else node
+            writes = writes_in_place(node)
+            base = self._bases[node.all_input_nodes[0]] if writes or _moves_input(node) else node
             self._bases[node] = base
             self._sharing.setdefault(base, []).append(node)
-            if writes_in_place(node):
-                self._writers.setdefault(self._bases[node.all_input_nodes[0]], []).append(node)
+            if writes:
+                self._writers.setdefault(base, []).append(node)
 
     def __contains__(self, node: Node) -> bool:
         return node in self._bases
@@ -140,6 +141,11 @@ def _position_of_inplace(node: Node) -> int:
 
 
 def _may_alias_input(node: Node) -> bool:
+    return writes_in_place(node) or _moves_input(node)
+
+
+def _moves_input(node: Node) -> bool:
+    """Return whether ``node`` may return its first input, or a view of it, without writing there."""
     if not node.all_input_nodes or node.target in ("clone", torch.clone):
         return False
     found = kind(node)
@@ -147,7 +153,7 @@ def _may_alias_input(node: Node) -> bool:
         return True
     if node.op == "call_method" and node.target in _MAY_RETURN_INPUT:
         return True
-    return writes_in_place(node) or str(getattr(node.target, "__name__", "")).endswith("dropout")
+    return str(getattr(node.target, "__name__", "")).endswith("dropout")
 
 
 def _is_torch_inplace(function: Any) -> bool:

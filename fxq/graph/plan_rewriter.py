@@ -149,7 +149,8 @@ class PlanRewriter:
         else:
             self.target.check_activation(plan.descriptor, where)
         if self._without_values is None:
-            self._without_values = nodes_without_values(self.gm)
+            self._memory = self._memory or Memory(self.gm.graph)
+            self._without_values = nodes_without_values(self.gm, self._memory)
         if node in self._without_values:
             self.skip(node, "nothing reads its values, at most its shape is")
             return

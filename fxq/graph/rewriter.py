@@ -97,7 +97,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
         if self._data_stage is not None:
             self._data_stage.replaced.setdefault(path, before)
             self._data_stage.changed.append(path)
-        self.gm.set_submodule(path, module)
+        add_module(self.gm, path, module)
         self._parameters = None
         for node in self._calls_by_path().get(path, [])[:1]:
             self._note("edit", node, why)
@@ -223,7 +223,7 @@ class Rewriter(PlanRewriter, ValueRewriter):
 
     def empty_module(self, path: str) -> None:
         """Put an empty module at ``path``, as a place for tensors; part of an edit that is noted elsewhere."""
-        self.gm.set_submodule(path, nn.Module())
+        add_module(self.gm, path, nn.Module().train(self.gm.training))
 
     def tensor(self, node: Any) -> torch.Tensor:
         """Return the stored tensor that a get_attr node reads."""
@@ -297,7 +297,8 @@ class Rewriter(PlanRewriter, ValueRewriter):
         return self._calls
 
     def _call_module(self, path: str, inputs: tuple[Any, ...]) -> Node:
-        new = self.gm.graph.call_module(path, inputs)
+        new = self.gm.graph.create_node("call_module", path)  # Graph.call_module looks for what is known to be there
+        new.args = inputs  # see _insert_call
         if self._calls is not None:
             self._calls.setdefault(path, []).append(new)
         return new

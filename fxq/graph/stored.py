@@ -14,7 +14,7 @@ from fxq.errors import CalibrationError
 from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
 from fxq.graph.memory import overwriting
-from fxq.graph.modules import graphs_in
+from fxq.graph.modules import find_module, graphs_in
 from fxq.module_tree import all_modules, named_modules
 from fxq.nn import Quantized, TensorQuantizer
 
@@ -70,6 +70,10 @@ def fit_quantizer(path: str, weight: Tensor, quantizer: TensorQuantizer) -> None
 
 def stored_tensor(node: Any) -> Tensor:
     """Return the parameter or buffer that a get_attr node reads."""
+    path, _, name = str(node.target).rpartition(".")
+    owner = find_module(node.graph.owning_module, path)
+    if owner is not None and name in owner._buffers:  # as most are: nn.Module's getattr takes longer to find them
+        return owner._buffers[name]  # type: ignore[return-value]
     found: Tensor = operator.attrgetter(str(node.target))(node.graph.owning_module)
     return found
 
@@ -79,10 +83,7 @@ def stored_input(node: Node) -> Tensor | None:
     source = node.all_input_nodes[0]
     if source.op != "get_attr" or overwriting(source) is not None:
         return None
-    owner, _, name = str(source.target).rpartition(".")
-    assert source.graph.owning_module is not None
-    stored: Tensor = getattr(source.graph.owning_module.get_submodule(owner), name)
-    return stored
+    return stored_tensor(source)
 
 
 def _in_graph(gm: GraphModule) -> Iterator[tuple[str, Tensor, TensorQuantizer]]:

@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from fxq.errors import FxqError
+from fxq.graph.kinds import module_of
 from fxq.graph.match import owner_path
 from fxq.graph.modules import add_module, drop_unused, free_path
 from fxq.graph.source_lines import line_of
@@ -69,7 +70,7 @@ def trace_for_training(
 
 def settle_modes(gm: GraphModule) -> None:
     """Let all that follows the mode be as in evaluation, for good: ``gm`` will not be trained any more."""
-    settled = {node: gm.get_submodule(str(node.target)) for node in gm.graph.nodes if node.op == "call_module"}
+    settled = {node: module_of(node) for node in gm.graph.nodes if node.op == "call_module"}
     modes = {node: module.evaluation for node, module in settled.items() if isinstance(module, ByMode)}
     for node, value in modes.items():
         for reader in list(node.users):

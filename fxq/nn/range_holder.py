@@ -261,7 +261,7 @@ class RangeHolder(nn.Module):
         if len(bounds) == 2:
             return affine_scale_and_zero_point(bounds[0], bounds[1], *self._descriptor.bounds)
         scale = symmetric_scale(bounds[0], self.maxbound)
-        return scale, torch.zeros_like(scale)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
 
     def _channel_axis(self, bound: Tensor) -> int | None:
         if bound.numel() == 1:

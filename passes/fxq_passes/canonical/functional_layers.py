@@ -1,5 +1,6 @@
 """Functional layers on stored parameters, ``F.conv2d(x, self.weight)``, as modules that hold the same tensors."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -36,14 +37,19 @@ class StoredLayers:
     """The layers of a model by the memory of their tensors, to find the one that an earlier call became.
 
     Args:
-        rw: of the pass; looked through once.
+        rw: of the pass; looked through once, at the first question: most models call their layers as modules.
     """
 
     def __init__(self, rw: Rewriter) -> None:
-        self._found: dict[Any, list[tuple[str, nn.Module]]] = {}
-        for path, module in rw.gm.named_modules():
+        self._rw = rw
+
+    @functools.cached_property
+    def _found(self) -> dict[Any, list[tuple[str, nn.Module]]]:
+        found: dict[Any, list[tuple[str, nn.Module]]] = {}
+        for path, module in self._rw.gm.named_modules():
             if isinstance(module, _LAYERS):
-                self.add(path, module)
+                found.setdefault(_memory(module), []).append((path, module))
+        return found
 
     def add(self, path: str, module: nn.Module) -> None:
         """Remember where a layer is."""

@@ -152,6 +152,8 @@ def _constant_among(rw: Rewriter, nodes: Sequence[Node]) -> set[Node]:
         for node in nodes:
             if node not in varying and _is_constant(rw, node, constant):
                 constant.add(node)
+        if not constant:
+            return constant
         found: set[Node] = set()
         seen: set[Node] = set()
         for writer in (node for node in nodes if writes_in_place(node)):

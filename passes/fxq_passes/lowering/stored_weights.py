@@ -16,8 +16,7 @@ from fxq.quant.blocks import spread_blocks
 def integer_codes(weight: Tensor, found: QParams) -> Tensor:
     """Return the codes of ``weight``, in the dtype and shape that they are stored in."""
     if found.block_size is None:
-        zero_point = found.zero_point.to(found.dtype)
-        codes: Tensor = QUANTIZE(weight, found.scale, zero_point, found.axis, found.lo, found.hi, found.dtype)
+        codes: Tensor = QUANTIZE(weight, found.scale, found.zero_point, found.axis, found.lo, found.hi, found.dtype)
         return codes
     step = spread_blocks(found.scale, found.block_size, weight.shape[1])
     return torch.round(weight.float() / step).clamp_(found.lo, found.hi).to(found.dtype)

@@ -6,6 +6,7 @@ from torch import nn
 
 from fxq import QuantDescriptor, Rewriter, TensorQuantizer
 from fxq.graph import Plan, plans_by_module
+from fxq.graph.modules import module_at
 from fxq.nn import Quantized, WeightQuantized, computed_tensors, quantized_type
 
 
@@ -22,7 +23,7 @@ def swap_modules(rw: Rewriter) -> None:
     """Swap each planned module once, with quantizers that are off until attach_observers: no number changes."""
     tied: dict[int, _Tied] = {}
     for path, plans in plans_by_module(rw.gm).items():
-        module = rw.gm.get_submodule(path)
+        module = module_at(rw.gm, path)
         if isinstance(module, Quantized):
             continue  # swapped before
         swapped = _swapped(module, plans)
