@@ -70,7 +70,8 @@ class PlanOps(Pass):
         in_float = kept_in_float(rw) | normalizations(rw) | masking_adds(rw) | infinite
         for expression in weight_expressions(rw):
             in_float |= dict.fromkeys(expression.nodes, "computes a weight")
-        for node in rw.nodes(lambda node: kind(node) not in _SILENT):
+        kinds = {node: kind(node) for node in rw.nodes()}  # planning changes none
+        for node in rw.nodes(lambda node: kinds[node] not in _SILENT):
             if layers.is_layer(node):
                 reason = layers.why_not(node)
                 if reason is not None:
@@ -80,12 +81,12 @@ class PlanOps(Pass):
                         continue
                     layers.plan(node)
             _plan_node(rw, node, in_float.get(node))
-        for node in rw.nodes(lambda node: rw.target.quantizes_output(kind(node), "read_in_integers")):
+        for node in rw.nodes(lambda node: rw.target.quantizes_output(kinds[node], "read_in_integers")):
             _plan_read_output(rw, node)
-        for node in rw.nodes(lambda node: rw.target.quantizes_output(kind(node), "sliced_for_integers")):
+        for node in rw.nodes(lambda node: rw.target.quantizes_output(kinds[node], "sliced_for_integers")):
             if planned_inputs(node) and is_sliced_for_integers(rw, node):
                 _plan_output(rw, node)
-        for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kind(node), "all_readers_quantized"))):
+        for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kinds[node], "all_readers_quantized"))):
             _plan_surrounded(rw, node, infinite.get(node))
 
 

@@ -19,8 +19,9 @@ class RemoveInplace(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Replace each, and let what read the overwritten tensor later read the result."""
-        kept = _modules_to_keep(rw)
-        for node in rw.nodes(writes_in_place):
+        writing = rw.nodes(writes_in_place)
+        kept = _modules_to_keep(rw, writing)
+        for node in writing:
             reason = _why_not(node)
             if reason is None and node.op == "call_module" and rw.module(node) in kept:
                 reason = f"in-place, and another call of {node.target!r} has to stay so"
@@ -45,10 +46,9 @@ def _erase_unread(rw: Rewriter, node: Node) -> None:
         waiting += [one for one in sources if not (one.users or writes_in_place(one) or has_effect(one))]
 
 
-def _modules_to_keep(rw: Rewriter) -> set[nn.Module]:
+def _modules_to_keep(rw: Rewriter, writing: list[Node]) -> set[nn.Module]:
     """Return the modules with a call that has to stay in-place: there is one switch for all calls of a module."""
-    calls = rw.nodes(lambda node: node.op == "call_module" and writes_in_place(node))
-    return {rw.module(node) for node in calls if _why_not(node) is not None}
+    return {rw.module(node) for node in writing if node.op == "call_module" and _why_not(node) is not None}
 
 
 def _why_not(node: Node) -> str | None:
