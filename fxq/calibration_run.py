@@ -6,23 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
-from fxq.batches import call
 from fxq.calibration_report import CalibrationReport, CalibrationStep
 from fxq.data import Data
 from fxq.errors import PassError
 from fxq.graph.data_stage import DataStage
-from fxq.graph.float_model import in_float
 from fxq.graph.held_out import narrow_again, widen_observed
 from fxq.graph.largest_sample import largest_sample
 from fxq.graph.members import crowded_members
 from fxq.graph.observers import empty_ranges, measured_quantizers, observing_quantizers
 from fxq.graph.settings import Settings
-from fxq.graph.snapshot import Snapshot
 from fxq.graph.stale import fit_again, ranges_behind
+from fxq.judging import Judge, Saved
 from fxq.measured import Measured
 from fxq.module_tree import named_modules, named_parameters
 from fxq.nn import TensorQuantizer
@@ -31,6 +27,7 @@ from fxq.pipeline import run_passes
 from fxq.record import Entry, Record
 
 _MOST_SHOWN = 5
+_SAMPLES_TO_CORRECT = 16
 
 
 def run_calibrated_passes(
@@ -49,16 +46,17 @@ def run_calibrated_passes(
     Raises:
         FxqError: a pass failed; nothing is restored here.
     """
-    judge = _Judge(gm, stage)
+    judge = Judge(gm, stage)
     if stage.data is not None and begins:
         keep, hold_out = any(not step.streams for step in passes), any(step.improves for step in passes)
         stage.data.begin(keep, hold_out, sample_bytes=largest_sample(gm), model=gm)
     plain: _Plain | None = None
     steps = []
-    for step in passes:
+    for index, step in enumerate(passes):
         if step.improves and plain is None:
             plain = _begin_to_improve(gm, record, judge)
-        steps.append(_run(gm, step, settings, record, stage, judge))
+        corrector = next((later for later in passes[index + 1 :] if later.corrects), None)
+        steps.append(_run(gm, step, settings, record, judge, corrector))
     together = _undo_what_chance_kept(plain, steps, record, judge)
     if stage.data is not None:
         stage.data.ranges_cover_held_out = bool(stage.covering)
@@ -70,7 +68,7 @@ def run_calibrated_passes(
     # A forward of the user's own may call the model with anything.
     samples = data.seen if data is not None and data.forward is None else None
     few = () if data is None or not data.is_cut_short else (describe_few(gm, data),)
-    notes = (*judged, *few, *together, *odd, *about_ranges)
+    notes = (*judged, *judge.notes, *few, *together, *odd, *about_ranges)
     return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples)
 
 
@@ -94,9 +92,9 @@ def describe_empty(ranges: Mapping[str, str]) -> str:
 
 
 def _run(
-    gm: GraphModule, step: Pass, settings: Settings, record: Record, stage: DataStage, judge: "_Judge"
+    gm: GraphModule, step: Pass, settings: Settings, record: Record, judge: Judge, corrector: Pass | None
 ) -> CalibrationStep:
-    saved = judge.save(record) if step.improves else None
+    stage, saved = judge.stage, judge.save(record) if step.improves else None
     start, unchanged, entries = time.perf_counter(), len(stage.changed), len(record.entries)
     run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
     if not step.keeps_ranges:
@@ -109,17 +107,46 @@ def _run(
         return CalibrationStep(step.name, None, None, kept=True, seconds=seconds)
     before, after = saved.measured, judge.look()
     assert after is not None
-    kept = after.is_no_worse_than(before)
+    kept, change = after.is_no_worse_than(before), _change(before.sqnr_db, after.sqnr_db)
+    if not kept and corrector is not None:
+        first, second = _corrected(gm, saved, corrector, settings, record, judge)
+        kept = second.is_no_worse_than(first)
+        change += f"; with {corrector.name} behind it {_change(first.sqnr_db, second.sqnr_db)}"
+        if kept:
+            judge.notes.append(f"{step.name} is kept for what it brings in the end: {change}")
     if not kept:
         saved.restore(record)
         record.passes.append(step.name)
-        _note_undone(record, step.name, _change(before.sqnr_db, after.sqnr_db))
+        _note_undone(record, step.name, change)
     is_same = torch.equal(before.noise, after.noise)  # what a pass did past the rewriter, no entry tells
     changed = not is_same or any(entry.action == "edit" for entry in record.entries[entries:])
     return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds, changed)
 
 
-def _begin_to_improve(gm: GraphModule, record: Record, judge: "_Judge") -> "_Plain | None":
+def _corrected(
+    gm: GraphModule, saved: Saved, corrector: Pass, settings: Settings, record: Record, judge: Judge
+) -> tuple[Measured, Measured]:
+    """Return how good the model is with a ``corrector``, without the pass that just ran and with it.
+
+    The corrector sees few samples here, since this takes time; all is as it was afterwards.
+    """
+    now, found = judge.save(record), []
+    assert now is not None
+    assert judge.stage.data is not None
+    for state in (saved, now):
+        state.restore(record)
+        with judge.stage.data.few(_SAMPLES_TO_CORRECT):
+            run_passes(gm, [corrector], settings, record, complete=False, data_stage=judge.stage)
+        judge.forget()
+        found.append(judge.look())
+    now.restore(record)
+    first, second = found
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def _begin_to_improve(gm: GraphModule, record: Record, judge: Judge) -> "_Plain | None":
     """Return the model of the plain recipe, which holds nothing out; leave its ranges as they are good to start from.
 
     That is with what the samples held out add to them, unless they themselves have less error without.
@@ -138,7 +165,7 @@ def _begin_to_improve(gm: GraphModule, record: Record, judge: "_Judge") -> "_Pla
 
 
 def _undo_what_chance_kept(
-    plain: "_Plain | None", steps: list[CalibrationStep], record: Record, judge: "_Judge"
+    plain: "_Plain | None", steps: list[CalibrationStep], record: Record, judge: Judge
 ) -> tuple[str, ...]:
     """Leave the plain recipe's model where what the passes that were kept gain together may be chance; note it.
 
@@ -201,7 +228,7 @@ def _check_finite(gm: GraphModule, step: Pass) -> None:
                 )
 
 
-def _notes(passes: Sequence[Pass], judge: "_Judge") -> tuple[str, ...]:
+def _notes(passes: Sequence[Pass], judge: Judge) -> tuple[str, ...]:
     names, data = [step.name for step in passes if step.improves], judge.stage.data
     if not names or data is None:
         return ()
@@ -238,24 +265,6 @@ def describe_crowded(ranges: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Saved:
-    """The model as it was, how good it was, and what was noted of it."""
-
-    measured: Measured
-    snapshot: Snapshot
-    notes: DataStage
-    record: Record
-    judge: "_Judge"
-
-    def restore(self, record: Record) -> None:
-        """Put it back, and take out of ``record`` what was written since."""
-        self.snapshot.restore()
-        self.judge.stage.become(self.notes.copy())
-        record.become(self.record.copy())
-        self.judge.measured = self.measured
-
-
-@dataclass(frozen=True)
 class _Plain:
     """What passes begin with that should improve the model.
 
@@ -265,75 +274,5 @@ class _Plain:
             this: ranges that cover just the samples to judge by look better than they are.
     """
 
-    saved: _Saved
+    saved: Saved
     start: Measured
-
-
-class _Judge:
-    """Compares the quantized model with the float one on the samples held out."""
-
-    def __init__(self, gm: GraphModule, stage: DataStage) -> None:
-        self._gm, self.stage = gm, stage
-        self._expected: list[list[Tensor]] | None = None
-        self.measured: Measured | None = None
-
-    def save(self, record: Record) -> _Saved | None:
-        """Return the model as it is now; None where nothing tells how good it is."""
-        measured = self.look()
-        if measured is None:
-            return None
-        return _Saved(measured, Snapshot(self._gm, has_weights=True), self.stage.copy(), record.copy(), self)
-
-    def forget(self) -> None:
-        """The model is another now."""
-        self.measured = None
-
-    @property
-    def samples(self) -> int:
-        """How many samples were held out."""
-        data = self.stage.data
-        return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
-
-    def look(self) -> Measured | None:
-        """Return how far the quantized model is from the float one now; None where nothing tells."""
-        if self.measured is None:
-            self.measured = self._measure()
-        return self.measured
-
-    def _measure(self) -> Measured | None:
-        if not self.samples or self.stage.weights is None:
-            return None
-        if self._expected is None:
-            with in_float(self._gm, self.stage.weights):
-                self._expected = self._outputs()
-        if not any(self._expected):
-            return None
-        signal = sum(float(wanted.double().square().sum()) for batch in self._expected for wanted in batch)
-        by_batch = []
-        assert self.stage.data is not None
-        inputs = self.stage.data.judging(self._gm)
-        for one, expected, found in zip(inputs, self._expected, self._outputs(), strict=True):
-            errors = [(want.double() - got.double()).square() for want, got in zip(expected, found, strict=True)]
-            by_batch.append(_by_sample(errors, one.samples or 1))
-        noise = torch.cat(by_batch)
-        total = float(noise.sum())
-        return Measured(math.inf if total == 0 else 10 * math.log10(signal / total) if signal else -math.inf, noise)
-
-    def _outputs(self) -> list[list[Tensor]]:
-        """Return the floating-point tensors that the model returns, by batch."""
-        assert self.stage.data is not None
-        found = []
-        with torch.no_grad():
-            for inputs in self.stage.data.judging(self._gm):
-                # A model may write into its inputs, which are needed again.
-                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
-                leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
-                found.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
-        return found
-
-
-def _by_sample(errors: list[Tensor], samples: int) -> Tensor:
-    """Return the sum of ``errors`` for each sample; their sum alone where a tensor does not count samples."""
-    if all(error.dim() and error.shape[0] == samples for error in errors):
-        return torch.stack([error.flatten(1).sum(1) if error.dim() > 1 else error for error in errors]).sum(0).cpu()
-    return torch.stack([error.sum() for error in errors]).sum().reshape(1).cpu()

@@ -5,6 +5,7 @@ again, at most ``max_samples`` are kept, as copies on the model's device; a shar
 to judge passes by, and no pass sees those. Samples are what dimension 0 of a batch counts.
 """
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -174,6 +175,17 @@ class Data:
         if not self._was_read:
             self._read(gm, "Reading samples", runs=False)
         return self._samples.learned
+
+    @contextlib.contextmanager
+    def few(self, most: int) -> Iterator[None]:
+        """Let passes learn from no more than ``most`` of the samples that were kept, for as long as this lasts."""
+        samples = self._samples
+        learned = samples.learned
+        samples.learned = samples.some(most, can_cut=self.forward is None)
+        try:
+            yield
+        finally:
+            samples.learned = learned
 
     def judging(self, gm: GraphModule) -> list[Inputs]:
         """Return the samples that were held out. They are the pipeline's: a pass that learns from them cheats."""

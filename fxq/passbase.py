@@ -20,6 +20,8 @@ class Pass(abc.ABC):
             nothing for a CALIBRATED pass, which moves numbers on purpose.
         improves: a CALIBRATED pass that should make the quantized model more like the float one. It is measured on
             samples that no pass sees, and undone where it made things worse.
+        corrects: a CALIBRATED pass that takes back the mean errors which others leave behind. Where one of these looks
+            worse without it, both are judged once more with it.
         keeps_ranges: a CALIBRATED pass whose weights and biases make up for quantization, and so leave the activations
             where they were. Else the ranges behind what it changed are stale, and are fitted again.
         streams: a CALIBRATED pass that reads the batches once, as they come, and changes nothing but ranges: where all
@@ -31,6 +33,7 @@ class Pass(abc.ABC):
     closes_stage: ClassVar[bool] = False
     tolerance: ClassVar[Tolerance] = ROUNDING
     improves: ClassVar[bool] = False
+    corrects: ClassVar[bool] = False
     keeps_ranges: ClassVar[bool] = False
     streams: ClassVar[bool] = False
 

@@ -92,6 +92,21 @@ class Samples:
             self.learned.append(self._part(rest, 0, learned))
         return rest
 
+    def some(self, most: int, can_cut: bool) -> list[Inputs]:
+        """Return at most ``most`` of the samples kept to learn from, from all batches alike; at least a batch.
+
+        Where batches cannot be taken apart, some of them.
+        """
+        total, passed, found, taken = self._count(self.learned), 0, list[Inputs](), 0
+        for inputs in self.learned:
+            count = self.count(inputs)
+            passed += count
+            due = min(count, round(passed * most / total) - taken)
+            if due == count or (due > 0 and can_cut):
+                found.append(inputs if due == count else self._part(inputs, 0, due))
+                taken += due
+        return found or self.learned[:1]
+
     def show(self, inputs: Inputs) -> None:
         """Keep a few samples of ``inputs``, a batch, to compare on, as long as they are few and small."""
         count = self.count(inputs)

@@ -146,6 +146,73 @@ def test_a_pass_that_hurts_is_undone() -> None:
     fxq.convert(shifted)  # without a word that a pass did not run: it did
 
 
+@fxq.register_pass("test_widens_ranges")
+@dataclass(frozen=True)
+class WidensRanges(fxq.Pass):
+    """Makes the ranges of all activations much too wide."""
+
+    stage = fxq.Stage.CALIBRATED
+    tolerance = fxq.ANY
+    factor: ClassVar[float] = 16.0
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        for quantizer in activation_quantizers(rw.gm).values():
+            quantizer.amax = quantizer.amax * self.factor
+
+
+@fxq.register_pass("test_narrows_but_shifts")
+@dataclass(frozen=True)
+class NarrowsButShifts(WidensRanges):
+    """Takes that back, and adds a number to all biases, which a correction takes back."""
+
+    improves = True
+    keeps_ranges = True
+    factor = 1 / 16.0
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        super().run(rw)
+        for node in rw.nodes(is_weighted):
+            rw.set_bias(str(node.target), rw.module(node).bias.detach() + 0.3, "shifted")
+
+
+def test_a_pass_that_looks_worse_is_kept_where_it_is_better_with_the_correction_behind_it() -> None:
+    alone = TRT.with_pass("test_widens_ranges").with_pass("test_narrows_but_shifts")
+    corrected = prepared(alone.with_pass("correct_bias"))
+    assert not fxq.calibrate(prepared(alone), DATA.split(8)).steps[-1].kept
+    report = fxq.calibrate(corrected, DATA.split(8))
+    step, correction = report.steps[-2:]
+    assert step.sqnr_after_db < step.sqnr_before_db - 3  # type: ignore[operator]
+    assert step.kept
+    assert correction.sqnr_before_db == step.sqnr_after_db  # what judged it is taken back
+    assert correction.sqnr_after_db > step.sqnr_before_db + 3  # type: ignore[operator]
+    assert any("test_narrows_but_shifts is kept for what it brings in the end: " in note for note in report.notes)
+
+
+def test_a_pass_that_is_worse_with_the_correction_too_is_undone() -> None:
+    gm, without = (
+        prepared(CORRECTED.with_pass("test_shift_biases", before="correct_bias", by=30.0)),
+        prepared(CORRECTED),
+    )
+    report, expected = fxq.calibrate(gm, DATA.split(8)), fxq.calibrate(without, DATA.split(8))
+    assert [step.kept for step in report.steps[-2:]] == [False, True]
+    assert report.steps[-1].sqnr_after_db == expected.steps[-1].sqnr_after_db
+    assert tensors(gm) == tensors(without)
+    record = find_state(gm).record  # type: ignore[union-attr]
+    assert "; with correct_bias behind it " in record.of("test_shift_biases", "skip")[0].text
+
+
+def test_a_few_samples_are_of_all_batches_alike() -> None:
+    data = fxq.Data([torch.full((size, 2), float(size)) for size in (8, 2, 1, 8, 5)], held_out=0)
+    data.begin(keep=True, hold_out=False)
+    gm = fxq.prepare(torch.nn.Linear(2, 2).eval(), torch.zeros(1, 2), TRT)
+    every = data.kept(gm)
+    with data.few(6):
+        assert [batch.args[0].shape[0] for batch in data.kept(gm)] == [2, 1, 2, 1]
+    assert data.kept(gm) is every
+    with data.few(100):
+        assert data.kept(gm) == every
+
+
 def test_a_gain_that_may_be_chance_is_undone() -> None:
     """It is 0.005 dB over the four samples held out, and some of them lose."""
     gm = prepared(TRT.with_pass("test_shift_biases", by=-0.001))

@@ -122,7 +122,7 @@ def _check_pass_type(name: str, pass_type: Any) -> None:
 
 def _check_data_attributes(name: str, pass_type: type[Pass]) -> None:
     """Refuse what only a pass with data can be, of another one: it would mean nothing, in silence."""
-    said = [word for word in ("improves", "keeps_ranges", "streams") if getattr(pass_type, word)]
+    said = [word for word in ("improves", "corrects", "keeps_ranges", "streams") if getattr(pass_type, word)]
     if said and pass_type.stage is not Stage.CALIBRATED:
         raise PluginError(
             f"pass {name!r} ({full_name(pass_type)}) of stage '{pass_type.stage}' sets {said[0]}, which only passes "

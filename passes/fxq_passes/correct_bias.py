@@ -45,6 +45,7 @@ class CorrectBias(Pass):
     stage = Stage.CALIBRATED
     tolerance = ANY
     improves = True
+    corrects = True
     keeps_ranges = True
     behind_rectifier: bool = True
     only_certain: bool = True

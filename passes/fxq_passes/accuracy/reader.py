@@ -108,7 +108,7 @@ class Reader:
 
     def weight_reach(self) -> Tensor:
         """Return, for each input channel, the largest weight in terms of its output channel's largest: (channels,)."""
-        weight = self.matrix.weight(in_full(self.matrix.layer.weight)).abs()  # (groups, outputs, inputs)
+        weight = self.matrix.weight(in_full(self.matrix.layer.weight.detach())).abs()  # (groups, outputs, inputs)
         weight = weight / weight.amax(2, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         per_group = self.matrix.layer.weight.shape[1]
         return weight.amax(1).reshape(self.matrix.groups, per_group, -1).amax(2).flatten()

@@ -1,0 +1,111 @@
+"""How good the quantized model is while its passes run, on the samples held out; and what it was before each."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxq.batches import call
+from fxq.graph.data_stage import DataStage
+from fxq.graph.float_model import in_float
+from fxq.graph.snapshot import Snapshot
+from fxq.measured import Measured
+from fxq.record import Record
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The model as it was, how good it was, and what was noted of it."""
+
+    measured: Measured
+    snapshot: Snapshot
+    notes: DataStage
+    record: Record
+    judge: "Judge"
+
+    def restore(self, record: Record) -> None:
+        """Put it back, and take out of ``record`` what was written since."""
+        self.snapshot.restore()
+        self.judge.stage.become(self.notes.copy())
+        record.become(self.record.copy())
+        self.judge.measured = self.measured
+
+
+class Judge:
+    """Compares the quantized model with the float one on the samples held out.
+
+    Attributes:
+        stage: the data, and the float model.
+        measured: how good the model is; None where that is not known.
+        notes: what to say of its judgements.
+    """
+
+    def __init__(self, gm: GraphModule, stage: DataStage) -> None:
+        self._gm, self.stage = gm, stage
+        self._expected: list[list[Tensor]] | None = None
+        self.notes: list[str] = []
+        self.measured: Measured | None = None
+
+    def save(self, record: Record) -> Saved | None:
+        """Return the model as it is now; None where nothing tells how good it is."""
+        measured = self.look()
+        if measured is None:
+            return None
+        return Saved(measured, Snapshot(self._gm, has_weights=True), self.stage.copy(), record.copy(), self)
+
+    def forget(self) -> None:
+        """The model is another now."""
+        self.measured = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples were held out."""
+        data = self.stage.data
+        return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
+
+    def look(self) -> Measured | None:
+        """Return how far the quantized model is from the float one now; None where nothing tells."""
+        if self.measured is None:
+            self.measured = self._measure()
+        return self.measured
+
+    def _measure(self) -> Measured | None:
+        if not self.samples or self.stage.weights is None:
+            return None
+        if self._expected is None:
+            with in_float(self._gm, self.stage.weights):
+                self._expected = self._outputs()
+        if not any(self._expected):
+            return None
+        signal = sum(float(wanted.double().square().sum()) for batch in self._expected for wanted in batch)
+        by_batch = []
+        assert self.stage.data is not None
+        inputs = self.stage.data.judging(self._gm)
+        for one, expected, found in zip(inputs, self._expected, self._outputs(), strict=True):
+            errors = [(want.double() - got.double()).square() for want, got in zip(expected, found, strict=True)]
+            by_batch.append(_by_sample(errors, one.samples or 1))
+        noise = torch.cat(by_batch)
+        total = float(noise.sum())
+        return Measured(math.inf if total == 0 else 10 * math.log10(signal / total) if signal else -math.inf, noise)
+
+    def _outputs(self) -> list[list[Tensor]]:
+        """Return the floating-point tensors that the model returns, by batch."""
+        assert self.stage.data is not None
+        found = []
+        with torch.no_grad():
+            for inputs in self.stage.data.judging(self._gm):
+                # A model may write into its inputs, which are needed again.
+                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
+                leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
+                found.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+        return found
+
+
+def _by_sample(errors: list[Tensor], samples: int) -> Tensor:
+    """Return the sum of ``errors`` for each sample; their sum alone where a tensor does not count samples."""
+    if all(error.dim() and error.shape[0] == samples for error in errors):
+        return torch.stack([error.flatten(1).sum(1) if error.dim() > 1 else error for error in errors]).sum(0).cpu()
+    return torch.stack([error.sum() for error in errors]).sum().reshape(1).cpu()
