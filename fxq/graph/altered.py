@@ -22,7 +22,7 @@ _COMPUTING = frozenset({"forward", "_conv_forward", "_output_padding", "_check_i
 
 def why_altered(module: nn.Module) -> str | None:
     """Return what changes the call of ``module``, None if its class alone decides, hooks that compute weights aside."""
-    if has_other_hooks(module):
+    if (module._forward_hooks or module._forward_pre_hooks) and has_other_hooks(module):
         return "has forward hooks"
     if vars(module).keys().isdisjoint(_COMPUTING):  # not the other way round, which looks at all attributes
         return None

@@ -119,6 +119,11 @@ def test_every_layer_computes_what_its_fake_quantized_self_does(
     assert_within_a_step(fxq.convert(prepared), prepared, x)
 
 
+def test_the_places_of_stored_tensors_are_in_the_mode_of_the_model() -> None:
+    converted = fxq.convert(calibrated(Net()))
+    assert not [path for path, module in converted.named_modules() if module.training]
+
+
 def test_an_integer_bias_counts_in_input_step_times_weight_step() -> None:
     prepared = calibrated(Net(), recipe="onnxruntime")
     converted = fxq.convert(prepared)
