@@ -16,6 +16,7 @@ LEVELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "best": ("equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias", "distill"),
     }
 )
+DEFAULT_LEVEL = "fast"
 _OF_ANY_LEVEL = frozenset(name for names in LEVELS.values() for name in names)
 _FOR_WEIGHTS_ALONE = ("round_weights",)
 _BEHIND = "fit_ranges"

@@ -35,7 +35,7 @@ from fxq.model_checks import (
 )
 from fxq.original import Original
 from fxq.preparation import prepare_graph
-from fxq.recipe import Recipe
+from fxq.recipe import Recipe, recipe_at
 from fxq.recipe import recipe as find_recipe
 from fxq.request import Request
 from fxq.saving.pack import source_of
@@ -203,8 +203,9 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
 ) -> GraphModule:
     """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
 
-    ``accuracy`` is how much calibration does beside ranges, "plain", "fast" or "best" (see ``Recipe.with_accuracy``);
-    None for what the recipe says.
+    ``accuracy`` is how much calibration does beside ranges, "plain", "fast" or "best" (see ``Recipe.with_accuracy``).
+    None: of a recipe by name "fast", where two samples at least can be held out to judge its passes by (16 samples do);
+    of a Recipe or a file what it lists.
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """
@@ -213,7 +214,9 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         first, batches = first_inputs(as_module(model), batches)
         example_inputs = first
-    chosen = find_recipe(recipe) if accuracy is None else find_recipe(recipe).with_accuracy(accuracy)
+    chosen, asked = recipe_at(recipe, accuracy)
+    if untraceable == "islands" and not asked:
+        chosen = find_recipe(recipe)  # a batch is one sample there, and an island may see few
     try:
         prepared = prepare(model, example_inputs, chosen, frontend=frontend, untraceable=untraceable)
     except InputError as error:
@@ -221,7 +224,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
             raise
         raise InputError(f"the first batch, from which the example inputs are, does not fit: {error}") from error
     if needs_data(prepared):
-        calibrate(prepared, batches, forward, progress)
+        calibrate(prepared, batches, forward, progress, unjudged=asked)
     return convert(prepared, min_sqnr_db, strict)
 
 

@@ -50,6 +50,8 @@ def calibrate(
     batches: Iterable[Any] | Data | None = None,
     forward: Forward | None = None,
     progress: bool = True,
+    *,
+    unjudged: bool = True,
 ) -> CalibrationReport:
     """Run the recipe's CALIBRATED passes: observe the float model on ``batches``, fit all ranges, then improve.
 
@@ -66,6 +68,8 @@ def calibrate(
             ``fxq.Data``, which says what to keep of them; None only where nothing waits for data.
         forward: ``forward(model, batch)`` for batches of any other form.
         progress: show a bar, if stderr is a terminal.
+        unjudged: run passes that improve even where fewer than two samples can be held out to judge them by (of 16, one
+            in eight); False leaves them out then, and the report says so.
 
     Where torch.distributed runs several processes (torchrun), all of them call this, each with its share of the
     batches: what they saw is merged by one collective, and each ends with the model that one process would have that
@@ -108,7 +112,7 @@ def calibrate(
     try:
         with _eval_mode(prepared):
             _start_anew(prepared, state)
-            report, calibrated = _run(prepared, state, passes, data)
+            report, calibrated = _run(prepared, state, passes, data, unjudged)
         if data is not None and data.team is not None and not data.team.is_over:
             data.team.exchange("that all passes are done", None, is_last=True)
     except BaseException as error:
@@ -250,15 +254,15 @@ def _start_anew(prepared: GraphModule, state: State) -> None:
 
 
 def _run(
-    prepared: GraphModule, state: State, passes: Sequence[Pass], data: Data | None
+    prepared: GraphModule, state: State, passes: Sequence[Pass], data: Data | None, unjudged: bool
 ) -> tuple[CalibrationReport, State]:
     """Run the passes; return what they did, and the state of the calibrated model."""
     if state.islands is not None:
-        return calibrate_islands(prepared, state, state.islands, passes, data)
+        return calibrate_islands(prepared, state, state.islands, passes, data, unjudged)
     record = state.record.copy(without={step.name for step in passes})
     is_untrained = state.original is not None and checksum(prepared) == state.original.prepared
     start = copied_weights(prepared) if _may_change_weights(passes) else None
-    stage = DataStage(data, None if start is None else dict(start))
+    stage = DataStage(data, None if start is None else dict(start), runs_unjudged=unjudged)
     report = run_calibrated_passes(prepared, passes, state.settings, record, stage)
     if data is not None and data.is_unmerged:
         raise PassError(

@@ -66,6 +66,21 @@ class Judge:
         data = self.stage.data
         return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
 
+    @property
+    def can_judge(self) -> bool:
+        """Are there two samples that tell how good the model is? One says nothing of how others scatter."""
+        return self.samples > 1 and self.look() is not None
+
+    @property
+    def why_not(self) -> str:
+        """Why it cannot, in words."""
+        data = self.stage.data
+        if self.samples > 1:
+            return "the model returns no floating-point tensor to judge by"
+        if data is not None and data.held_out == 0:
+            return "no sample was held out to judge by (held_out=0)"
+        return f"{0 if data is None else data.seen} samples are too few to judge by (16 would do)"
+
     def look(self) -> Measured | None:
         """Return how far the quantized model is from the float one now; None where nothing tells."""
         if self.measured is None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import tomli_w
 from torch import nn
 
-from fxq.accuracy_levels import pass_names
+from fxq.accuracy_levels import DEFAULT_LEVEL, pass_names
 from fxq.compare.quality import LEAST_DB, is_decibels
 from fxq.errors import FxqError, RecipeError
 from fxq.literal import did_you_mean, has_utf8_form
@@ -258,6 +258,23 @@ def recipe(name: str | Path | Recipe) -> Recipe:
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {close[0]!r}? There" if close else "there"
     raise RecipeError(f"unknown recipe {str(name)!r}; {hint} are {', '.join(names)}, or name a .toml file")
+
+
+def recipe_at(name: str | Path | Recipe, level: str | None) -> tuple[Recipe, bool]:
+    """Return a recipe with the passes of an accuracy level, and whether it was asked for them.
+
+    Where none is asked for, a recipe that comes by its name gets those of DEFAULT_LEVEL; one's own, and one from a
+    file, stays as it is.
+
+    Raises:
+        RecipeError: there is no such recipe, or it has no such level.
+    """
+    found = recipe(name)
+    if level is not None:
+        return found.with_accuracy(level), True
+    if isinstance(name, Recipe) or Path(name).suffix == ".toml" or found.resolved_target.is_dynamic:
+        return found, True
+    return found.with_accuracy(DEFAULT_LEVEL), False
 
 
 def _read_recipe(path: Path) -> Recipe:

@@ -1,9 +1,15 @@
 """Recipe.with_accuracy: which passes a level puts into a recipe."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
+from support.small import images, residual
 
 import fxq
 from fxq.accuracy_levels import LEVELS
+from fxq.state import find_state
 
 FAST = ["equalize_channels", "shift_activations", "refine_ranges", "correct_bias"]
 BEST = ["equalize_channels", "shift_activations", "refine_ranges", "round_weights", "correct_bias", "distill"]
@@ -90,3 +96,49 @@ def test_a_recipe_without_fit_ranges_has_no_place_for_a_level() -> None:
     recipe = fxq.recipe("tensorrt").without_pass("fit_ranges")
     with pytest.raises(fxq.errors.RecipeError, match="has no pass 'fit_ranges'"):
         recipe.with_accuracy("best")
+
+
+def ran(recipe: Any, count: int = 32, held_out: float = 0.125, **options: Any) -> tuple[list[str], list[str]]:
+    """Return the passes of calibration that ``quantize`` reports as run, and what it notes."""
+    data = fxq.Data(images(count).split(8), held_out=held_out)
+    state = find_state(fxq.quantize(residual(), data, recipe, images(2), **options))
+    assert state is not None
+    assert state.calibration is not None
+    return [step.name for step in state.calibration.steps][2:], list(state.calibration.notes)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+def test_a_recipe_by_its_name_is_quantized_at_fast(name: str) -> None:
+    assert ran(name)[0] == FAST
+
+
+def test_what_lists_its_passes_itself_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(fxq.recipe("tensorrt").to_toml())
+    assert ran(fxq.recipe("tensorrt")) == ([], [])
+    assert ran(str(tmp_path / "mine.toml")) == ([], [])
+    assert ran("tensorrt", accuracy="plain") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("count", "held_out", "why"),
+    [(15, 0.125, "15 samples are too few to judge by (16 would do)"), (32, 0, "no sample was held out to judge by")],
+)
+def test_passes_that_nobody_asked_for_do_not_run_where_too_little_can_judge_them(
+    count: int, held_out: float, why: str
+) -> None:
+    steps, notes = ran("tensorrt", count, held_out)
+    assert steps == []
+    assert notes[0].startswith(f"{', '.join(FAST)} did not run, since {why}")
+    assert ran("tensorrt", count, held_out, accuracy="fast")[0] == FAST
+
+
+def test_a_model_without_float_outputs_has_nothing_to_judge_by() -> None:
+    model = torch.nn.Sequential(residual(), Classes()).eval()
+    converted = fxq.quantize(model, images(32).split(8))
+    report = find_state(converted).calibration  # type: ignore[union-attr]
+    assert "the model returns no floating-point tensor to judge by" in report.notes[0]  # type: ignore[union-attr]
+
+
+class Classes(torch.nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(1)

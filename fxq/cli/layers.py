@@ -98,7 +98,7 @@ def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches]:
     prepared = job.recipe.prepare(model, one_of_each(judged))
     if needs_data(prepared):
         logger.info("calibrating on %d batches", len(batches))
-        calibrate(prepared, batches, progress=not is_quiet())
+        calibrate(prepared, batches, progress=not is_quiet(), unjudged=job.recipe.runs_unjudged)
     return model, prepared, batches
 
 

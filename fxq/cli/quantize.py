@@ -93,8 +93,8 @@ def run_quantize(job: QuantizeJob) -> None:
         )
     if waiting and batches is not None:
         logger.info("calibrating on %s", _counted(len(batches), "batch", "batches"))
-        report = calibrate(prepared, batches, progress=not is_quiet())
-        if any(step.sqnr_after_db is not None for step in report.steps):
+        report = calibrate(prepared, batches, progress=not is_quiet(), unjudged=job.recipe.runs_unjudged)
+        if report.notes or any(step.sqnr_after_db is not None for step in report.steps):
             print_result(report)
     # Of random weights or inputs nothing can be asked.
     strict = batches is not None and not job.model.has_random_weights

@@ -11,7 +11,7 @@ from fxq.cli.console import print_plain
 from fxq.errors import RecipeError
 from fxq.frontend.choice import Frontend
 from fxq.quant.qconfig import Rule
-from fxq.recipe import RECIPES, Recipe
+from fxq.recipe import RECIPES, Recipe, recipe_at
 from fxq.recipe import recipe as find_recipe
 from fxq.registry import registered_targets
 from fxq.untraceable import Untraceable
@@ -47,7 +47,7 @@ class RecipeChoice:
     Args:
         name: of a built-in recipe, or a .toml file.
         calibrator: instead of the recipe's own; None keeps it.
-        accuracy: a level instead of the passes that the recipe has; None keeps them.
+        accuracy: a level; None as in ``fxq.quantize``.
         leave_in_float: globs on module paths.
         leaf: globs on module paths or class names that tracing does not enter.
         untraceable, frontend: as of ``fxq.prepare``.
@@ -63,11 +63,20 @@ class RecipeChoice:
 
     def resolve(self) -> Recipe:
         """Return the recipe; a RecipeError if there is none, or it makes no sense."""
-        chosen = find_recipe(self.name).with_rules(*((glob, None) for glob in self.leave_in_float))
+        chosen, _ = self._at_level()
+        chosen = chosen.with_rules(*((glob, None) for glob in self.leave_in_float))
         chosen = chosen.replace(leaf_modules=(*chosen.leaf_modules, *self.leaf))
-        if self.accuracy is not None:
-            chosen = chosen.with_accuracy(self.accuracy)
         return chosen if self.calibrator is None else chosen.replace(calibrator=self.calibrator)
+
+    @property
+    def runs_unjudged(self) -> bool:
+        """Were the passes that improve asked for, so that they run even where little can judge them?"""
+        return self._at_level()[1]
+
+    def _at_level(self) -> tuple[Recipe, bool]:
+        found, is_asked = recipe_at(self.name, self.accuracy)
+        # As in fxq.quantize.
+        return (find_recipe(self.name), True) if self.untraceable == "islands" and not is_asked else (found, is_asked)
 
     def prepare(self, model: nn.Module, inputs: tuple[Any, ...] | None, verify: bool = False) -> GraphModule:
         """Return ``fxq.prepare`` of the model; what is wrong about the recipe is said in words of the shell."""

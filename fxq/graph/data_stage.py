@@ -19,6 +19,7 @@ class DataStage:
         changed: paths of the parameters that passes changed, and of modules that they put in.
         replaced: the modules in whose place passes put others, by path.
         inserted: names of the nodes that passes inserted.
+        runs_unjudged: passes that improve run even where too few samples are held out to judge them.
         covering: paths of the quantizers whose ranges cover samples held out that they would not cover otherwise; None
             before ranges took any in.
     """
@@ -29,6 +30,7 @@ class DataStage:
     replaced: dict[str, nn.Module] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
     covering: set[str] | None = None
+    runs_unjudged: bool = True
     _corrected: set[str] = field(default_factory=set)
 
     def copy(self) -> "DataStage":
@@ -42,6 +44,7 @@ class DataStage:
             dict(self.replaced),
             list(self.inserted),
             covering,
+            self.runs_unjudged,
             set(self._corrected),
         )
 

@@ -26,7 +26,12 @@ from fxq.state import State, require_state, set_state
 
 
 def calibrate_islands(
-    prepared: GraphModule, state: State, islands: Islands, passes: Sequence[Pass], data: Data | None
+    prepared: GraphModule,
+    state: State,
+    islands: Islands,
+    passes: Sequence[Pass],
+    data: Data | None,
+    unjudged: bool,
 ) -> tuple[CalibrationReport, State]:
     """Run the CALIBRATED passes; return what they did, and the state of the calibrated whole.
 
@@ -51,7 +56,7 @@ def calibrate_islands(
         kept, held_out = data.kept(prepared), data.judging(prepared)
         calls = _calls(prepared, modules, [*kept, *held_out], start)
         for path, gm in modules.items():
-            found, states[path], stages[path] = _improve(gm, states[path], improving, calls[path], data)
+            found, states[path], stages[path] = _improve(gm, states[path], improving, calls[path], data, unjudged)
             steps += [replace(step, name=f"{step.name} @ {path}") for step in found.steps]
             notes += [f"{path}: {note}" for note in found.notes]
     shown = _calls(prepared, modules, [] if data is None else data.compared, start)
@@ -82,7 +87,7 @@ def _calls(
 
 
 def _improve(
-    gm: GraphModule, state: State, passes: Sequence[Pass], calls: Sequence[Inputs], data: Data
+    gm: GraphModule, state: State, passes: Sequence[Pass], calls: Sequence[Inputs], data: Data, unjudged: bool
 ) -> tuple[CalibrationReport, State, DataStage]:
     """Run passes on one island; return what they did, its state then, and what they noted."""
     if not calls:
@@ -92,7 +97,7 @@ def _improve(
     record = state.record.copy(without={step.name for step in passes})
     own.begin(keep=True, hold_out=any(step.improves for step in passes), model=gm)
     own.kept(gm)
-    stage = DataStage(own, copied_weights(gm))
+    stage = DataStage(own, copied_weights(gm), runs_unjudged=unjudged)
     report = run_calibrated_passes(gm, passes, state.settings, record, stage, begins=False)
     return report, replace(state, record=record), stage
 
