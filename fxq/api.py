@@ -204,8 +204,8 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     """Return the converted model: ``prepare``, ``calibrate``, ``convert`` in one call; their arguments and errors.
 
     ``accuracy`` is how much calibration does beside ranges, "plain", "fast" or "best" (see ``Recipe.with_accuracy``).
-    None: of a recipe by name "fast", where two samples at least can be held out to judge its passes by (16 samples do);
-    of a Recipe or a file what it lists.
+    None: of a recipe by name "fast", where four samples can be held out to judge its passes by (of 32); of a Recipe or
+    a file what it lists.
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
     """

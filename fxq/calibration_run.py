@@ -51,21 +51,29 @@ def run_calibrated_passes(
         keep, hold_out = any(not step.streams for step in passes), any(step.improves for step in passes)
         stage.data.begin(keep, hold_out, sample_bytes=largest_sample(gm), model=gm)
     plain: _Plain | None = None
+    why_not: str | None = None
     steps, left_out = list[CalibrationStep](), list[str]()
     for index, step in enumerate(passes):
-        if step.improves and not (stage.runs_unjudged or judge.can_judge):
+        if step.improves and plain is None and why_not is None:
+            if stage.runs_unjudged or judge.can_judge:
+                plain = _begin_to_improve(gm, record, judge)
+            else:
+                why_not = judge.why_not
+                _hold_nothing_out(gm, stage)
+        if step.improves and why_not is not None:
             left_out.append(step.name)
             record.passes.append(step.name)
-            record.add(Entry(step.name, "skip", "", "", f"did not run: {judge.why_not}"))
+            record.add(Entry(step.name, "skip", "", "", f"did not run: {why_not}"))
             continue
-        if step.improves and plain is None:
-            plain = _begin_to_improve(gm, record, judge)
         corrector = next((later for later in passes[index + 1 :] if later.corrects), None)
         steps.append(_run(gm, step, settings, record, judge, corrector))
     together = _undo_what_chance_kept(plain, steps, record, judge)
     if stage.data is not None:
         stage.data.ranges_cover_held_out = bool(stage.covering)
-    judged = _notes(passes, judge, left_out)
+    judged = _notes(passes, judge)
+    if left_out:
+        names = ", ".join(left_out)
+        judged = (f"{names} did not run, since {why_not}; ask for an accuracy level to have them run all the same",)
     data, empty, crowded = stage.data, empty_ranges(measured_quantizers(gm)), crowded_members(gm)
     odd = () if data is None or data.note is None else (data.note,)
     about_ranges = [describe_empty(empty)] * bool(empty) + [describe_crowded(crowded)] * bool(crowded)
@@ -169,6 +177,13 @@ def _begin_to_improve(gm: GraphModule, record: Record, judge: Judge) -> "_Plain 
     return None if saved is None or start is None else _Plain(saved, start)
 
 
+def _hold_nothing_out(gm: GraphModule, stage: DataStage) -> None:
+    """Make ranges those of the plain recipe, which sees all samples."""
+    if stage.data is not None and stage.data.judging(gm):
+        widen_observed(gm, observing_quantizers(gm), stage.data)
+        stage.data.hold_nothing_out()
+
+
 def _undo_what_chance_kept(
     plain: "_Plain | None", steps: list[CalibrationStep], record: Record, judge: Judge
 ) -> tuple[str, ...]:
@@ -233,15 +248,10 @@ def _check_finite(gm: GraphModule, step: Pass) -> None:
                 )
 
 
-def _notes(passes: Sequence[Pass], judge: Judge, left_out: Sequence[str]) -> tuple[str, ...]:
+def _notes(passes: Sequence[Pass], judge: Judge) -> tuple[str, ...]:
     names, data = [step.name for step in passes if step.improves], judge.stage.data
     if not names or data is None:
         return ()
-    if left_out:
-        return (
-            f"{', '.join(left_out)} did not run, since {judge.why_not}; ask for an accuracy level to have them run "
-            "all the same",
-        )
     unmeasured = f"{', '.join(names)} ran without being measured"
     if data.held_out == 0:
         return (f"no sample was held out (held_out=0): {unmeasured}",)

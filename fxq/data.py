@@ -20,7 +20,7 @@ from fxq.distributed import Team, team_of_now, telling
 from fxq.errors import CalibrationError, InputError
 from fxq.forward_calls import first_call, seen_call
 from fxq.progress import track
-from fxq.samples import Samples
+from fxq.samples import FEWEST_COMPARED, Samples
 from fxq.shared_samples import FirstBatches, Share
 
 MAX_SAMPLES = 64
@@ -217,15 +217,19 @@ class Data:
             for inputs in self._samples.held_out:
                 call(gm, *inputs.args, **inputs.kwargs)
 
+    def hold_nothing_out(self) -> None:
+        """Let passes learn from all that was kept: nothing is judged by what was held out."""
+        self._samples.hold_nothing_out()
+
     @property
     def compared(self) -> list[Inputs]:
-        """The samples to compare the quantized model on: those held out, or else a few that it was calibrated on."""
-        return self._samples.held_out or self._samples.shown
+        """The samples to compare the quantized model on: those held out, and where these are few, some others."""
+        return self._samples.compared(can_cut=self.forward is None)
 
     @property
     def learned_from_compared(self) -> bool:
-        """Are the samples to compare on some that the model was calibrated on, if only by its ranges?"""
-        return self.ranges_cover_held_out or not self._samples.held_out
+        """Are among the samples to compare on some that the model was calibrated on, if only by its ranges?"""
+        return self.ranges_cover_held_out or self._samples.held_count < FEWEST_COMPARED
 
     @property
     def keeps_samples(self) -> bool:

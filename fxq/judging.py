@@ -9,11 +9,14 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxq.batches import call
+from fxq.data import Data
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
 from fxq.graph.snapshot import Snapshot
 from fxq.measured import Measured
 from fxq.record import Record
+
+_FEWEST_TO_JUDGE_BY = 4
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,18 @@ class Judge:
 
     @property
     def can_judge(self) -> bool:
-        """Are there two samples that tell how good the model is? One says nothing of how others scatter."""
-        return self.samples > 1 and self.look() is not None
+        """Are there enough samples that tell how good the model is? Fewer hardly say how others scatter."""
+        return self.samples >= _FEWEST_TO_JUDGE_BY and self.look() is not None
 
     @property
     def why_not(self) -> str:
         """Why it cannot, in words."""
         data = self.stage.data
-        if self.samples > 1:
+        if self.samples >= _FEWEST_TO_JUDGE_BY:
             return "the model returns no floating-point tensor to judge by"
         if data is not None and data.held_out == 0:
             return "no sample was held out to judge by (held_out=0)"
-        return f"{0 if data is None else data.seen} samples are too few to judge by (16 would do)"
+        return f"{0 if data is None else data.seen} samples are too few to judge by ({_enough(data)} would do)"
 
     def look(self) -> Measured | None:
         """Return how far the quantized model is from the float one now; None where nothing tells."""
@@ -117,6 +120,11 @@ class Judge:
                 leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
                 found.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
         return found
+
+
+def _enough(data: Data | None) -> int:
+    """Return of how many samples enough are held out."""
+    return math.ceil(_FEWEST_TO_JUDGE_BY / (0.125 if data is None else data.held_out))
 
 
 def _by_sample(errors: list[Tensor], samples: int) -> Tensor:

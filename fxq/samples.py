@@ -11,6 +11,7 @@ from fxq.batches import Inputs
 # Enough to tell good from bad, of several batches, since a loader may be sorted.
 _MOST_SHOWN, _MOST_SHOWN_OF_BATCH, _MOST_SHOWN_BYTES = 16, 4, 2**27
 _MOST_SHOWN_WHOLE = 4
+FEWEST_COMPARED = 8
 
 
 @dataclass
@@ -43,6 +44,11 @@ class Samples:
     def is_full(self) -> bool:
         """Is there no room for more?"""
         return self._room_to_learn() == 0
+
+    @property
+    def held_count(self) -> int:
+        """How many samples are held out."""
+        return self._count(self.held_out)
 
     @property
     def is_settled(self) -> bool:
@@ -106,6 +112,18 @@ class Samples:
                 found.append(inputs if due == count else self._part(inputs, 0, due))
                 taken += due
         return found or self.learned[:1]
+
+    def compared(self, can_cut: bool) -> list[Inputs]:
+        """Return what to compare the quantized model on: what was held out, with others where that is little."""
+        if not self.held_out:
+            return self.shown
+        few = self.held_count < FEWEST_COMPARED
+        return [*self.held_out, *self.some(_MOST_SHOWN - self.held_count, can_cut)] if few else self.held_out
+
+    def hold_nothing_out(self) -> None:
+        """Let passes learn from what was held out too."""
+        self.learned += self.held_out
+        self.held_out = []
 
     def show(self, inputs: Inputs) -> None:
         """Keep a few samples of ``inputs``, a batch, to compare on, as long as they are few and small."""

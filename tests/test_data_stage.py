@@ -213,6 +213,17 @@ def test_a_few_samples_are_of_all_batches_alike() -> None:
         assert data.kept(gm) == every
 
 
+@pytest.mark.parametrize(("count", "compared", "learned"), [(8, 8, True), (56, 16, True), (64, 8, False)])
+def test_few_samples_held_out_are_compared_with_others_beside_them(count: int, compared: int, learned: bool) -> None:
+    gm = prepared(CORRECTED)
+    fxq.calibrate(gm, fxq.Data(images(count).split(8)))
+    found = find_state(gm).compared  # type: ignore[union-attr]
+    batches = [batch.args[0] for batch in found.inputs]  # type: ignore[union-attr]
+    assert sum(map(len, batches)) == compared
+    assert len(torch.cat(batches).flatten(1).unique(dim=0)) == compared
+    assert found.were_learned is learned  # type: ignore[union-attr]
+
+
 def test_a_gain_that_may_be_chance_is_undone() -> None:
     """It is 0.005 dB over the four samples held out, and some of them lose."""
     gm = prepared(TRT.with_pass("test_shift_biases", by=-0.001))

@@ -141,7 +141,7 @@ Accuracy = Annotated[
         help="What calibration does beside ranges: [bold]plain[/], nothing; [bold]fast[/], equalize channels and "
         "correct biases, a few times the cost of calibration; [bold]best[/], also round weights for their inputs, "
         "minutes. Each step is measured on samples that it did not see, and undone where it hurts.",
-        show_default="fast, from 16 samples on; of a .toml file what it lists",
+        show_default="fast, from 32 samples on; of a .toml file what it lists",
         rich_help_panel=_RECIPE,
     ),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxq.batches import Inputs
 from fxq.errors import FxqError, InputError, TraceError
@@ -110,7 +110,8 @@ def refusal(model: nn.Module, example_inputs: tuple[Any, ...], failed: str, erro
     own = _own_failure(model, example_inputs)
     if own is None:
         return None
-    if not isinstance(error, type(own)):
+    has_data = not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(example_inputs))
+    if has_data and not isinstance(error, type(own)):
         failed = f"{source_line(own)}: {type(own).__name__}: {own}".strip().rstrip(".:")
     return InputError(
         f"the model fails on the example inputs, in {failed}; it got ({describe(example_inputs)}): "
