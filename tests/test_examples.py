@@ -26,7 +26,8 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         torch.set_num_threads(threads)  # an example may choose
 
 
-def test_training_recovers_what_4_bit_weights_lost(
+@pytest.mark.slow
+def test_training_recovers_what_4_bit_weights_lost_on_a_sample(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("qat_digits.py", monkeypatch, tmp_path)
@@ -90,7 +91,8 @@ def test_modules_of_ones_own_keep_their_quantizers_down_to_the_runtime(
     assert float(difference.split()[-1]) < 1e-4  # the order of float sums; a step would be 1e-2
 
 
-def test_without_data_files_are_smaller(
+@pytest.mark.slow
+def test_without_data_sample_files_are_smaller(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("without_data.py", monkeypatch, tmp_path)

@@ -44,7 +44,8 @@ def test_passes_of_an_installed_package_are_found_and_run_in_a_recipe(tmp_path: 
     ]
 
 
-def test_the_example_is_found_once_it_is_installed(tmp_path: Path) -> None:
+@pytest.mark.slow  # a process of its own, like the one above
+def test_the_example_is_found_once_a_sample_of_it_is_installed(tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples/custom_pass/fxq_fold_scaling.py", tmp_path)
     install("fxq-fold-scaling", tmp_path, "fold_scaling = fxq_fold_scaling")
     printed = run_python(

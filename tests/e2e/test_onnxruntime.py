@@ -19,7 +19,13 @@ def executed(exports: Exports, name: str) -> Counter[str]:
     return count_kinds(get_runtime("onnxruntime").executed_ops(exports.path(name, "onnxruntime", size=64)))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "resnet50" else (), id=f"{name}, a sample")
+        for name in MODELS
+    ],
+)
 def test_every_convolution_add_and_gemm_is_fused(exports: Exports, name: str) -> None:
     operators = executed(exports, name)
     convolutions, adds = MODELS[name]

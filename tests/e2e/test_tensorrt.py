@@ -21,7 +21,13 @@ def dtypes_convolved(plan: tuple[ExecutedOp, ...]) -> set[str]:
     return {dtype for kernel in weighted_ops(plan) for dtype in kernel.input_dtypes}
 
 
-@pytest.mark.parametrize("name", TRAFFIC_MB)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "resnet50" else (), id=f"{name}, a sample")
+        for name in TRAFFIC_MB
+    ],
+)
 def test_activations_travel_as_int8(exports: Exports, name: str) -> None:
     plan = get_runtime("tensorrt_rtx").executed_ops(exports.path(name, "tensorrt", dynamic_batch=False))
     assert len(weighted_ops(plan)) == WEIGHTED[name]

@@ -24,7 +24,8 @@ pytestmark = [
 ]
 TARGETS = ("tensorrt", "onnxruntime")
 # name -> image size
-SMALL = {"torchvision/squeezenet1_1": 64, "timm/convnext_atto": 64, "timm/vit_tiny_patch16_224": 64}
+SMALL = {"torchvision/squeezenet1_1": 64}
+SMALL_SAMPLE = {"timm/convnext_atto": 64, "timm/vit_tiny_patch16_224": 64}
 SAMPLE = {"torchvision/shufflenet_v2_x0_5": 64, "torchvision/efficientnet_b0": 64, "timm/resnet26d": 64}
 REST = {
     "torchvision/mobilenet_v3_small": 64,
@@ -47,8 +48,19 @@ SMALL_DB = {"torchvision/squeezenet1_1": 30, "timm/convnext_atto": 20, "timm/vit
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SMALL)
-def test_small_models_keep_their_outputs(name: str, target: str, tmp_path: Path) -> None:
-    model, images = zoo_model(name, SMALL[name])
+def test_a_small_model_keeps_its_outputs(name: str, target: str, tmp_path: Path) -> None:
+    _check_outputs(name, SMALL[name], target, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", SMALL_SAMPLE)
+def test_a_sample_of_small_models_keep_their_outputs(name: str, target: str, tmp_path: Path) -> None:
+    _check_outputs(name, SMALL_SAMPLE[name], target, tmp_path)
+
+
+def _check_outputs(name: str, size: int, target: str, tmp_path: Path) -> None:
+    model, images = zoo_model(name, size)
     converted = through_the_compiler(model, images, target, tmp_path)
     with torch.no_grad():
         expected, found = model(images), converted(images)

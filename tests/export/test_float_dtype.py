@@ -38,11 +38,11 @@ class Small(nn.Module):
 def small() -> torch.fx.GraphModule:
     torch.manual_seed(0)
     x = torch.randn(32, 3, 8, 8)
-    return fxq.quantize(Small().eval(), [x], "tensorrt", x, progress=False)
+    return fxq.quantize(Small().eval(), [x], "tensorrt", x, progress=False, accuracy="plain")
 
 
 def quantized(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
-    return fxq.quantize(model.eval(), [x], "tensorrt", x, progress=False)
+    return fxq.quantize(model.eval(), [x], "tensorrt", x, progress=False, accuracy="plain")
 
 
 def dtypes(path: Path) -> dict[str, int]:

@@ -73,7 +73,8 @@ def test_an_installed_package_brings_a_target_as_an_object_or_by_registering_it(
     ]
 
 
-def test_the_example_is_found_once_it_is_installed(tmp_path: Path) -> None:
+@pytest.mark.slow  # a process of its own, like the ones around it
+def test_the_example_is_found_once_a_sample_of_it_is_installed(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).parents[2] / "examples/custom_target/fxq_qnn.py", tmp_path)
     install("fxq-qnn", tmp_path, "qnn = fxq_qnn:TARGET")
     assert run_python("import fxq; print(fxq.recipe('qnn').resolved_target.activation)", tmp_path) == (
