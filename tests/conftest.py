@@ -8,17 +8,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: before torch is i
 import importlib
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.exports import Exports
-from support.models import Digits, train_digits
-from torch.onnx._internal._lazy_import import onnxscript_apis
+
+# torch and what comes with it is imported by the workers alone: the process that starts them waits for nothing.
+if TYPE_CHECKING:
+    from support.exports import Exports
+    from support.models import Digits
 
 
 @pytest.fixture(scope="session", autouse=True)
 def torchlib() -> Iterator[None]:
     """Let torch.onnx.export parse the source of its 500 functions once a session: 0.3 s of CPU in each export."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
 
     @cache
     def get_torchlib_ops() -> Any:
@@ -30,12 +33,16 @@ def torchlib() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def digits() -> Digits:
+def digits() -> "Digits":
     """A ResNet trained on real digits; do not modify it."""
+    from support.models import train_digits
+
     return train_digits()
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def exports(tmp_path_factory: pytest.TempPathFactory) -> "Exports":
     """ONNX files of torchvision models by name, recipe and size."""
+    from support.exports import Exports
+
     return Exports(tmp_path_factory.mktemp("exports"))

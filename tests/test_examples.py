@@ -62,7 +62,8 @@ def test_rules_leave_layers_in_float(
     assert "weight: int4" in lines["fc"]
 
 
-def test_a_script_of_another_tool_runs_and_one_call_places_fewer_quantizers(
+@pytest.mark.slow
+def test_a_sample_script_of_another_tool_runs_and_one_call_places_fewer_quantizers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kind in (quant_nn.QuantConv2d, quant_nn.QuantLinear):  # the script sets their defaults; put them back

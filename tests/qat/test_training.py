@@ -201,7 +201,14 @@ def test_a_learned_clip_moves_by_what_it_clips_and_is_lowered_as_it_trained() ->
     assert float(same.float().mean()) > 0.8
 
 
-@pytest.mark.parametrize("learn", [False, "lsq", "pact"], ids=["fixed ranges", "learned steps", "learned clips"])
+@pytest.mark.parametrize(
+    "learn",
+    [
+        pytest.param(False, id="fixed ranges"),
+        pytest.param("lsq", id="learned steps, a sample", marks=pytest.mark.slow),
+        pytest.param("pact", id="learned clips, a sample", marks=pytest.mark.slow),
+    ],
+)
 def test_training_recovers_accuracy_and_onnx_runtime_has_the_same(
     narrow: dict[str, Any], learn: bool | str, tmp_path: Path
 ) -> None:
