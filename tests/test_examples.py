@@ -109,7 +109,8 @@ def test_without_data_sample_files_are_smaller(
         assert snr_db[2] > 17
 
 
-def test_the_sections_of_practical_quantization_show_what_they_say(
+@pytest.mark.slow
+def test_sample_sections_of_practical_quantization_show_what_they_say(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("practical_quantization.py", monkeypatch, tmp_path)

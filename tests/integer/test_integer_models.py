@@ -45,7 +45,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 # With random weights; the integers are compared with the same codes in float.
 @pytest.mark.filterwarnings("ignore:the converted model is far from the original")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "mobilenet_v3_small" else ()) for name in MODELS],
+)
 def test_each_operation_of_a_network_is_within_one_code_of_onnx_runtime(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     build, size = MODELS[name]

@@ -127,7 +127,8 @@ def test_a_package_whose_target_does_not_load_is_an_error_that_names_it(
         assert message in str(error.value)
 
 
-def test_two_packages_that_want_one_name_are_an_error_that_names_both(
+@pytest.mark.slow  # a process of its own
+def test_two_sample_packages_that_want_one_name_are_an_error_that_names_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("first-target", tmp_path, "a = fxq_test_first:TARGET", "fxq_test_first", AS_OBJECT.format(name="test_both"))
