@@ -214,9 +214,7 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         first, batches = first_inputs(as_module(model), batches)
         example_inputs = first
-    chosen, asked = recipe_at(recipe, accuracy)
-    if untraceable == "islands" and not asked:
-        chosen = find_recipe(recipe)  # a batch is one sample there, and an island may see few
+    chosen, asked = recipe_at(recipe, accuracy, untraceable == "islands")
     try:
         prepared = prepare(model, example_inputs, chosen, frontend=frontend, untraceable=untraceable)
     except InputError as error:

@@ -81,7 +81,8 @@ def run_calibrated_passes(
     # A forward of the user's own may call the model with anything.
     samples = data.seen if data is not None and data.forward is None else None
     few = () if data is None or not data.is_cut_short else (describe_few(gm, data),)
-    notes = (*judged, *judge.notes, *few, *together, *odd, *about_ranges)
+    of_kept = () if together else tuple(judge.notes)
+    notes = (*judged, *of_kept, *few, *together, *odd, *about_ranges)
     return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples)
 
 

@@ -260,11 +260,11 @@ def recipe(name: str | Path | Recipe) -> Recipe:
     raise RecipeError(f"unknown recipe {str(name)!r}; {hint} are {', '.join(names)}, or name a .toml file")
 
 
-def recipe_at(name: str | Path | Recipe, level: str | None) -> tuple[Recipe, bool]:
+def recipe_at(name: str | Path | Recipe, level: str | None, has_islands: bool = False) -> tuple[Recipe, bool]:
     """Return a recipe with the passes of an accuracy level, and whether it was asked for them.
 
     Where none is asked for, a recipe that comes by its name gets those of DEFAULT_LEVEL; one's own, and one from a
-    file, stays as it is.
+    file, stays as it is. So does that of a model with islands: a batch is one sample there, and an island may see few.
 
     Raises:
         RecipeError: there is no such recipe, or it has no such level.
@@ -272,7 +272,8 @@ def recipe_at(name: str | Path | Recipe, level: str | None) -> tuple[Recipe, boo
     found = recipe(name)
     if level is not None:
         return found.with_accuracy(level), True
-    if isinstance(name, Recipe) or Path(name).suffix == ".toml" or found.resolved_target.is_dynamic:
+    lists_its_passes = isinstance(name, Recipe) or Path(name).suffix == ".toml"
+    if lists_its_passes or has_islands or found.resolved_target.is_dynamic:
         return found, True
     return found.with_accuracy(DEFAULT_LEVEL), False
 

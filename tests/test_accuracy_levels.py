@@ -9,6 +9,7 @@ from support.small import images, residual
 
 import fxq
 from fxq.accuracy_levels import LEVELS
+from fxq.recipe import recipe_at
 from fxq.state import find_state
 
 FAST = ["equalize_channels", "shift_activations", "refine_ranges", "correct_bias"]
@@ -110,6 +111,12 @@ def ran(recipe: Any, count: int = 32, held_out: float = 0.125, **options: Any) -
 @pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
 def test_a_recipe_by_its_name_is_quantized_at_fast(name: str) -> None:
     assert ran(name)[0] == FAST
+
+
+def test_with_islands_a_level_is_asked_for() -> None:
+    assert recipe_at("tensorrt", None, has_islands=True) == (fxq.recipe("tensorrt"), True)
+    assert recipe_at("tensorrt", "fast", has_islands=True) == (fxq.recipe("tensorrt").with_accuracy("fast"), True)
+    assert recipe_at("tensorrt", None) == (fxq.recipe("tensorrt").with_accuracy("fast"), False)
 
 
 def test_what_lists_its_passes_itself_keeps_them(tmp_path: Path) -> None:

@@ -188,6 +188,21 @@ def test_a_pass_that_looks_worse_is_kept_where_it_is_better_with_the_correction_
     assert any("test_narrows_but_shifts is kept for what it brings in the end: " in note for note in report.notes)
 
 
+@fxq.register_pass("test_undoes_all")
+@dataclass(frozen=True)
+class UndoesAll(WidensRanges):
+    """Makes the ranges wider than ever, and is no pass that is judged."""
+
+    factor = 1000.0
+
+
+def test_what_was_kept_is_not_noted_where_all_is_undone() -> None:
+    recipe = TRT.with_pass("test_widens_ranges").with_pass("test_narrows_but_shifts").with_pass("correct_bias")
+    report = fxq.calibrate(prepared(recipe.with_pass("test_undoes_all")), DATA.split(8))
+    assert any(note.startswith("all undone") for note in report.notes)
+    assert not any("is kept for what it brings" in note for note in report.notes)
+
+
 def test_a_pass_that_is_worse_with_the_correction_too_is_undone() -> None:
     gm, without = (
         prepared(CORRECTED.with_pass("test_shift_biases", before="correct_bias", by=30.0)),

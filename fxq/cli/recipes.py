@@ -74,9 +74,7 @@ class RecipeChoice:
         return self._at_level()[1]
 
     def _at_level(self) -> tuple[Recipe, bool]:
-        found, is_asked = recipe_at(self.name, self.accuracy)
-        # As in fxq.quantize.
-        return (find_recipe(self.name), True) if self.untraceable == "islands" and not is_asked else (found, is_asked)
+        return recipe_at(self.name, self.accuracy, self.untraceable == "islands")
 
     def prepare(self, model: nn.Module, inputs: tuple[Any, ...] | None, verify: bool = False) -> GraphModule:
         """Return ``fxq.prepare`` of the model; what is wrong about the recipe is said in words of the shell."""
