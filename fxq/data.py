@@ -7,18 +7,17 @@ to judge passes by, and no pass sees those. Samples are what dimension 0 of a ba
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
-from fxq.batches import Forward, Inputs, as_inputs, call, early_end, naming_batch
-from fxq.cures import cure_of_batches
+from fxq.batch_source import BatchSource
+from fxq.batches import Forward, Inputs, call, early_end, naming_batch
 from fxq.distributed import Team, team_of_now, telling
 from fxq.errors import CalibrationError, InputError
-from fxq.forward_calls import first_call, seen_call
+from fxq.forward_calls import seen_call
 from fxq.progress import track
 from fxq.samples import FEWEST_COMPARED, Samples
 from fxq.shared_samples import FirstBatches, Share
@@ -26,10 +25,9 @@ from fxq.shared_samples import FirstBatches, Share
 MAX_SAMPLES = 64
 _FEWEST, _MOST_BYTES = 8, 2**29
 _MOST_HELD_OUT = 32
-_NOT_CALLED = "forward= did not call the model that it is given: model(...)"
 
 
-class Data:
+class Data(BatchSource):
     """Batches, how to feed them, and how much of them to keep.
 
     Args:
@@ -46,7 +44,6 @@ class Data:
 
     Attributes:
         ranges_cover_held_out: ranges follow the samples held out too, which no pass saw.
-        loader_error: what iterating ``batches`` raised, if it did.
         note: what was odd about the batches, None where nothing was.
         team: the processes that read together in this run; None for one.
         is_unmerged: each of them has seen its own share, and not told the others yet.
@@ -64,26 +61,19 @@ class Data:
         progress: bool = True,
         share: bool = True,
     ) -> None:
-        if isinstance(batches, Tensor | Mapping):
-            batches = [batches]  # iterating it would take the batch apart
-        if not isinstance(batches, Iterable) or isinstance(batches, str):
-            raise InputError(
-                f"batches must be an iterable of batches, got {type(batches).__name__}{cure_of_batches(batches)}"
-            )
+        super().__init__(batches, forward, progress)
         if max_samples is not None and (
             isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1
         ):
             raise InputError(f"max_samples is how many samples to keep, 1 or more, got {max_samples!r}")
         if not isinstance(held_out, int | float) or not 0 <= held_out < 1:
             raise InputError(f"held_out is a share of the samples, from 0 to below 1, got {held_out!r}")
-        self.batches, self.forward, self.progress = batches, forward, progress
         self._most_given, self.held_out = max_samples, float(held_out)
         self._most_that_fit = MAX_SAMPLES
         self._samples = Samples()
         self._was_read = False
         self.ranges_cover_held_out = False
         self._batch_count = 0
-        self.loader_error: BaseException | None = None
         self.note: str | None = None
         self.share = share
         self.team: Team | None = None
@@ -121,7 +111,7 @@ class Data:
         self._model = model
         # What a generator gave is gone: what was kept of it stays, and what was held out stays held out.
         self.team, self.is_unmerged = None, False
-        if self._was_read and self._samples.learned and iter(self.batches) is self.batches:
+        if self._was_read and self._samples.learned and self.is_iterator:
             return
         self._most_that_fit = (
             max(_FEWEST, min(MAX_SAMPLES, _MOST_BYTES // sample_bytes)) if sample_bytes else MAX_SAMPLES
@@ -144,7 +134,7 @@ class Data:
             CalibrationError: there is no batch, a generator is used up, or a quantizer saw NaN or infinity.
             InputError: a batch does not fit the model.
         """
-        if self._was_read and not self.keeps_samples and iter(self.batches) is self.batches:
+        if self._was_read and not self.keeps_samples and self.is_iterator:
             raise CalibrationError(
                 "an iterator was read by an earlier pass, and nothing of it was kept: give batches that can be read "
                 "again (a list, a DataLoader), or let a pass declare streams = False, so that samples are kept"
@@ -192,25 +182,6 @@ class Data:
         self.kept(gm)
         return self._samples.held_out
 
-    def stream(self, gm: GraphModule, description: str) -> Iterator[tuple[int, Inputs]]:
-        """Yield number and arguments of each batch that is not empty, one at a time; nothing is kept.
-
-        Raises:
-            CalibrationError: there is no batch.
-            InputError: a batch is of another form than a call of ``gm`` takes.
-        """
-        seen = False
-        for index, batch in enumerate(self._loaded(description)):
-            with naming_batch(gm, batch, index):
-                inputs = as_inputs(gm, batch) if self.forward is None else first_call(gm, batch, self.forward)
-            if inputs is None:
-                raise CalibrationError(_NOT_CALLED)
-            if inputs.samples != 0:
-                seen = True
-                yield index, inputs
-        if not seen:
-            raise CalibrationError("there was no batch: the loader is empty, or an iterator was used up")
-
     def feed_held_out(self, gm: GraphModule) -> None:
         """Run ``gm`` on the samples held out, without gradients."""
         with torch.no_grad():
@@ -256,7 +227,7 @@ class Data:
         self._samples = samples = kept.empty()
         count, ended, self.note = 0, True, None
         with torch.no_grad():
-            for index, batch in enumerate(self._loaded(description)):
+            for index, batch in enumerate(self.loaded(description)):
                 count += 1
                 with naming_batch(gm, batch, index):
                     self._take(gm, batch, runs, samples)
@@ -271,38 +242,19 @@ class Data:
             self.note = note
             warnings.warn(note, stacklevel=2)
 
-    def _loaded(self, description: str) -> Iterator[Any]:
-        try:
-            yield from track(self.batches, description, self.progress)
-        except BaseException as error:  # of the user's loader: it is not the pass that failed
-            self.loader_error = error
-            raise
-
     def _take(self, gm: GraphModule, batch: Any, runs: bool, samples: Samples) -> None:
         if self.forward is not None and not samples.most:
             samples.seen += 1
             samples.show(seen_call(gm, batch, self.forward))
             return
-        inputs = self._inputs(gm, batch)
+        inputs = self.as_call(gm, batch)
         if self.forward is None:
             samples.show(inputs)
         # The user's function alone can take a batch apart, so whole ones are held out.
         is_empty = self.forward is None and inputs.samples == 0
         rest = None if is_empty else samples.take(inputs, is_whole=self.forward is not None)
         if runs and rest is not None:
-            self._run(gm, batch, rest)
-
-    def _inputs(self, gm: GraphModule, batch: Any) -> Inputs:
-        inputs = as_inputs(gm, batch) if self.forward is None else first_call(gm, batch, self.forward)
-        if inputs is None:
-            raise CalibrationError(_NOT_CALLED)
-        return inputs
-
-    def _run(self, gm: GraphModule, batch: Any, rest: Inputs) -> None:
-        if self.forward is not None:
-            self.forward(gm, batch)
-        else:
-            call(gm, *rest.args, **rest.kwargs)
+            self.run_rest(gm, batch, rest)
 
     def _read_shared(self, gm: GraphModule, description: str, runs: bool, team: Team) -> None:
         """Go over this process's share; what is kept, and held out, is as if one process read all the batches."""
@@ -310,7 +262,7 @@ class Data:
         self._samples = kept.empty()
         self._own, self.note = Share(), None
         with telling(team), torch.no_grad():
-            batches = enumerate(self._loaded(description))
+            batches = enumerate(self.loaded(description))
             if kept.most:
                 self._keep_shared(gm, batches, runs, team)
             streamed = Samples(are_whole=kept.are_whole)
@@ -326,7 +278,7 @@ class Data:
         first = FirstBatches(self._samples, is_whole)
         for index, batch in batches:
             with naming_batch(gm, batch, index):
-                inputs = self._inputs(gm, batch)
+                inputs = self.as_call(gm, batch)
             with self._own.counting(index, self._samples):
                 self._samples.show(inputs)
             first.add(batch, inputs)
@@ -335,7 +287,7 @@ class Data:
         rests = first.exchange(team, gm, self._samples)
         self._own.seen += sum(first.sizes)
         for batch, rest in rests if runs else ():
-            self._run(gm, batch, rest)
+            self.run_rest(gm, batch, rest)
 
     def summary(self) -> Share:
         """Return what the others are to be told of this process's share."""

@@ -43,7 +43,7 @@ def module_kind(module: nn.Module) -> str:
     if isinstance(module, TensorQuantizer):
         return "quantizer"
     found = class_kind(type(module)) or "other"
-    if isinstance(module, _ADAPTIVE):
+    if found == "adaptive_avg_pool" and isinstance(module, _ADAPTIVE):
         found = "global_avg_pool" if _is_one(module.output_size) else "adaptive_avg_pool"
     return "other" if found not in _LAYERS and why_altered(module) else found
 
