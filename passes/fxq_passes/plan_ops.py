@@ -38,6 +38,7 @@ from fxq_passes.planning.plan_questions import (
     takes_quantized_input,
     weight_descriptor,
 )
+from fxq_passes.planning.relative_sizes import read_by_relative_size
 
 # Comparing, indexing and shape arithmetic are not worth a line in the report.
 _SILENT = frozenset({"placeholder", "output", "get_attr", "getattr", "shape", "quantizer"})
@@ -67,7 +68,7 @@ class PlanOps(Pass):
         for node in rw.nodes(lambda node: node.op == "call_module"):
             check_placed_by_hand(rw, node)
         infinite = {reader: why for value, why in infinite_values(rw).items() for reader in value.users}
-        in_float = kept_in_float(rw) | normalizations(rw) | masking_adds(rw) | infinite
+        in_float = kept_in_float(rw) | read_by_relative_size(rw) | normalizations(rw) | masking_adds(rw) | infinite
         for expression in weight_expressions(rw):
             in_float |= dict.fromkeys(expression.nodes, "computes a weight")
         kinds = {node: kind(node) for node in rw.nodes()}  # planning changes none

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import fxq
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+SCALE = torch.linspace(0.5, 2, 4).reshape(4, 1, 1)
 
 
 class Net(nn.Module):
@@ -27,9 +28,17 @@ def layer_norm_2d(x: Tensor) -> Tensor:
     return (x - mean) / torch.sqrt(variance + 1e-6)
 
 
+def layer_norm_by_moments(x: Tensor) -> Tensor:
+    mean, squares = x.sum((1, 2, 3), True) * (1 / 144), (x * x).sum((1, 2, 3), True) * (1 / 144)
+    variance = torch.maximum(squares - mean * mean, torch.zeros_like(mean))
+    return (x - mean.expand(variance.shape)) * ((variance + 1e-5).sqrt().reciprocal() * SCALE)
+
+
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     "over channels": layer_norm_2d,
     "over positions": lambda x: (x - x.mean((2, 3), True)) * torch.rsqrt(x.var((2, 3), keepdim=True) + 1e-5),
+    "by moments": layer_norm_by_moments,
+    "by length": lambda x: x * ((x * x).sum(1, keepdim=True) + 1e-5).rsqrt(),
     "by the deviation": lambda x: (x - x.mean((1, 2, 3), True)) / (x.std((1, 2, 3), keepdim=True) + 1e-5),
     "root mean square": lambda x: x * (1 / ((x * x).mean((2, 3), True) + 1e-5).sqrt()),
     "weight demodulated": lambda x: x * ((x**2).mean((2, 3), keepdim=True) + 1e-5) ** -0.5,
