@@ -25,7 +25,7 @@ from fxq.graph.shape_proxy import (
 )
 
 _SIZED = ("zeros", "ones", "empty", "rand", "randn")
-_MADE = (*_SIZED, "full", "randint", "randperm", "eye", "linspace", "tril_indices", "triu_indices")
+_MADE = (*_SIZED, "full", "randint", "randperm", "eye", "linspace", "tril_indices", "triu_indices", "broadcast_shapes")
 _torch_size = torch.Size
 
 

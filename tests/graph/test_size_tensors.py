@@ -32,6 +32,12 @@ def as_reshape_of_onnx(self: Any, sizes: Tensor, x: Tensor) -> Tensor:
     return torch.reshape(x, torch.Size(shape))
 
 
+def as_maximum_of_onnx(self: Any, sizes: Tensor, x: Tensor) -> Tensor:
+    tensors = (x, self.rest)
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
+    return torch.amax(torch.stack([tensor.broadcast_to(shape) for tensor in tensors]), dim=0)
+
+
 def as_range_of_onnx(self: Any, sizes: Tensor, x: Tensor) -> Tensor:
     last = torch.mul(sizes[1], sizes[2]).to(torch.float32)
     return x.flatten(1) + torch.arange(0.0, last.item(), 1.0)
@@ -39,6 +45,7 @@ def as_range_of_onnx(self: Any, sizes: Tensor, x: Tensor) -> Tensor:
 
 COMPUTED = {
     "reshape": as_reshape_of_onnx,
+    "maximum": as_maximum_of_onnx,
     "range": as_range_of_onnx,
     "selected": lambda self, sizes, x: x.new_zeros(torch.Size(sizes.index_select(0, self.axes))),
     "cut": lambda self, sizes, x: x.repeat(2, 2, 1)[: sizes[0], : sizes[1] // 2],

@@ -102,6 +102,14 @@ def test_a_formula_becomes_its_module(word: str, formula: Callable[[Tensor], Ten
     torch.testing.assert_close(gm(X), model(X), rtol=1e-5, atol=1e-5)
 
 
+class Unsqueezed(Stored):
+    """A constant with the dimensions of what it is added to, as files of JAX have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three = self.three.reshape(1, 1, 1, 1)
+
+
 class Affine(Stored):
     """What it is applied to is scaled and shifted as well, and so is the result."""
 
@@ -109,7 +117,7 @@ class Affine(Stored):
         return super().forward(x * 1.5 + 0.5) * 2.0 - 1.0
 
 
-@pytest.mark.parametrize("make", [HardSwish, Stored, Affine])
+@pytest.mark.parametrize("make", [HardSwish, Stored, Unsqueezed, Affine])
 def test_modules_and_stored_constants_are_read_through(make: Callable[[], nn.Module]) -> None:
     _, gm = prepared(make())
     assert [word for word in activations(gm) if word not in ("mul", "add", "sub")] == ["hardswish"]

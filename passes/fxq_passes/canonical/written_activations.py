@@ -210,7 +210,8 @@ class _Formulas:
         if not isinstance(operand, Node) or operand not in self._stored or self._rw.qat:
             return None
         value = stored_value(self._rw, operand)
-        return float(value) if value is not None and value.numel() == 1 and value.dim() <= 1 else None
+        # With more dimensions than the source it would make a formula of another shape, which is none.
+        return float(value) if value is not None and value.numel() == 1 else None
 
     def _argument(self, node: Node) -> Node | None:
         """Return what a module of torch, with nothing of the user's on it, is called on."""
