@@ -130,6 +130,10 @@ def _squeezed(data: Any, dim: int | None = None) -> Any:
     return np.squeeze(data, dim)
 
 
+def _reshaped(data: Any, *shape: Any) -> Any:
+    return np.reshape(data, shape[0] if len(shape) == 1 else shape)
+
+
 def _selected(data: Any, dim: int, index: Any) -> Any:
     return np.take(data, _index(index), dim)
 
@@ -158,6 +162,7 @@ def _all_forms(named: Mapping[str, Callable[..., Any]]) -> Mapping[Any, Callable
 _MOVING = _all_forms({
     "tensor": _made, "as_tensor": _made, "getitem": _item, "cat": _joined, "concat": _joined, "stack": _stacked,
     "unsqueeze": _unsqueezed, "squeeze": _squeezed, "index_select": _selected,
+    "reshape": _reshaped, "view": _reshaped,
     **dict.fromkeys(("to", "type", "long", "int", "float", "clone", "detach", "cpu", "contiguous"), _converted),
 })  # fmt: skip
 _COMPUTING = _all_forms({

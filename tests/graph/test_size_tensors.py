@@ -53,6 +53,7 @@ COMPUTED = {
     "list": lambda self, sizes, x: x.reshape([*sizes[:1].tolist(), -1]),
     "stacked": lambda self, sizes, x: x.reshape(torch.Size(torch.stack([sizes[0], sizes[1] * sizes[2]]))),
     "product": lambda self, sizes, x: x.reshape(torch.Size([torch.prod(sizes) - 0])),
+    "reshaped": lambda self, sizes, x: x.reshape(torch.Size(torch.cat([sizes[:1].reshape(()).view(1), self.rest]))),
     "squeezed": lambda self, sizes, x: x.reshape(int(sizes[2:].squeeze(0)), -1),
     "made": lambda self, sizes, x: x.reshape(torch.Size(torch.tensor([x.shape[0], 24]))),
 }
