@@ -12,7 +12,7 @@ Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 (empirical bias correct
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ Rectifier = Callable[[Tensor], Tensor]
 _NEWTON_STEPS = 4  # at most; the mean is nearly linear in the shift: two give three digits
 _NO_STEP = 1e-3  # of the deviation of the values
 _LEAST_SHARE = 0.05
+_MOST_WALKS = 16
 _ENOUGH = 2**14  # values of a channel: a mean of more is no better, since samples differ more than positions
 
 
@@ -52,40 +53,80 @@ class CorrectBias(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Correct the convolutions and linear layers that compute with integers, or say why not."""
-        layers = rw.nodes(is_weighted)
-        calls = Counter(str(node.target) for node in layers)
-        shared = Counter(id(rw.module(node).bias) for node in layers if rw.module(node).bias is not None)
-        chosen = []
-        for node in layers:
-            layer = rw.module(node)
-            reason = _why_not(node, layer, calls[str(node.target)], shared[id(layer.bias)])
-            if reason is None:
-                chosen.append(node)
+        calls: dict[str, list[Node]] = {}
+        for node in rw.nodes(is_weighted):
+            calls.setdefault(str(node.target), []).append(node)
+        biases = [rw.module(nodes[0]).bias for nodes in calls.values()]
+        shared = Counter(id(bias) for bias in biases if bias is not None)
+        walks = 0
+        chosen: list[Node] = []  # called once: one walk corrects them all
+        for nodes in calls.values():
+            reason = _why_not(rw, nodes, shared)
+            if reason is None and len(nodes) > 1 and walks == _MOST_WALKS:
+                reason = f"{walks} layers that are called several times have cost a walk each, which is enough"
+            if reason is not None:
+                for node in nodes:
+                    rw.skip(node, reason)
+            elif len(nodes) == 1:
+                chosen += nodes
             else:
-                rw.skip(node, reason)
-        for node, (in_float, quantized) in rw.run_both(chosen):
-            layer = rw.module(node)
-            axis, rectifier = _channel_axis(layer), _rectifier(rw, node) if self.behind_rectifier else None
+                self._correct_each(rw, chosen)
+                self._correct_all_calls(rw, nodes)
+                chosen, walks = [], walks + 1
+        self._correct_each(rw, chosen)
+
+    def _correct_each(self, rw: Rewriter, nodes: list[Node]) -> None:
+        for node, (in_float, quantized) in rw.run_both(nodes):
+            axis = _channel_axis(rw.module(node))
             float_values, quantized_values = _thinned(in_float, axis), _thinned(quantized, axis)
-            shift_c = _mean(float_values, axis) - _mean(quantized_values, axis)  # c: output channels
-            if rectifier is not None:
-                shift_c = _behind(rectifier, float_values, quantized_values, axis)
-            if self.only_certain:
-                shift_c = shift_c * _certainty(float_values, quantized_values, axis)
-            bias_c = shift_c if layer.bias is None else layer.bias.detach().double() + shift_c
-            rw.set_bias(str(node.target), bias_c.to(layer.weight.dtype), "moved by the mean error of the outputs")
+            self._correct(rw, node, _Seen(float_values, quantized_values, axis, self._rectifier(rw, [node])))
+
+    def _correct_all_calls(self, rw: Rewriter, nodes: list[Node]) -> None:
+        axis = _channel_axis(rw.module(nodes[0]))
+        pairs = [
+            tuple(_as_positions(_thinned(values, axis, _ENOUGH // len(nodes)), axis) for values in both)
+            for _, both in rw.run_both(nodes)
+        ]
+        float_values, quantized_values = (_joined(calls) for calls in zip(*pairs, strict=True))
+        self._correct(rw, nodes[0], _Seen(float_values, quantized_values, -1, self._rectifier(rw, nodes)))
+
+    def _rectifier(self, rw: Rewriter, nodes: list[Node]) -> Rectifier | None:
+        return _rectifier(rw, nodes) if self.behind_rectifier else None
+
+    def _correct(self, rw: Rewriter, node: Node, seen: "_Seen") -> None:
+        layer = rw.module(node)
+        shift_c = seen.shift()  # c: output channels
+        if self.only_certain:
+            shift_c = shift_c * _certainty(seen.float_values, seen.quantized_values, seen.axis)
+        bias_c = shift_c if layer.bias is None else layer.bias.detach().double() + shift_c
+        rw.set_bias(str(node.target), bias_c.to(layer.weight.dtype), "moved by the mean error of the outputs")
 
 
-def _why_not(node: Node, layer: Any, calls: int, sharing: int) -> str | None:
+@dataclass
+class _Seen:
+    """What a layer computes in both models: a value for each batch, with channels in dimension ``axis``."""
+
+    float_values: list[Tensor]
+    quantized_values: list[Tensor]
+    axis: int
+    rectifier: Rectifier | None
+
+    def shift(self) -> Tensor:
+        """Return the shift of each channel that makes the means equal: (channels,), float64."""
+        if self.rectifier is not None:
+            return _behind(self.rectifier, self.float_values, self.quantized_values, self.axis)
+        return _mean(self.float_values, self.axis) - _mean(self.quantized_values, self.axis)
+
+
+def _why_not(rw: Rewriter, nodes: list[Node], shared: Counter[int]) -> str | None:
+    layer: Any = rw.module(nodes[0])
     if not isinstance(layer, WeightQuantized) or not layer.weight_quantizer.is_enabled:
         return "its weight is not quantized"
-    if layer.input_quantizer is None and not is_quantizer(node.all_input_nodes[0]):
+    if layer.input_quantizer is None and not all(is_quantizer(node.all_input_nodes[0]) for node in nodes):
         return "its input is not quantized"
     if "bias" in computed_tensors(layer):
         return "its bias is computed in each call, to be trained"
-    if calls > 1:
-        return f"{node.target!r} is called {calls} times, with one bias for all"
-    return f"{sharing} layers share its bias" if sharing > 1 else None
+    return f"{shared[id(layer.bias)]} layers share its bias" if shared[id(layer.bias)] > 1 else None
 
 
 def _channel_axis(layer: Any) -> int:
@@ -93,22 +134,38 @@ def _channel_axis(layer: Any) -> int:
     return 1 - int(layer.weight.dim())
 
 
-def _thinned(values: list[Tensor], axis: int) -> list[Tensor]:
+def _thinned(values: list[Tensor], axis: int, enough: int = _ENOUGH) -> list[Tensor]:
     """Return ``values`` without some of their positions, evenly spaced, where there are more than it takes."""
     positions = sum(value.numel() // value.shape[axis] for value in values)
     space = [dim for dim in range(1, values[0].dim()) if dim != values[0].dim() + axis]
-    if positions <= _ENOUGH or not space:
+    if positions <= enough or not space:
         return values
     # Odd: a stride of 2 behind a stride of 2 would see one of four phases.
-    step = int((positions / _ENOUGH) ** (1 / len(space))) // 2 * 2 + 1
+    step = int((positions / enough) ** (1 / len(space))) // 2 * 2 + 1
     every = tuple(slice(None, None, step) if dim in space else slice(None) for dim in range(values[0].dim()))
     return [value[every].contiguous() for value in values]  # read many times
 
 
-def _rectifier(rw: Rewriter, node: Node) -> Rectifier | None:
-    """Return the rectifier that alone reads ``node``, None if none does."""
-    reader = only_reader(node)
-    return rw.module(reader) if reader is not None and kind(reader) in ("relu", "relu6", "clip") else None
+def _as_positions(values: list[Tensor], axis: int) -> list[Tensor]:
+    """Return each value as (samples, positions, channels)."""
+    moved = [value.movedim(axis, -1) for value in values]
+    return [value.reshape(len(value) if value.dim() > 1 else 1, -1, value.shape[-1]) for value in moved]
+
+
+def _joined(calls: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Return what all calls made of a batch as one value, where they got as many samples; else one behind the other."""
+    return [
+        part
+        for batch in zip(*calls, strict=True)
+        for part in ([torch.cat(batch, 1)] if len(set(map(len, batch))) == 1 else batch)
+    ]
+
+
+def _rectifier(rw: Rewriter, nodes: list[Node]) -> Rectifier | None:
+    """Return the rectifier that alone reads each of ``nodes``, None if none does, or one other than another."""
+    readers = [only_reader(node) for node in nodes]
+    found = [rw.module(one) for one in readers if one is not None and kind(one) in ("relu", "relu6", "clip")]
+    return found[0] if len(found) == len(nodes) and len(set(map(repr, found))) == 1 else None
 
 
 def _behind(rectifier: Rectifier, float_values: list[Tensor], quantized_values: list[Tensor], axis: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import fxq
+from fxq_passes import correct_bias
 
 # 4 bits, so that rounding moves the mean of a layer visibly.
 FOUR_BITS = fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=0))
@@ -124,6 +125,62 @@ class CalledTwice(nn.Module):
         return self.fc(self.fc(x).relu())
 
 
+def test_a_layer_that_is_called_twice_is_moved_by_the_mean_error_over_both_calls() -> None:
+    torch.manual_seed(0)
+    model, x = CalledTwice().eval(), torch.randn(16, 4) + 1
+    gm = corrected(model, x)
+    as_called = fxq.prepare(model, x[:2], PLAIN)
+    fxq.calibrate(as_called, fxq.Data(x.split(5), held_out=0))
+    errors = [first - second for first, second in zip(both_calls(model, x), both_calls(as_called, x), strict=True)]
+    found = (gm.get_submodule("fc").bias - model.fc.bias).detach()
+    # float32: sums in another order.
+    torch.testing.assert_close(found, torch.cat(errors).mean(0), rtol=0, atol=1e-6)
+    assert float(found.abs().max()) > 1e-3
+
+
+def both_calls(model: nn.Module, x: Tensor) -> list[Tensor]:
+    found: list[Tensor] = []
+    handle = model.get_submodule("fc").register_forward_hook(lambda *call: found.append(call[-1]))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    return found
+
+
+class Pyramid(nn.Module):
+    """A head over several sizes behind a layer that is called once; a call of each level has its rectifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.body(x)
+        return [self.last(F.relu(self.head(level))) for level in (x, F.avg_pool2d(x, 2))]
+
+
+def test_a_head_over_several_levels_is_corrected_behind_its_rectifier() -> None:
+    torch.manual_seed(0)
+    model, x = Pyramid().eval(), images(16)
+    in_float = model(x)
+    plain = fxq.prepare(model, x[:2], PLAIN)
+    fxq.calibrate(plain, fxq.Data(x.split(5), held_out=0))
+    gm = corrected(model, x, PLAIN.with_pass("correct_bias"))
+
+    def mean_error(found: list[Tensor]) -> float:
+        errors = [(one - other).movedim(1, -1).flatten(0, -2) for one, other in zip(in_float, found, strict=True)]
+        return float(torch.cat(errors).mean(0).detach().norm())
+
+    assert mean_error(gm(x)) < 0.1 * mean_error(plain(x))
+    assert not gm.meta["fxq"].record.of("correct_bias", "skip")
+
+
+def test_layers_of_several_calls_cost_a_walk_each_and_so_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correct_bias, "_MOST_WALKS", 1)
+    gm = corrected(Pyramid().eval(), images(4))
+    assert {entry.node for entry in gm.meta["fxq"].record.of("correct_bias", "skip")} == {"last", "last_1"}
+
+
 class SharedBias(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +198,6 @@ SKIPPED = {
         fxq.recipe("weight_only").with_pass("correct_bias"),
         "its input is not quantized",
     ),
-    "called twice": (CalledTwice(), RECIPE, "'fc' is called 2 times, with one bias for all"),
     "shared bias": (SharedBias(), RECIPE, "2 layers share its bias"),
 }
 
