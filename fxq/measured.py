@@ -30,8 +30,12 @@ class Measured:
         return min(in_sum, typical) >= -self._error(before) / 2
 
     def gains_for_certain(self, before: "Measured") -> bool:
-        """Return whether the mean gain over ``before`` is at least half of its standard error over samples."""
-        return float(self._gains(before).mean()) >= self._error(before) / 2
+        """Return whether the mean gain over ``before`` is at least half of its standard error over samples.
+
+        Nor may the noise over all samples be more: what gains in most and loses more in one may lose in others.
+        """
+        is_less = bool(self.noise.sum() <= before.noise.sum())
+        return is_less and float(self._gains(before).mean()) >= self._error(before) / 2
 
     def _error(self, before: "Measured") -> float:
         """Return the standard error of the mean of the gains over samples."""
