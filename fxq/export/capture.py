@@ -5,6 +5,7 @@ scope it should be known by, so that the scope arrives at the ONNX nodes (module
 function calls in an inlined graph would not). Quantizers are traced as what stands for them: see ``stand_ins.py``.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -29,6 +30,8 @@ from fxq.quant import lowered_kind
 
 # The attribute that holds the graph in the exported module, hence the prefix of every parameter's name.
 PREFIX = "model."
+# What was ONNX has 1e9 or the largest number of a type in place of "to the end".
+_BEYOND_ANY_SIZE = 10**9
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,15 @@ def scope_of(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0] if stack else "") or node.name
 
 
+def _without_far_end(index: Any) -> Any:
+    """Return an index whose slices to beyond any dimension have no end, which torch.export would hold a size to."""
+    if isinstance(index, tuple | list):
+        return type(index)(map(_without_far_end, index))
+    if isinstance(index, slice) and isinstance(index.stop, int) and index.stop >= _BEYOND_ANY_SIZE:
+        return slice(index.start, None, index.step)
+    return index
+
+
 class _ScopedModel(nn.Module):
     """Runs a copy of the graph, on the same parameters, with the scope of each node where torch.export looks.
 
@@ -125,6 +137,8 @@ class _ScopedModel(nn.Module):
         for original, node in copied.items():
             scope = {"scope": (scope_of(original), "torch.nn.Module")}
             node.meta = {"nn_module_stack": scope, "described": described(original)}
+            if node.target is operator.getitem:
+                node.args = (node.args[0], _without_far_end(node.args[1]))
         stand_ins.put_into(graph, copied)
         self.model = fx.GraphModule(gm, graph)
         self.model.training = False

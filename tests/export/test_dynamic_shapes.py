@@ -267,6 +267,12 @@ def test_a_size_that_torch_writes_as_a_number_is_named_with_the_node(tmp_path: P
         fxq.export_onnx(gm, tmp_path / "model.onnx", dynamic_shapes={"image": {3: "width"}})
 
 
+def test_a_slice_to_beyond_any_size_leaves_sizes_open(tmp_path: Path) -> None:
+    """As files of other tools have it."""
+    gm = converted(Decides(lambda x, y: y[0:1000000000, ..., 1:2147483647]), torch.randn(2, 3, 8, 8))
+    assert fxq.export_onnx(gm, tmp_path / "model.onnx").dynamic_batch
+
+
 def test_tensors_made_of_a_size_follow_it(tmp_path: Path) -> None:
     def made(x: Tensor, y: Tensor) -> Tensor:
         n = y.shape[3]
