@@ -98,12 +98,18 @@ class Judge:
                 self._expected = self._outputs()
         if not any(self._expected):
             return None
-        signal = sum(float(wanted.double().square().sum()) for batch in self._expected for wanted in batch)
+        weights = _weights(self._expected)
+        signal = sum(
+            weight * _power(wanted) for batch in self._expected for weight, wanted in zip(weights, batch, strict=False)
+        )
         by_batch = []
         assert self.stage.data is not None
         inputs = self.stage.data.judging(self._gm)
         for one, expected, found in zip(inputs, self._expected, self._outputs(), strict=True):
-            errors = [(want.double() - got.double()).square() for want, got in zip(expected, found, strict=True)]
+            errors = [
+                weight * (want.double() - got.double()).square()
+                for weight, (want, got) in zip(weights, zip(expected, found, strict=True), strict=False)
+            ]
             by_batch.append(_by_sample(errors, one.samples or 1))
         noise = torch.cat(by_batch)
         total = float(noise.sum())
@@ -125,6 +131,22 @@ class Judge:
 def _enough(data: Data | None) -> int:
     """Return of how many samples enough are held out."""
     return math.ceil(_FEWEST_TO_JUDGE_BY / (0.125 if data is None else data.held_out))
+
+
+def _weights(expected: list[list[Tensor]]) -> list[float]:
+    """Return what the squares of each output count: its power is that of any other, whatever its unit is.
+
+    Boxes in pixels would otherwise outweigh the probabilities beside them.
+    """
+    counts = set(map(len, expected))
+    powers = [sum(map(_power, one)) for one in zip(*expected, strict=True)] if len(counts) == 1 else [0.0]
+    if len(powers) == 1 or not any(powers) or not math.isfinite(sum(powers)):
+        return [1.0] * max(counts)
+    return [1 / (power or max(powers)) for power in powers]
+
+
+def _power(value: Tensor) -> float:
+    return float(value.double().square().sum())
 
 
 def _by_sample(errors: list[Tensor], samples: int) -> Tensor:

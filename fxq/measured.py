@@ -12,7 +12,7 @@ class Measured:
     """How far the quantized model is from the float one.
 
     Args:
-        sqnr_db: 10 log10(sum float^2 / sum (float - quantized)^2) over all outputs.
+        sqnr_db: 10 log10(sum float^2 / sum (float - quantized)^2) over all outputs, each with the same power.
         noise: sum (float - quantized)^2 of each sample, or of each batch where samples cannot be told apart; float64.
     """
 

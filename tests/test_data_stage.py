@@ -266,6 +266,28 @@ def test_the_sqnr_is_that_of_the_outputs_of_prepared_against_float() -> None:
     assert step.sqnr_after_db == pytest.approx(float(sqnr), abs=0.01)
 
 
+class Scaled(torch.nn.Module):
+    """Two outputs of layers alike, the second in other units."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.unit = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4), unit
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.one(x), self.two(x) * self.unit
+
+
+def test_outputs_count_alike_whatever_their_units_are() -> None:
+    data = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for unit in (1.0, 1000.0):
+        gm = fxq.prepare(Scaled(unit).eval(), data[:2], TRT.with_pass("correct_bias"))
+        found.append(fxq.calibrate(gm, data.split(16)).steps[-1])
+    assert found[0].sqnr_after_db == pytest.approx(found[1].sqnr_after_db, abs=1e-3)  # float32 rounds
+    assert found[0].sqnr_before_db == pytest.approx(found[1].sqnr_before_db, abs=1e-3)
+
+
 @fxq.register_pass("test_looks_at_a_range")
 @dataclass(frozen=True)
 class LooksAtARange(fxq.Pass):
