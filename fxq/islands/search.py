@@ -101,7 +101,7 @@ def _try(
 
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """Yield what may have something to quantize."""
-    if isinstance(module, torch.jit.ScriptModule | GraphModule):
+    if isinstance(module, torch.jit.ScriptModule):
         return
     for name, child in module.named_children():
         if next(child.parameters(), None) is not None and not isinstance(child, torch.jit.ScriptModule):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from island_models import Detector, Gated, images, made
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxq
 from fxq.nn import TensorQuantizer
@@ -55,6 +55,23 @@ def test_in_float_the_whole_computes_what_the_model_does() -> None:
         assert same(prepared(images(3, sizes)), model(images(3, sizes)))
         assert same(prepared(images=images(3, sizes), targets=None), model(images(3, sizes)))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+class Decides(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.detach().sum()) > 1e9 else x
+
+
+def test_parts_of_a_graph_of_the_users_own_are_islands() -> None:
+    """As those of onnx2torch, which has a module for each operation."""
+    parts = {"Gemm/0": nn.Linear(8, 4), "Where/1": Decides()}
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    for name in parts:
+        value = graph.call_module(name, (value,))
+    graph.output(value)
+    prepared = fxq.prepare(fx.GraphModule(parts, graph).eval(), X, untraceable="islands")
+    assert set(fxq.explain(prepared).coverage.quantized) == {"Gemm/0"}
 
 
 def test_a_part_that_never_runs_is_named() -> None:
