@@ -50,9 +50,9 @@ class PlanRewriter:
         """Will the prepared model be trained?"""
         return self.settings.qat
 
-    def config(self, node: Node, slot: str = "inputs") -> QConfig | None:
-        """Return the descriptors for ``node``, None if a rule leaves it in float; ``slot`` as in Settings.config."""
-        return self.settings.config(node, slot)
+    def config(self, node: Node, slot: str = "inputs", may_be_negative: bool = False) -> QConfig | None:
+        """Return the descriptors for ``node``, None if a rule leaves it in float; the rest as in Settings.config."""
+        return self.settings.config(node, slot, may_be_negative)
 
     def skip(self, node: Node, reason: str) -> None:
         """Note that the pass leaves ``node`` as it is, and why."""

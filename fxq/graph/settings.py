@@ -59,17 +59,20 @@ class Settings:
             return True
         return rule.config.activation is not None or (has_weight and rule.config.weight is not None)
 
-    def config(self, node: Node, slot: str = "inputs") -> QConfig | None:
+    def config(self, node: Node, slot: str = "inputs", may_be_negative: bool = False) -> QConfig | None:
         """Return the full descriptors for ``node``, None if it stays in float.
 
-        The activation's is that of ``slot``, "inputs" or "output", where only the target has a say.
+        The activation's is that of ``slot``, "inputs" or "output", where only the target has a say, which may have
+        another for tensors that may be negative.
         """
         rule = self.rule_for(node)
         chosen = self.default if rule is None else rule.config
         if chosen is None:
             return None
         found = kind(node)
-        activation = chosen.activation or self.default.activation or self.target.descriptor(found, slot)
+        activation = (
+            chosen.activation or self.default.activation or self.target.descriptor(found, slot, may_be_negative)
+        )
         return QConfig(activation, chosen.weight or self.default.weight or self.target.descriptor(found, "weight"))
 
     def _names(self, node: Node) -> tuple[str, str, nn.Module | None]:

@@ -24,6 +24,7 @@ _RECURRENT = frozenset({"lstm", "gru", "rnn"}) | _CELLS
 # The residual stream of a transformer runs through these: in 8 bits it would lose what the small tokens say.
 _NORMALIZATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm"})
 _KEEPS_SCALE = Same(("max_pool", "reshape", "transpose", "slice"))
+_INT8 = QuantDescriptor()
 _UINT8 = QuantDescriptor(unsigned=True, symmetric=False)
 _WITH_INTEGER_KERNELS = frozenset(
     {"add", "mul", "cat", "avg_pool", "global_avg_pool", "leaky_relu", "sigmoid", "resize"}
@@ -101,6 +102,8 @@ OPENVINO = Target(
     ops=(
         OpRule(_LAYERS, inputs=True, weight=True),
         OpRule(("add", "matmul"), inputs=True),
+        # It multiplies activations in integers only where they have no zero point; else in float, what was rounded.
+        OpRule({"matmul", "multihead_attention"}, inputs=_INT8, when="may_be_negative"),
         # With a quantizer behind it alone, the pool, its layout and what the convolution before it writes are float.
         OpRule("max_pool", inputs=True, when="all_readers_quantized"),
     ),

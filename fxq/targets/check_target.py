@@ -13,7 +13,7 @@ from fxq.quant.descriptor import QuantDescriptor
 from fxq.targets.check_constraint import check_constraint
 from fxq.targets.file_rules import FileRules
 from fxq.targets.formats import Formats
-from fxq.targets.op_rule import OUTPUT_WHEN, SLOTS, WHEN, OpRule
+from fxq.targets.op_rule import OUTPUT_WHEN, SIGNED, SLOTS, WHEN, OpRule
 
 if TYPE_CHECKING:
     from fxq.targets.target import Target
@@ -146,6 +146,10 @@ def _check_when(row: OpRule, where: str) -> None:
             f"{where}: when={row.when!r} says when {slot if slot == 'inputs' else 'the output'} "
             f"{'are' if slot == 'inputs' else 'is'} quantized; set {slot}, and give weight and {others} a row "
             "of their own"
+        )
+    if row.when == SIGNED and not isinstance(row.inputs, QuantDescriptor):
+        raise TargetError(
+            f"{where}: when={SIGNED!r} gives some inputs another descriptor; set inputs to that descriptor"
         )
     if row.when == "absorbed_by_conv" and tuple(row.kinds) != ("add",):
         raise TargetError(f'{where}.when: a convolution absorbs an "add" only, got {", ".join(row.kinds)}')

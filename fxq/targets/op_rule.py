@@ -10,6 +10,7 @@ from fxq.quant.descriptor import QuantDescriptor
 WHEN: Mapping[str, str] = MappingProxyType(
     {
         "on_request": "where a rule of the recipe names the operation: by default it would cost speed or accuracy",
+        "may_be_negative": "inputs that may be negative, with a descriptor of their own; others as other rows say",
         "after_conv": "the first input, where a convolution computes it",
         "all_readers_quantized": "where all that read the output take quantized input",
         "absorbed_by_conv": "the residual input of an add that a convolution takes into its epilogue",
@@ -17,6 +18,7 @@ WHEN: Mapping[str, str] = MappingProxyType(
         "sliced_for_integers": "the output, where all that read it take slices of it, as quantized input",
     }
 )
+SIGNED = "may_be_negative"
 OUTPUT_WHEN = frozenset({"read_in_integers", "sliced_for_integers"})
 SLOTS = ("inputs", "weight", "output")
 

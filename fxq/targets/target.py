@@ -17,7 +17,7 @@ from fxq.targets.check_target import check_target
 from fxq.targets.constraints import Constraint, Derived, Fixed, Same
 from fxq.targets.file_rules import FileRules
 from fxq.targets.formats import Formats
-from fxq.targets.op_rule import OpRule
+from fxq.targets.op_rule import SIGNED, OpRule
 from fxq.targets.target_text import arguments_from_dict, target_to_dict
 from fxq.toml_text import parse_toml, read_text
 
@@ -98,9 +98,15 @@ class Target:
         """Return whether the output of ``kind`` is quantized always (None), or under the condition ``when``."""
         return any(row.output is not False and row.when == when for row in self.rules_for(kind))
 
-    def descriptor(self, kind: str, slot: str) -> QuantDescriptor | None:
-        """Return the descriptor of a slot ("inputs", "weight", "output") of ``kind``: its row's own, or the default."""
-        own = [given for row in self.rules_for(kind) if isinstance(given := getattr(row, slot), QuantDescriptor)]
+    def descriptor(self, kind: str, slot: str, may_be_negative: bool = False) -> QuantDescriptor | None:
+        """Return the descriptor of a slot ("inputs", "weight", "output") of ``kind``: its row's own, or the default.
+
+        ``may_be_negative``: of a tensor that may, for which ``kind`` can have a row of its own.
+        """
+        rows = sorted(self.rules_for(kind), key=lambda row: row.when != SIGNED)  # what holds for fewer comes first
+        if not may_be_negative:
+            rows = [row for row in rows if row.when != SIGNED]
+        own = [given for row in rows if isinstance(given := getattr(row, slot), QuantDescriptor)]
         return own[0] if own else self.weight if slot == "weight" else self.activation
 
     def same(self, kind: str) -> tuple[str, ...]:

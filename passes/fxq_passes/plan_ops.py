@@ -28,6 +28,7 @@ from fxq_passes.planning.plan_questions import (
     activation_descriptor,
     check_placed_by_hand,
     comes_from_conv,
+    is_never_negative,
     is_quantized_by_hand,
     is_read_in_integers,
     is_read_quantized,
@@ -154,7 +155,8 @@ def _plan(rw: Rewriter, edges: list[Edge], why: str) -> None:
         elif _quantizes_itself(rw, edge.consumer):
             rw.skip(edge.consumer, f"input {edge.position} has the module's own quantizer")
         else:
-            rw.plan_input(edge.consumer, edge.position, activation_descriptor(rw, edge.consumer), why)
+            descriptor = activation_descriptor(rw, edge.consumer, may_be_negative=not is_never_negative(edge.producer))
+            rw.plan_input(edge.consumer, edge.position, descriptor, why)
 
 
 def _quantizes_itself(rw: Rewriter, node: Node) -> bool:

@@ -104,6 +104,30 @@ class Binary(nn.Module):
         return self.body(x, y)  # type: ignore[no-any-return]
 
 
+class Attention(nn.Module):
+    """Queries and keys of both signs, and weights of the values that are never negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.query(x) @ self.key(x).transpose(-1, -2)).softmax(-1)
+        return self.out(weights @ self.value(x))  # type: ignore[no-any-return]
+
+
+def test_openvino_multiplies_activations_in_integers(tmp_path: Path) -> None:
+    x = torch.randn(1, 8, 16)
+    converted = fxq.quantize(Attention().eval(), [x] * 2, "openvino", x, progress=False)
+    read = [tensor.descriptor for name in ("matmul", "matmul_1") for tensor in fxq.explain(converted)[name].quantized]
+    assert read == ["int8 per tensor", "int8 per tensor", "uint8 affine per tensor", "int8 per tensor"]
+    fxq.export_onnx(converted, tmp_path / "model.onnx", dynamic_batch=False, check=False)
+    ops = get_runtime("openvino").executed_ops(tmp_path / "model.onnx")
+    products = [op for op in ops if {"matmul/MatMul", "matmul_1/MatMul"} & set(op.fused)]
+    assert products
+    assert {dtype for op in products for dtype in op.input_dtypes} == {"int8"}
+
+
 LEFT: dict[str, tuple[Any, Any, Any, str, str]] = {
     "number": (lambda x, y: x + 1 + 0 * y, X, X, "add", "one operand is a number"),
     "integers": (lambda x, y: x + y, X, X.int(), "add", "input 'y' is torch.int32"),

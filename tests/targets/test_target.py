@@ -85,6 +85,13 @@ def test_conditions_decide_where_inputs_are_quantized() -> None:
     assert fxq.explain(fxq.prepare(Net().eval(), X, recipe))["sigmoid"].is_quantized
 
 
+def test_what_may_be_negative_can_have_a_descriptor_of_its_own() -> None:
+    rows = (OpRule("mul", inputs=True), OpRule("mul", inputs=QuantDescriptor(), when="may_be_negative"))
+    model = Gated().eval()
+    found = fxq.explain(fxq.prepare(model, X, fxq.Recipe(target=Target("mine", rows, activation=UINT8))))
+    assert [tensor.descriptor for tensor in found["mul"].quantized] == ["int8 per tensor", "uint8 affine per tensor"]
+
+
 def test_a_kind_of_ones_own_is_quantized_like_any_other() -> None:
     class Gate(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -95,6 +102,11 @@ def test_a_kind_of_ones_own_is_quantized_like_any_other() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Gate()).eval()
     found = fxq.explain(fxq.prepare(model, X, fxq.Recipe(target=target)))
     assert [tensor.role for tensor in found["1"].quantized] == ["input"]
+
+
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid().flatten(1).reshape(x.shape)
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -117,6 +129,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a condition for weights": (
         lambda: Target("mine", (OpRule("conv", weight=True, when="on_request"),)),
         "when='on_request' says when inputs are quantized; set inputs, and give weight and output a row of their own",
+    ),
+    "no descriptor for what may be negative": (
+        lambda: Target("mine", (OpRule("mul", inputs=True, when="may_be_negative"),)),
+        "when='may_be_negative' gives some inputs another descriptor; set inputs to that descriptor",
     ),
     "absorbed by no add": (
         lambda: Target("mine", (OpRule("mul", inputs=True, when="absorbed_by_conv"),)),

@@ -102,7 +102,8 @@ class LayerPlanner:
         for slot in quantized.activation_slots(module):
             if slot not in in_float:
                 why = f"{self.rw.target.name} runs {kind(node)} on quantized tensors"
-                self.rw.plan_inside(node, slot, activation_descriptor(self.rw, node), why)
+                is_signed = slot in quantized.products - {"softmax"}
+                self.rw.plan_inside(node, slot, activation_descriptor(self.rw, node, may_be_negative=is_signed), why)
 
     def _why_not_conv(self, module: Any) -> str | None:
         channels = min(module.in_channels, module.out_channels)

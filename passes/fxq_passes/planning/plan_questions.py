@@ -21,19 +21,31 @@ from fxq.graph import (
 from fxq.nn import Quantized
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div"})
+_NEVER_NEGATIVE = frozenset({"softmax", "sigmoid", "hardsigmoid", "relu", "relu6"})
 
 
-def activation_descriptor(rw: Rewriter, node: Node, slot: str = "inputs") -> QuantDescriptor:
+def activation_descriptor(
+    rw: Rewriter, node: Node, slot: str = "inputs", may_be_negative: bool = False
+) -> QuantDescriptor:
     """Return the descriptor of what ``node`` reads, or makes (``slot`` "output"); no rule leaves it in float.
+
+    ``may_be_negative``: it is a tensor that may, for which the target can have another descriptor.
 
     Raises:
         TargetError: the target cannot run it.
     """
-    config = rw.config(node, slot)
+    config = rw.config(node, slot, may_be_negative)
     assert config is not None
     assert config.activation is not None
     rw.target.check_activation(config.activation, _where(rw, node))
     return config.activation
+
+
+def is_never_negative(node: Node) -> bool:
+    """Return whether ``node`` shows that it makes no negative values."""
+    while kind(node) in MOVES_DATA:
+        node = node.all_input_nodes[0]
+    return kind(node) in _NEVER_NEGATIVE
 
 
 def output_descriptor(rw: Rewriter, node: Node, last: Node) -> QuantDescriptor:
