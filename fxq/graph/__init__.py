@@ -3,7 +3,16 @@
 from fxq.graph.altered import has_backward_hooks, why_altered
 from fxq.graph.check import check_graph
 from fxq.graph.dead_nodes import has_effect
-from fxq.graph.kinds import ACTIVATIONS, MOVES_DATA, kind, module_kind, module_of, produces_tensor, shape_of
+from fxq.graph.kinds import (
+    ACTIVATIONS,
+    MOVES_DATA,
+    kind,
+    module_kind,
+    module_of,
+    produces_tensor,
+    produces_values,
+    shape_of,
+)
 from fxq.graph.match import (
     Edge,
     ancestors,
@@ -94,6 +103,7 @@ __all__ = [
     "plans_by_module",
     "plans_of",
     "produces_tensor",
+    "produces_values",
     "range_group",
     "shape_of",
     "share_observations",

@@ -104,10 +104,10 @@ OPENVINO = Target(
         OpRule(("add", "matmul"), inputs=True),
         # It multiplies activations in integers only where they have no zero point; else in float, what was rounded.
         OpRule({"matmul", "multihead_attention"}, inputs=_INT8, when="may_be_negative"),
-        # With a quantizer behind it alone, the pool, its layout and what the convolution before it writes are float.
-        OpRule("max_pool", inputs=True, when="all_readers_quantized"),
+        # With a quantizer behind it alone, it and what the convolution before it writes are float.
+        OpRule({"cat", "max_pool"}, inputs=True, when="all_readers_quantized"),
     ),
-    constraints=(_KEEPS_SCALE,),
+    constraints=(Same("cat"), _KEEPS_SCALE),
     file=FileRules(runtime="openvino", affine_weights=False, quantized_outputs_allowed=False),
     activation=_UINT8,
     formats=Formats(weight_bits=frozenset({4, 8})),

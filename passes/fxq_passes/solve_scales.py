@@ -54,6 +54,8 @@ class SolveScales(Pass):
         drop_halves(rw)
         for node in joining:
             _join(rw, node, ties)
+        for node in joining:
+            _follow(rw, node, ties)
         order = {node: index for index, node in enumerate(rw.gm.graph.nodes)}
         for component in nx.connected_components(ties.graph):
             members = sorted(component, key=order.__getitem__)
@@ -87,6 +89,17 @@ def _join(rw: Rewriter, node: Node, ties: _Ties) -> None:
     # Behind insert_quantizers a quantizer stands between; the range is that of the tensor it reads.
     sources = [edge.producer.all_input_nodes[0] if is_quantizer(edge.producer) else edge.producer for edge in edges]
     ties.add(sources, node if "output" in rw.target.same(kind(node)) else None)
+
+
+def _follow(rw: Rewriter, node: Node, ties: _Ties) -> None:
+    """Tie what is quantized of the moved values of a tied tensor: a part of it, which another range would rescale."""
+    if not any(is_quantized(edge) for edge in output_edges(node)):
+        return
+    source = _moved(rw, node)
+    while source is not None and source not in ties.followers:
+        source = _moved(rw, source)
+    if source is not None:
+        ties.add([source], node)
 
 
 def _moved(rw: Rewriter, node: Node) -> Node | None:

@@ -40,6 +40,26 @@ def test_the_inputs_of_a_concatenation_share_one_quantizer_module() -> None:
     )
 
 
+class Shuffled(nn.Module):
+    """Two units of a ShuffleNet: half of the channels pass the second one by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(4, 4, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shuffled = torch.cat([self.a(x), self.b(x)], 1).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+        past, read = shuffled.chunk(2, 1)
+        return self.d(torch.cat([past, self.c(read)], 1)[:, :4])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_parts_of_a_concatenation_keep_its_scale(target: str) -> None:
+    found = fxq.explain(fxq.prepare(Shuffled().eval(), X, target))
+    read = [tensor.quantizer for name in ("cat", "cat_1", "c", "d") for tensor in found[name].quantized]
+    assert {path for path in read if "weight" not in path} == {"cat_input_quantizer"}
+
+
 def test_a_concatenation_in_float_shares_nothing() -> None:
     model = Concat()
     model.c = nn.Sigmoid()  # type: ignore[assignment]

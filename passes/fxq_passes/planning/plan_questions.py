@@ -15,7 +15,7 @@ from fxq.graph import (
     is_quantizer,
     kind,
     output_edges,
-    produces_tensor,
+    produces_values,
     tensor_edges,
 )
 from fxq.nn import Quantized
@@ -207,7 +207,7 @@ def _scales_by_a_number(node: Node) -> bool:
 
 def is_read_quantized(node: Node) -> bool:
     """Return whether all that read ``node`` take quantized input, or pass it on to such."""
-    edges = [edge for edge in output_edges(node) if edge.consumer.op == "output" or produces_tensor(edge.consumer)]
+    edges = [edge for edge in output_edges(node) if edge.consumer.op == "output" or produces_values(edge.consumer)]
     return bool(edges) and all(
         is_quantized(edge) or (kind(edge.consumer) in MOVES_DATA | {"max_pool"} and is_read_quantized(edge.consumer))
         for edge in edges
