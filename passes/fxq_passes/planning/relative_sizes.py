@@ -39,7 +39,8 @@ def readers(node: Node) -> list[Node]:
 
 def is_step(node: Node) -> bool:
     """Return whether ``node`` computes without weights: by element, as a mean, or what no target has a rule for."""
-    return kind(node) in _STEPS or (kind(node) == "other" and node.op != "call_module")
+    found = kind(node)
+    return found in _STEPS or (found == "other" and node.op != "call_module")
 
 
 def is_root(node: Node) -> bool:
