@@ -125,7 +125,8 @@ def test_openvino_multiplies_activations_in_integers(tmp_path: Path) -> None:
     ops = get_runtime("openvino").executed_ops(tmp_path / "model.onnx")
     products = [op for op in ops if {"matmul/MatMul", "matmul_1/MatMul"} & set(op.fused)]
     assert products
-    assert {dtype for op in products for dtype in op.input_dtypes} == {"int8"}
+    # Fused into one kernel where the machine has one; else the second product reads what softmax gives, in uint8.
+    assert {dtype for op in products for dtype in op.input_dtypes} <= {"int8", "uint8"}
 
 
 LEFT: dict[str, tuple[Any, Any, Any, str, str]] = {
