@@ -13,6 +13,7 @@ from fxq.graph import (
     kind,
     only_reader,
     output_edges,
+    planned_input,
     planned_inputs,
     planned_inside,
     shape_of,
@@ -202,5 +203,15 @@ def _plan_surrounded(rw: Rewriter, node: Node, why_in_float: str | None) -> None
         rw.skip(node, f"rule {rw.settings.rule_for(node)} leaves it in float")
     elif not is_read_quantized(node):
         rw.skip(node, "not all that read it take quantized input: all operands or none")
+    elif not _is_in_one_format(rw, node):
+        rw.skip(node, "what reads it, or what it reads, takes another format, and ranges are shared in one alone")
     else:
         _plan(rw, tensor_edges(node), f"{kind(node)} read by quantized operations only")
+
+
+def _is_in_one_format(rw: Rewriter, node: Node) -> bool:
+    """Return whether others read ``node``, and what it reads, as it would read its inputs."""
+    descriptor = activation_descriptor(rw, node)
+    plans = [planned_input(edge) for one in tensor_edges(node) for edge in output_edges(one.producer)]
+    agree = all(plan is None or plan.descriptor == descriptor for plan in plans)
+    return agree and is_read_quantized(node, descriptor)

@@ -129,6 +129,32 @@ def test_openvino_multiplies_activations_in_integers(tmp_path: Path) -> None:
     assert {dtype for op in products for dtype in op.input_dtypes} <= {"int8", "uint8"}
 
 
+class Cached(Attention):
+    """Keys of now behind those of before: what is joined is read in another format than joining it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = torch.cat([self.key(x), self.value(x)], 1)
+        return self.out(self.query(x) @ keys.transpose(-1, -2))  # type: ignore[no-any-return]
+
+
+def test_a_concatenation_stays_in_float_in_front_of_another_format() -> None:
+    x = torch.randn(1, 8, 16)
+    found = fxq.explain(fxq.prepare(Cached().eval(), x, "openvino"))
+    assert not found["cat"].quantized
+    assert [tensor.descriptor for tensor in found["matmul"].quantized] == ["int8 per tensor"] * 2
+
+
+def test_a_pool_stays_in_float_beside_another_format() -> None:
+    class Beside(Pooled):
+        def forward(self, x: Tensor) -> Any:
+            y = self.conv(x)
+            return self.last(self.pool(y)), y @ y
+
+    found = fxq.explain(fxq.prepare(Beside().eval(), torch.randn(1, 4, 8, 8), "openvino"))
+    assert not found["pool"].quantized
+    assert found["last"].quantized
+
+
 LEFT: dict[str, tuple[Any, Any, Any, str, str]] = {
     "number": (lambda x, y: x + 1 + 0 * y, X, X, "add", "one operand is a number"),
     "integers": (lambda x, y: x + y, X, X.int(), "add", "input 'y' is torch.int32"),

@@ -9,12 +9,14 @@ from fxq import QuantDescriptor, Rewriter, Target, TargetError, TensorQuantizer
 from fxq.graph import (
     ACTIVATIONS,
     MOVES_DATA,
+    Edge,
     ancestors,
     is_constant,
     is_quantized,
     is_quantizer,
     kind,
     output_edges,
+    planned_input,
     produces_values,
     tensor_edges,
 )
@@ -205,13 +207,19 @@ def _scales_by_a_number(node: Node) -> bool:
     return kind(node) in ("mul", "div") and len(tensor_edges(node)) == 1
 
 
-def is_read_quantized(node: Node) -> bool:
-    """Return whether all that read ``node`` take quantized input, or pass it on to such."""
+def is_read_quantized(node: Node, descriptor: QuantDescriptor | None = None) -> bool:
+    """Return whether all that read ``node`` take quantized input, by this descriptor if any, or pass it on to such."""
     edges = [edge for edge in output_edges(node) if edge.consumer.op == "output" or produces_values(edge.consumer)]
     return bool(edges) and all(
-        is_quantized(edge) or (kind(edge.consumer) in MOVES_DATA | {"max_pool"} and is_read_quantized(edge.consumer))
+        _reads_as(edge, descriptor)
+        or (kind(edge.consumer) in MOVES_DATA | {"max_pool"} and is_read_quantized(edge.consumer, descriptor))
         for edge in edges
     )
+
+
+def _reads_as(edge: Edge, descriptor: QuantDescriptor | None) -> bool:
+    plan = planned_input(edge)
+    return is_quantized(edge) and (plan is None or descriptor in (None, plan.descriptor))
 
 
 def comes_from_conv(node: Node) -> bool:
