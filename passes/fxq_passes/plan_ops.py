@@ -1,19 +1,20 @@
 """Decide which weights, inputs and outputs of which operations the target wants quantized."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
-from fxq import EXACT, Pass, Rewriter, Stage, register_pass
+from fxq import EXACT, Pass, QuantDescriptor, Rewriter, Stage, register_pass
 from fxq.graph import (
     Edge,
+    input_edges,
     is_quantizer,
     is_weighted,
     kind,
     only_reader,
     output_edges,
-    planned_input,
     planned_inputs,
     planned_inside,
     shape_of,
@@ -89,8 +90,9 @@ class PlanOps(Pass):
         for node in rw.nodes(lambda node: rw.target.quantizes_output(kinds[node], "sliced_for_integers")):
             if planned_inputs(node) and is_sliced_for_integers(rw, node):
                 _plan_output(rw, node)
+        formats = _formats_read(rw)
         for node in reversed(rw.nodes(lambda node: rw.target.quantizes_inputs(kinds[node], "all_readers_quantized"))):
-            _plan_surrounded(rw, node, infinite.get(node))
+            _plan_surrounded(rw, node, infinite.get(node), formats)
 
 
 def _plan_node(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
@@ -195,7 +197,19 @@ def _plan_read_output(rw: Rewriter, node: Node) -> None:
         rw.skip(node, f"nothing that reads its output computes in integers, and {rw.target.name} gives it in float")
 
 
-def _plan_surrounded(rw: Rewriter, node: Node, why_in_float: str | None) -> None:
+def _formats_read(rw: Rewriter) -> dict[Node, set[QuantDescriptor]]:
+    """Return by which descriptors the readers of each node quantize it."""
+    found: dict[Node, set[QuantDescriptor]] = defaultdict(set)
+    for consumer in rw.nodes(lambda node: bool(planned_inputs(node))):
+        edges = input_edges(consumer)
+        for position, plan in planned_inputs(consumer).items():
+            found[edges[position].producer].add(plan.descriptor)
+    return found
+
+
+def _plan_surrounded(
+    rw: Rewriter, node: Node, why_in_float: str | None, formats: dict[Node, set[QuantDescriptor]]
+) -> None:
     """Plan the inputs of an operation that runs in integers only if all that read it do."""
     if why_in_float is not None:
         rw.skip(node, why_in_float)
@@ -203,15 +217,11 @@ def _plan_surrounded(rw: Rewriter, node: Node, why_in_float: str | None) -> None
         rw.skip(node, f"rule {rw.settings.rule_for(node)} leaves it in float")
     elif not is_read_quantized(node):
         rw.skip(node, "not all that read it take quantized input: all operands or none")
-    elif not _is_in_one_format(rw, node):
-        rw.skip(node, "what reads it, or what it reads, takes another format, and ranges are shared in one alone")
     else:
-        _plan(rw, tensor_edges(node), f"{kind(node)} read by quantized operations only")
-
-
-def _is_in_one_format(rw: Rewriter, node: Node) -> bool:
-    """Return whether others read ``node``, and what it reads, as it would read its inputs."""
-    descriptor = activation_descriptor(rw, node)
-    plans = [planned_input(edge) for one in tensor_edges(node) for edge in output_edges(one.producer)]
-    agree = all(plan is None or plan.descriptor == descriptor for plan in plans)
-    return agree and is_read_quantized(node, descriptor)
+        descriptor, edges = activation_descriptor(rw, node), tensor_edges(node)
+        if not is_read_quantized(node, descriptor) or any(formats[edge.producer] - {descriptor} for edge in edges):
+            rw.skip(node, "what reads it, or what it reads, takes another format, and ranges are shared in one alone")
+            return
+        _plan(rw, edges, f"{kind(node)} read by quantized operations only")
+        for edge in edges:
+            formats[edge.producer].add(descriptor)
