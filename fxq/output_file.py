@@ -157,8 +157,9 @@ def _locked(folder: Path) -> Iterator[None]:
             warnings.warn(f"the disk of {folder} has no locks: export to it from one process at a time", stacklevel=2)
             break
         # Who had it before has removed it, and a third may have made another meanwhile.
-        if file.exists() and os.path.samestat(os.fstat(handle), os.stat(file)):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                break
         os.close(handle)
     try:
         yield
