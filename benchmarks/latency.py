@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.float_files import signal_to_noise_db
 from benchmarks.latency_files import FLOAT, FXQ, PEERS, write_files
 from benchmarks.latency_rows import Row, table, verdicts, what_is_left
-from benchmarks.models import noise_images
+from benchmarks.models import check_names, noise_images
 from fxq.errors import RuntimeCrashedError, RuntimeRefusedError
 from fxq.runtimes import get_runtime, time_in_turn
 from fxq.runtimes.child import in_child
@@ -44,6 +44,7 @@ _HEADING = (
 def run(arguments: Sequence[str] = ()) -> Iterator[str]:
     """Measure one model after another, and yield the table, and what files are held to."""
     options = _options(arguments)
+    check_names(options.models)
     versions = ", ".join(f"{name} {get_runtime(name).version.split('-')[0]}" for name in options.runtimes)
     heading = _HEADING.format(threads=options.threads, versions=versions, cores=os.cpu_count())
     rows: list[Row] = []

@@ -1,5 +1,8 @@
 """The networks and images of the benchmarks: random weights, seeded, batch norms fitted to the images."""
 
+import difflib
+from collections.abc import Sequence
+
 import timm
 import torch
 import torchvision
@@ -12,6 +15,15 @@ def noise_images(count: int, size: int = 224, seed: int = 0) -> Tensor:
     coarse = torch.randn(count, 3, size // 16, size // 16, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
     return smooth + 0.3 * torch.randn(count, 3, size, size, generator=generator)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise a SystemExit that names the first network that is neither torchvision's nor timm's, and what is close."""
+    known = {*torchvision.models.list_models(), *timm.list_models()}
+    for name in names:
+        if name.partition(".")[0] not in known:
+            close = ", ".join(difflib.get_close_matches(name, known)) or "nothing"
+            raise SystemExit(f"neither torchvision nor timm has a model {name!r}; close to it: {close}")
 
 
 def network(name: str) -> nn.Module:

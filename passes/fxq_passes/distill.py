@@ -14,18 +14,18 @@ arXiv:1902.08153 (ranges).
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.errors import RecipeError
 from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind, shape_of, tensor_edges, writes_in_place
 from fxq.nn import WeightQuantized, computed_tensors
 from fxq_passes.accuracy.channel_groups import UsableLayers
 from fxq_passes.accuracy.minibatches import Minibatches, pooled
+from fxq_passes.accuracy.options import check_numbers
 from fxq_passes.accuracy.student import StandIn, TrainedLayer, TrainedRange, Walk
 from fxq_passes.accuracy.training import Distillation, Group, Trained
 
@@ -78,11 +78,7 @@ class Distill(Pass):
     block_share: float = 0.3
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            least = 1 if one.type is int else 0
-            if not least <= value < float("inf"):
-                raise RecipeError(f"distill: {one.name} is {least} or more, and finite, got {value!r}")
+        check_numbers(self)
 
     def run(self, rw: Rewriter) -> None:
         """Train what can be trained, or say why nothing is."""

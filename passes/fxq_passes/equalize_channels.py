@@ -24,6 +24,7 @@ from fxq.nn import ScaledChannels
 from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups, stored_factor
 from fxq_passes.accuracy.channel_scales import best_scale, equal_ranges
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
+from fxq_passes.accuracy.options import check_numbers
 from fxq_passes.accuracy.reader import Extremes, Reader
 from fxq_passes.folding.computed_weights import constant_nodes
 
@@ -67,6 +68,9 @@ class EqualizeChannels(Pass):
     most_error_of_vector: float = 0.5
     most_error_of_product: float = 0.5
     samples: int = 512
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     def run(self, rw: Rewriter) -> None:
         """Look at all tensors in one walk through the float model, then scale the groups that gain."""

@@ -22,6 +22,7 @@ from fxq.graph import is_quantizer, is_weighted
 from fxq.graph.observers import ranged
 from fxq_passes.accuracy.elementwise import activations_behind
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
+from fxq_passes.accuracy.options import check_numbers
 from fxq_passes.accuracy.reader import FOLDS, Reader, worst_ratio
 from fxq_passes.accuracy.spectrum import Spectrum, reaches
 
@@ -76,6 +77,9 @@ class RefineRanges(Pass):
     most_error: float = 0.75
     most_error_before_activation: float = 0.9
     samples: int = 512
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     def run(self, rw: Rewriter) -> None:
         """Look at all quantized activations in one walk through the float model, then choose each range."""
