@@ -25,6 +25,8 @@ from fxq.shared_samples import FirstBatches, Share
 MAX_SAMPLES = 64
 _FEWEST, _MOST_BYTES = 8, 2**29
 _MOST_HELD_OUT = 32
+# On a CPU tensors of more than 32 MiB are mapped anew each time (glibc), which takes longer than most that fills them.
+_FEWEST_OF_PART, _BYTES_OF_PART = 2, 2**24
 
 
 class Data(BatchSource):
@@ -118,10 +120,16 @@ class Data(BatchSource):
         )
         self.team = team_of_now() if self.share else None
         self.progress = self.progress and (self.team is None or self.team.rank == 0)
+        is_on_cpu = model is None or all(one.device.type == "cpu" for one in model.parameters())
+        part = max(_FEWEST_OF_PART, _BYTES_OF_PART // sample_bytes) if sample_bytes and is_on_cpu else 0
         share = self.held_out if hold_out else 0.0
         most_held_out = _MOST_HELD_OUT if self._most_given is None else 0
         self._samples = Samples(
-            self.max_samples if keep else 0, share if keep else 0.0, most_held_out, are_whole=are_whole
+            self.max_samples if keep else 0,
+            share if keep else 0.0,
+            most_held_out,
+            are_whole=are_whole,
+            part=0 if self.forward is not None else part,
         )
         self._was_read = False
 

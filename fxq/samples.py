@@ -1,5 +1,6 @@
 """Samples: what is kept of the batches, some of it to learn from and some to judge by."""
 
+import itertools
 import sys
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class Samples:
         shown: a few of the first batches, kept in any case, for the quantized model to be compared on.
         seen: how many samples came by, kept or not.
         are_whole: batches cannot be taken apart: dimension 0 of a tensor counts no samples.
+        part: keep those to learn from in parts of so many at least, and less than twice as many; 0: as they come.
     """
 
     most: int = 0
@@ -37,6 +39,7 @@ class Samples:
     shown: list[Inputs] = field(default_factory=list)
     seen: int = 0
     are_whole: bool = False
+    part: int = 0
     _learned_count: int = 0
     _held_count: int = 0
 
@@ -61,7 +64,7 @@ class Samples:
 
     def empty(self) -> "Samples":
         """Return what keeps samples as these do, and has none yet."""
-        return Samples(self.most, self.share, self.most_held_out, are_whole=self.are_whole)
+        return Samples(self.most, self.share, self.most_held_out, are_whole=self.are_whole, part=self.part)
 
     def decide(self, count: int, is_whole: bool) -> tuple[int, int]:
         """Return how many of the next ``count`` samples, a batch, are held out, and how many kept to learn from."""
@@ -95,7 +98,7 @@ class Samples:
             return None
         rest = inputs.part(0, count - held) if held else inputs
         if learned:
-            self.learned.append(self._part(rest, 0, learned))
+            self.learned += self._parts(rest, learned)
         return rest
 
     def some(self, most: int, can_cut: bool) -> list[Inputs]:
@@ -139,6 +142,14 @@ class Samples:
     def _part(self, inputs: Inputs, start: int, stop: int) -> Inputs:
         """Return a copy of the samples from ``start`` to ``stop``, of all where they are one."""
         return inputs.part(0, sys.maxsize) if self.are_whole else inputs.part(start, stop)
+
+    def _parts(self, inputs: Inputs, count: int) -> list[Inputs]:
+        """Return copies of the first ``count`` samples, in parts of about one size."""
+        parts = count // self.part if self.part else 1
+        if parts < 2 or self.are_whole:
+            return [self._part(inputs, 0, count)]
+        ends = [count * index // parts for index in range(parts + 1)]
+        return [self._part(inputs, start, stop) for start, stop in itertools.pairwise(ends)]
 
     def count(self, inputs: Inputs) -> int:
         """Return how many samples a batch counts as."""

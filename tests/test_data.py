@@ -94,6 +94,14 @@ def test_reading_stops_when_enough_are_kept(prepared: GraphModule) -> None:
     assert taken == [0, 1]
 
 
+def test_large_batches_are_kept_in_parts_and_none_of_one_sample() -> None:
+    data = fxq.Data(DATA.split(7), progress=False, held_out=0)
+    data.begin(keep=True, hold_out=False, sample_bytes=2**23)
+    kept = data.kept(fxq.prepare(residual(), images(2)))
+    assert [len(inputs.args[0]) for inputs in kept] == [2, 2, 3, 2, 2, 3, 2, 2, 3, 3]
+    assert torch.equal(samples(kept), DATA)
+
+
 def test_samples_are_copies(prepared: GraphModule) -> None:
     """A loader may fill one buffer again and again."""
     buffer = torch.empty(2, 1, 8, 8)

@@ -47,15 +47,20 @@ class ShiftActivations(Pass):
     stage = Stage.CALIBRATED
     tolerance = ANY
     improves = True
+    keeps_ranges = True
 
     def run(self, rw: Rewriter) -> None:
         """Shift each tensor that can be, by half its range as it was calibrated."""
         usable, readers = UsableLayers(rw), list[tuple[Node, float]]()
         for place in list(_places(rw, usable)):
-            shift = float(rw.module(place.quantizer).amax) / 2
+            quantizer = rw.module(place.quantizer)
+            shift = float(quantizer.amax) / 2
             if shift <= 0:
                 continue
             why = f"shifted by {shift:.4g}, so that the range uses all codes"
+            quantizer.use_calibrator(quantizer.descriptor.calibrator)  # what was seen is not where the tensor is now
+            quantizer.amax = shift
+            rw.edit(place.quantizer, f"half the range: its tensor is {why}")
             _add_to_bias(rw, place.producer, -shift, why)
             rw.replace_module(str(place.rectifier.target), _shifted(rw, place, shift), why)
             for reader in place.readers:
