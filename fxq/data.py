@@ -120,8 +120,6 @@ class Data(BatchSource):
         )
         self.team = team_of_now() if self.share else None
         self.progress = self.progress and (self.team is None or self.team.rank == 0)
-        is_on_cpu = model is None or all(one.device.type == "cpu" for one in model.parameters())
-        part = max(_FEWEST_OF_PART, _BYTES_OF_PART // sample_bytes) if sample_bytes and is_on_cpu else 0
         share = self.held_out if hold_out else 0.0
         most_held_out = _MOST_HELD_OUT if self._most_given is None else 0
         self._samples = Samples(
@@ -129,7 +127,8 @@ class Data(BatchSource):
             share if keep else 0.0,
             most_held_out,
             are_whole=are_whole,
-            part=0 if self.forward is not None else part,
+            # Where none is held out batches stay whole: the model may take no others.
+            part=_fewest_of_part(model, sample_bytes) if share and self.forward is None else 0,
         )
         self._was_read = False
 
@@ -318,3 +317,9 @@ class Data(BatchSource):
         found = [(index, rank, inputs) for rank, one in enumerate(shares) for index, inputs in one.shown]
         for _, _, inputs in sorted(found, key=lambda one: one[:2]):
             self._samples.show(inputs)
+
+
+def _fewest_of_part(model: GraphModule | None, sample_bytes: int) -> int:
+    """Return in parts of how many samples at least to keep batches; 0 where ``model`` runs whole ones as well."""
+    is_on_cpu = model is None or all(one.device.type == "cpu" for one in model.parameters())
+    return max(_FEWEST_OF_PART, _BYTES_OF_PART // sample_bytes) if is_on_cpu and sample_bytes else 0

@@ -94,12 +94,16 @@ def test_reading_stops_when_enough_are_kept(prepared: GraphModule) -> None:
     assert taken == [0, 1]
 
 
-def test_large_batches_are_kept_in_parts_and_none_of_one_sample() -> None:
-    data = fxq.Data(DATA.split(7), progress=False, held_out=0)
-    data.begin(keep=True, hold_out=False, sample_bytes=2**23)
-    kept = data.kept(fxq.prepare(residual(), images(2)))
-    assert [len(inputs.args[0]) for inputs in kept] == [2, 2, 3, 2, 2, 3, 2, 2, 3, 3]
-    assert torch.equal(samples(kept), DATA)
+@pytest.mark.parametrize(
+    ("held_out", "sizes"), [(0.125, [2, 2, 3, 2, 2, 2, 2, 2, 2, 2]), (0.0, [7, 7, 7, 3])], ids=["cut", "whole"]
+)
+def test_large_batches_are_kept_in_parts_where_some_are_held_out(held_out: float, sizes: list[int]) -> None:
+    data = fxq.Data(DATA.split(7), progress=False, held_out=held_out)
+    data.begin(keep=True, hold_out=True, sample_bytes=2**23)
+    prepared = fxq.prepare(residual(), images(2))
+    assert [len(inputs.args[0]) for inputs in data.kept(prepared)] == sizes
+    both = samples(data.kept(prepared) + data.judging(prepared))
+    assert both.flatten(1).unique(dim=0).shape == DATA.flatten(1).shape
 
 
 def test_samples_are_copies(prepared: GraphModule) -> None:
