@@ -22,7 +22,8 @@ from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
 from fxq.graph import is_quantizer, is_weighted, kind, output_edges
 from fxq.nn import ScaledChannels
 from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups, stored_factor
-from fxq_passes.accuracy.channel_scales import best_scale, equal_ranges
+from fxq_passes.accuracy.channel_scales import Change, best_change, equal_ranges
+from fxq_passes.accuracy.channel_shifts import shift_root
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.options import check_numbers
 from fxq_passes.accuracy.reader import Extremes, Reader
@@ -81,16 +82,18 @@ class EqualizeChannels(Pass):
         consumers.update(reader for readers in norms.values() for reader in readers)
         seen = self._look(rw, consumers) if consumers else {}
         free = [group for group in groups if group.blocked is None]
+        roots = {id(group): shift_root(rw, group, usable) for group in free}
         # All searches come before the first change: none depends on another.
-        found = dict(zip(map(id, free), rw.share_out(free, lambda one: self._search(rw, one, seen)), strict=True))
+        searched = rw.share_out(free, lambda one: self._search(rw, one, seen, roots[id(one)] is not None))
+        found = dict(zip(map(id, free), searched, strict=True))
         before = rw.share_out(list(norms), lambda node: _search_before(rw, node, seen[node]))
         for group in groups:
             if group.blocked is None:
-                self._scale_group(rw, group, found[id(group)])
+                self._change_group(rw, group, roots[id(group)], found[id(group)])
             elif any(_is_quantized(rw, node) for node in group.consumers):
                 rw.skip(group.producers[0], f"its channels are not scaled: {group.blocked}")
-        for (quantizer, readers), scales in zip(norms.items(), before, strict=True):
-            self._scale_before(rw, quantizer, readers, *scales)
+        for (quantizer, readers), change in zip(norms.items(), before, strict=True):
+            self._change_before(rw, quantizer, readers, change)
 
     def _look(self, rw: Rewriter, consumers: set[Node]) -> dict[Node, _Seen]:
         by_source: dict[Node, list[Node]] = {}
@@ -110,8 +113,10 @@ class EqualizeChannels(Pass):
             seen[source] = found
         return seen
 
-    def _search(self, rw: Rewriter, group: ChannelGroup, seen: dict[Node, _Seen]) -> str | tuple[Tensor, float, str]:
-        """Return the best factors (channels,), the error with them and why they are; or why there are none."""
+    def _search(
+        self, rw: Rewriter, group: ChannelGroup, seen: dict[Node, _Seen], can_center: bool
+    ) -> str | tuple[Change, str]:
+        """Return the best change and why it is, or why there is none."""
         sources = list(dict.fromkeys(node.all_input_nodes[0] for node in group.consumers))
         tensors = [seen[source] for source in sources]
         readers = [reader for tensor in tensors for reader in tensor.readers]
@@ -124,40 +129,47 @@ class EqualizeChannels(Pass):
                 return f"its largest channel is {spread:.1f} times the median one: nothing to gain"
             if not _are_read_as_clipped(group, sources):
                 return f"{group.clips[0].name!r} bounds its channels, and what is read is computed from them"
-            scale_c, ratio = equal_ranges(readers, extremes, quantizer)
-            why = f"channels differed {spread:.1f} times, and the error of its readers falls to {ratio:.2f}"
-            return scale_c, ratio, why
+            change = equal_ranges(readers, extremes, quantizer)
+            return change, f"channels differed {spread:.1f} times, and {_gain(change)}"
         if group.clips:
             return f"{group.clips[0].name!r} bounds its channels, and a layer mixes them behind it"
-        scale_c, ratio = best_scale(readers, extremes, quantizer)
-        if ratio >= self.most_error_of_vector and any(tensor.is_vector for tensor in tensors):
-            return f"a sample has one value of each channel, and factors bring the error to {ratio:.2f} only"
-        return scale_c, ratio, f"the error of its readers falls to {ratio:.2f}"
+        change = best_change(readers, extremes, quantizer, can_center)
+        if change.error >= self.most_error_of_vector and any(tensor.is_vector for tensor in tensors):
+            return f"a sample has one value of each channel, and factors bring the error to {change.error:.2f} only"
+        return change, _gain(change)
 
-    def _scale_group(self, rw: Rewriter, group: ChannelGroup, found: str | tuple[Tensor, float, str]) -> None:
+    def _change_group(
+        self, rw: Rewriter, group: ChannelGroup, root: Node | None, found: str | tuple[Change, str]
+    ) -> None:
         if isinstance(found, str):
             rw.skip(group.producers[0], found)
             return
-        scale_c, ratio, why = found
-        if ratio >= self.most_error:
-            why = f"no factors bring the error of its readers below {ratio:.2f} of what it is"
+        change, why = found
+        if change.error >= self.most_error:
+            why = f"no factors bring the error of its readers below {change.error:.2f} of what it is"
             rw.skip(group.producers[0], why)
             return
-        _apply(rw, group, scale_c, why)
+        if change.shift_c is not None:
+            assert root is not None
+            _move(rw, root, group.consumers, change.shift_c, why)
+        _apply(rw, group, change.scale_c, why)
 
-    def _scale_before(self, rw: Rewriter, node: Node, readers: list[Node], scale_c: Tensor, ratio: float) -> None:
+    def _change_before(self, rw: Rewriter, node: Node, readers: list[Node], change: Change) -> None:
         source = node.all_input_nodes[0]
-        if ratio >= self.most_error_of_product:
-            rw.skip(source, f"a multiplication would bring the error of its readers to {ratio:.2f} only")
+        if change.error >= self.most_error_of_product:
+            rw.skip(source, f"a multiplication would bring the error of its readers to {change.error:.2f} only")
             return
-        why = f"the error of its readers falls to {ratio:.2f}"
         edges = [edge for edge in output_edges(source) if edge.consumer is node]
         matrix = LayerMatrix.of(rw.module(readers[0]))
         assert matrix is not None
-        factor = scale_c.reciprocal().reshape(-1, *[1] * (-1 - matrix.channel_axis))
-        rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(factor), why)
+        factor = change.scale_c.reciprocal().reshape(-1, *[1] * (-1 - matrix.channel_axis))
+        rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(factor), _gain(change))
         for reader in readers:
-            _scale_columns(rw, reader, scale_c, why)
+            _scale_columns(rw, reader, change.scale_c, _gain(change))
+
+
+def _gain(change: Change) -> str:
+    return f"the error of its readers falls to {change.error:.2f}"
 
 
 def _is_vector(value: Tensor, axis: int) -> bool:
@@ -165,8 +177,8 @@ def _is_vector(value: Tensor, axis: int) -> bool:
     return value.numel() == len(value) * value.shape[axis]
 
 
-def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> tuple[Tensor, float]:
-    return best_scale(seen.readers, seen.extremes, rw.module(node))
+def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> Change:
+    return best_change(seen.readers, seen.extremes, rw.module(node))
 
 
 def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:
@@ -238,6 +250,21 @@ def _apply(rw: Rewriter, group: ChannelGroup, scale_c: Tensor, why: str) -> None
         clip = rw.module(node)
         bound = nn.Hardtanh(0.0, float(clip.max_val / scale_c.max()))
         rw.replace_module(str(node.target), bound, "its bound takes the largest factor; no sample reached further")
+
+
+def _move(rw: Rewriter, root: Node, consumers: list[Node], shift_c: Tensor, why: str) -> None:
+    """Take ``shift_c`` from each channel by the bias of ``root``, and give back by those of the consumers."""
+    _add_to_bias(rw, root, -shift_c, f"its channels are centered: {why}")
+    for node in consumers:
+        matrix = LayerMatrix.of(rw.module(node))
+        assert matrix is not None
+        _add_to_bias(rw, node, matrix.response(shift_c), f"its input is centered: {why}")
+
+
+def _add_to_bias(rw: Rewriter, node: Node, value_c: Tensor, why: str) -> None:
+    module = rw.module(node)
+    bias = module.weight.new_zeros(len(value_c)) if module.bias is None else module.bias.detach()
+    rw.set_bias(str(node.target), (bias.double() + value_c).to(bias.dtype), why, is_equivalent=True)
 
 
 def _divide_rows(rw: Rewriter, node: Node, scale_c: Tensor, why: str) -> None:

@@ -13,7 +13,9 @@ Sources: Nagel et al. 2019, arXiv:1906.04721 (cross-layer equalization); Xiao et
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,22 +28,34 @@ from fxq_passes.accuracy.reader import FOLDS, Extremes, Reader, worst_ratio
 _EQUAL = (1.0, 0.0)
 _KNOWN_GOOD = (_EQUAL, (0.5, 0.0), (0.5, 0.5), (1.0, 1.0))
 _STEP = 0.25
+_ENOUGH = 0.95  # of the error without: what a shift must bring
 _SMALLEST_SHARE = 1e-3  # of the largest channel: those below are dead, and must not be blown up
 
 
-def equal_ranges(
-    readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None
-) -> tuple[Tensor, float]:
-    """Return the factors that give all channels one range, and the error with them; as :func:`best_scale`."""
+@dataclass(frozen=True)
+class Change:
+    """What is done to the channels of a tensor: ``(x - shift_c) / scale_c``, both (channels,).
+
+    ``shift_c`` is None where nothing is taken from them. ``error`` is what is left of the readers' error, the worse of
+    two halves of the samples: below 1 where both gain.
+    """
+
+    scale_c: Tensor
+    shift_c: Tensor | None
+    error: float
+
+
+def equal_ranges(readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None) -> Change:
+    """Return the factors that give all channels one range; arguments as of :func:`best_change`."""
     search = _Search(readers, extremes, quantizer)
     search.try_all([_EQUAL])
     return search.result()
 
 
-def best_scale(
-    readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None
-) -> tuple[Tensor, float]:
-    """Return the best factor for each channel, and its error in terms of that without one.
+def best_change(
+    readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None, can_center: bool = False
+) -> Change:
+    """Return the best factor for each channel, and whether to move the middle of each to 0 before.
 
     A search over both exponents, in steps of a quarter: from the best of a few that are known to be good, or from no
     factor, to what is better beside it, until nothing is.
@@ -50,27 +64,45 @@ def best_scale(
         readers: all layers that read the tensor.
         extremes: of each channel, in each half of the samples.
         quantizer: of the tensor; None where it stays in float.
-
-    Returns:
-        The factors (channels,), and the worse of the ratios on two halves of the samples: below 1 where both gain.
+        can_center: a layer before it can take a shift of each channel, and all readers can take it back.
     """
     search = _Search(readers, extremes, quantizer)
-    search.try_all(_KNOWN_GOOD)
-    while search.try_all(_beside(search.best)):
-        pass
-    return search.result()
+    found = search.best_of_all()
+    if not can_center:
+        return found
+    centered = _Search(readers, extremes, quantizer, search.start).best_of_all()
+    return centered if centered.error < _ENOUGH * found.error else found
 
 
 class _Search:
-    """The pairs of exponents (p, r) that were tried, and the ``best`` of them; (0, 0) is no factor."""
+    """The pairs of exponents (p, r) that were tried, and the ``best`` of them; (0, 0) is no factor.
 
-    def __init__(self, readers: Sequence[Reader], extremes: Extremes, quantizer: TensorQuantizer | None) -> None:
+    Args:
+        start: errors of both folds without any change; given, all channels are centered.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        extremes: Extremes,
+        quantizer: TensorQuantizer | None,
+        start: Sequence[float] | None = None,
+    ) -> None:
         self._readers, self._extremes, self._quantizer = readers, extremes, quantizer
+        self._centers = start is not None
         reach_c = torch.stack([reader.weight_reach() for reader in readers]).amax(0)
         smallest = max(float(reach_c.max()) * _SMALLEST_SHARE, torch.finfo(reach_c.dtype).tiny)
         self._reach_c = reach_c.clamp(min=smallest)
-        self.best, self._least, self._tried = (0.0, 0.0), 1.0, {(0.0, 0.0)}
-        self._start = [self._error(self.best, fold) for fold in FOLDS]
+        self.best, self._tried = (0.0, 0.0), {(0.0, 0.0)}
+        self.start = [self._error(self.best, fold) for fold in FOLDS] if start is None else start
+        self._least = worst_ratio(partial(self._error, self.best), self.start, math.inf) if self._centers else 1.0
+
+    def best_of_all(self) -> Change:
+        """Return the best of all that is worth a try."""
+        self.try_all(_KNOWN_GOOD)
+        while self.try_all(_beside(self.best)):
+            pass
+        return self.result()
 
     def try_all(self, exponents: Iterable[tuple[float, float]]) -> bool:
         """Try those that were not; return whether one is better than the best before."""
@@ -79,20 +111,35 @@ class _Search:
             if pair in self._tried:
                 continue
             self._tried.add(pair)
-            ratio = worst_ratio(partial(self._error, pair), self._start, self._least)
+            ratio = worst_ratio(partial(self._error, pair), self.start, self._least)
             if ratio < self._least:
                 self.best, self._least = pair, ratio
         return self._least < before
 
-    def result(self) -> tuple[Tensor, float]:
-        """Return the best factors (channels,), made from all samples, and the error with them."""
-        return self._scale(self.best, None), self._least
+    def result(self) -> Change:
+        """Return the best change, made from all samples, and the error with it."""
+        return Change(self._scale(self.best, None), self._shift(None), self._least)
+
+    def _shift(self, half: int | None) -> Tensor | None:
+        return self._extremes.center(half) if self._centers else None
+
+    def _moved(self, half: int | None) -> Extremes:
+        shift_c = self._shift(half)
+        return self._extremes if shift_c is None else self._extremes.moved(shift_c)
 
     def _scale(self, pair: tuple[float, float], half: int | None) -> Tensor:
-        return torch.ones_like(self._reach_c) if pair == (0, 0) else _scale(self._extremes, half, self._reach_c, *pair)
+        return (
+            torch.ones_like(self._reach_c) if pair == (0, 0) else _scale(self._moved(half), half, self._reach_c, *pair)
+        )
 
     def _error(self, pair: tuple[float, float], fold: tuple[int, int]) -> float:
-        return _error(self._readers, self._extremes, self._quantizer, self._scale(pair, fold[0]), fold)
+        """Return the error of all readers on one half of the samples, with what the other half suggests; never 0."""
+        learned, judged = fold
+        scale_c, shift_c, extremes = self._scale(pair, learned), self._shift(learned), self._moved(learned)
+        low_c, high_c = extremes.low_hc[learned] / scale_c, extremes.high_hc[learned] / scale_c
+        scaled = None if self._quantizer is None else ranged(self._quantizer, low_c.min(), high_c.max())
+        error = sum(reader.error(scaled, scale_c, judged, shift_c) for reader in self._readers)
+        return max(error, torch.finfo(torch.float32).tiny)
 
 
 def _beside(pair: tuple[float, float]) -> Iterator[tuple[float, float]]:
@@ -112,17 +159,3 @@ def _scale(extremes: Extremes, half: int | None, reach_c: Tensor, p: float, r: f
     never_active = (amax_c == 0) & (scale_c < expected_c / max(room, tiny))
     scale_c = torch.where(never_active, expected_c / max(room, tiny), scale_c)
     return scale_c / scale_c.log().mean().exp()
-
-
-def _error(
-    readers: Sequence[Reader],
-    extremes: Extremes,
-    quantizer: TensorQuantizer | None,
-    scale_c: Tensor,
-    fold: tuple[int, int],
-) -> float:
-    """Return the error of all readers on one half of the samples, with the range that the other half gives."""
-    learned, judged = fold
-    low_c, high_c = extremes.low_hc[learned] / scale_c, extremes.high_hc[learned] / scale_c
-    scaled = None if quantizer is None else ranged(quantizer, low_c.min(), high_c.max())
-    return max(sum(reader.error(scaled, scale_c, judged) for reader in readers), torch.finfo(torch.float32).tiny)

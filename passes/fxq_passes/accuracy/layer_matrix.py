@@ -90,6 +90,16 @@ class LayerMatrix:
         factor = by_row.reshape(weight.shape[0], per_group, *[1] * (weight.dim() - 2))
         return weight.detach() * factor.to(weight.dtype)
 
+    def response(self, value_c: Tensor) -> Tensor:
+        """Return what a value for each input channel, the same everywhere, adds to each output: (outputs,), float64.
+
+        That holds where nothing is padded.
+        """
+        weight = self.weight(self.layer.weight).double()
+        per_group = self.layer.weight.shape[1]
+        by_input = value_c.double().reshape(self.groups, per_group, 1).expand(-1, -1, weight.shape[2] // per_group)
+        return torch.einsum("gok,gk->go", weight, by_input.flatten(1)).flatten()
+
     def outputs(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Return (positions, groups, outputs) for inputs as :meth:`sample` gives them; no bias.
 

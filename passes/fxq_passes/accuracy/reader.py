@@ -4,7 +4,7 @@ Samples are in two halves, so that what one half suggests can be judged by the o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -52,6 +52,16 @@ class Extremes:
         """Return the largest magnitude of each channel, in one half or in both: (channels,)."""
         amax_hc = torch.maximum(self.low_hc.abs(), self.high_hc.abs())
         return amax_hc.amax(0) if half is None else amax_hc[half]
+
+    def center(self, half: int | None = None) -> Tensor:
+        """Return the middle of what each channel reaches, in one half or in both: (channels,)."""
+        if half is None:
+            return (self.low_hc.amin(0) + self.high_hc.amax(0)) / 2
+        return (self.low_hc[half] + self.high_hc[half]) / 2
+
+    def moved(self, shift_c: Tensor) -> "Extremes":
+        """Return those of the tensor less ``shift_c``."""
+        return replace(self, low_hc=self.low_hc - shift_c, high_hc=self.high_hc - shift_c)
 
     def expected(self, half: int | None = None) -> Tensor:
         """Return how far each channel may reach in samples that were not seen: (channels,).
@@ -113,16 +123,20 @@ class Reader:
         per_group = self.matrix.layer.weight.shape[1]
         return weight.amax(1).reshape(self.matrix.groups, per_group, -1).amax(2).flatten()
 
-    def error(self, quantizer: TensorQuantizer | None, scale_c: Tensor | None, half: int) -> float:
+    def error(
+        self, quantizer: TensorQuantizer | None, scale_c: Tensor | None, half: int, shift_c: Tensor | None = None
+    ) -> float:
         """Return the squared error of the outputs on one half of the samples, over their variance on both.
 
         Args:
             quantizer: of the tensor; None where that stays in float.
             scale_c: factors that its weights take from each channel, (channels,); None for none.
             half: 0 or 1.
+            shift_c: what is taken from each channel before, and added by a bias behind, (channels,); None for nothing.
         """
         sampled = self._samples[half]
         inputs, rounded = sampled.inputs, self._rounded_weight(scale_c if self.through is None else None)
+        inputs = inputs if shift_c is None else inputs - self._by_input(shift_c, inputs)
         by_input = None if scale_c is None else self._by_input(scale_c, inputs)
         inputs = inputs if by_input is None else inputs / by_input
         inputs = inputs if quantizer is None else quantizer(inputs)
