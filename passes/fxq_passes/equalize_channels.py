@@ -23,7 +23,7 @@ from fxq.graph import is_quantizer, is_weighted, kind, output_edges
 from fxq.nn import ScaledChannels
 from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups, stored_factor
 from fxq_passes.accuracy.channel_scales import Change, best_change, equal_ranges
-from fxq_passes.accuracy.channel_shifts import shift_root
+from fxq_passes.accuracy.channel_shifts import shift_root, takes_shift_back
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.options import check_numbers
 from fxq_passes.accuracy.reader import Extremes, Reader
@@ -151,7 +151,8 @@ class EqualizeChannels(Pass):
             return
         if change.shift_c is not None:
             assert root is not None
-            _move(rw, root, group.consumers, change.shift_c, why)
+            _add_to_bias(rw, root, -change.shift_c, f"its channels are centered: {why}")
+            _give_back(rw, group.consumers, change.shift_c, why)
         _apply(rw, group, change.scale_c, why)
 
     def _change_before(self, rw: Rewriter, node: Node, readers: list[Node], change: Change) -> None:
@@ -162,8 +163,12 @@ class EqualizeChannels(Pass):
         edges = [edge for edge in output_edges(source) if edge.consumer is node]
         matrix = LayerMatrix.of(rw.module(readers[0]))
         assert matrix is not None
-        factor = change.scale_c.reciprocal().reshape(-1, *[1] * (-1 - matrix.channel_axis))
-        rw.insert_module_on(edges, f"{node.target}_scale", ScaledChannels(factor), _gain(change))
+        shape, offset = (-1, *[1] * (-1 - matrix.channel_axis)), None
+        if change.shift_c is not None:
+            offset = (-change.shift_c / change.scale_c).reshape(shape)
+            _give_back(rw, readers, change.shift_c, _gain(change))
+        scaled = ScaledChannels(change.scale_c.reciprocal().reshape(shape), offset)
+        rw.insert_module_on(edges, f"{node.target}_scale", scaled, _gain(change))
         for reader in readers:
             _scale_columns(rw, reader, change.scale_c, _gain(change))
 
@@ -178,7 +183,8 @@ def _is_vector(value: Tensor, axis: int) -> bool:
 
 
 def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> Change:
-    return best_change(seen.readers, seen.extremes, rw.module(node))
+    can_center = all(takes_shift_back(rw, reader) for reader in node.users)
+    return best_change(seen.readers, seen.extremes, rw.module(node), can_center)
 
 
 def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:
@@ -252,10 +258,9 @@ def _apply(rw: Rewriter, group: ChannelGroup, scale_c: Tensor, why: str) -> None
         rw.replace_module(str(node.target), bound, "its bound takes the largest factor; no sample reached further")
 
 
-def _move(rw: Rewriter, root: Node, consumers: list[Node], shift_c: Tensor, why: str) -> None:
-    """Take ``shift_c`` from each channel by the bias of ``root``, and give back by those of the consumers."""
-    _add_to_bias(rw, root, -shift_c, f"its channels are centered: {why}")
-    for node in consumers:
+def _give_back(rw: Rewriter, readers: list[Node], shift_c: Tensor, why: str) -> None:
+    """Let the biases of layers add what was taken from each channel that they read."""
+    for node in readers:
         matrix = LayerMatrix.of(rw.module(node))
         assert matrix is not None
         _add_to_bias(rw, node, matrix.response(shift_c), f"its input is centered: {why}")

@@ -24,7 +24,7 @@ _WITH_BIAS = frozenset({"layer_norm", "batch_norm"})
 
 
 def shift_root(rw: Rewriter, group: ChannelGroup, usable: UsableLayers) -> Node | None:
-    """Return the producer of ``group`` whose bias moves the channels of all that its consumers read; None: none does."""
+    """Return the producer of ``group`` whose bias moves the channels of all that its consumers read, None without."""
     if group.blocked is not None or not all(takes_shift_back(rw, node) for node in group.consumers):
         return None
     return next((node for node in group.producers if _moves_all(rw, node, group, usable)), None)
