@@ -2,14 +2,15 @@
 
 ``W x = (W diag(s)) (x / s)``. Candidates are ``s_c = amax_c^p / wmax_c^r``, normalized to a geometric mean of 1: with
 p = 1, r = 0 all channels of the tensor get one range; with p = r = 1/2 it is SmoothQuant's. What counts is the error
-of the outputs on samples, without its mean for each output channel, which a bias makes up for.
+of the outputs on samples, without its mean for each output channel, which a bias makes up for. Where a bias can take
+it back, all candidates are tried once more on channels whose middle lies at 0.
 
-A factor takes room away from values that calibration did not see. So candidates are cross-validated: factors and
+Either takes room away from values that calibration did not see. So candidates are cross-validated: factors and
 ranges come from one half of the samples, the error from the other half, both ways. And the fewer samples reached what
 a channel reached, the more room it keeps: one that was never active has as much as without factors.
 
 Sources: Nagel et al. 2019, arXiv:1906.04721 (cross-layer equalization); Xiao et al. 2022, arXiv:2211.10438
-(SmoothQuant). The search over both exponents by output error is ours.
+(SmoothQuant); Wei et al. 2023, arXiv:2304.09145 (shifts). The search over both exponents by output error is ours.
 """
 
 import itertools
