@@ -16,8 +16,8 @@ Sources: Nagel et al. 2019, arXiv:1906.04721 (cross-layer equalization); Xiao et
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ _ENOUGH = 0.95  # of the error without: what a shift must bring
 _SMALLEST_SHARE = 1e-3  # of the largest channel: those below are dead, and must not be blown up
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What is done to the channels of a tensor: ``(x - shift_c) / scale_c``, both (channels,).
 
     ``shift_c`` is None where nothing is taken from them. ``error`` is what is left of the readers' error, the worse of
