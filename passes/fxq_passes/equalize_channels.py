@@ -10,7 +10,7 @@ is worth 1.5 dB of the outputs on TensorRT and 2.6 on ONNX Runtime, and costs no
 Behind a layer norm whose output something else reads too (the residual of a post-norm transformer), and behind what
 lets no factor through and computes in float (GELU, SiLU, hard swish, a gated product), it becomes a multiplication
 before the quantizer, and an addition. TensorRT has them in the kernel of what stands before: EfficientNet-B0 with 48
-factors compiles to as many kernels, and as much traffic, as without.
+factors compiles to as many kernels, and as much traffic, as without; so do linear layers around GELU with both.
 
 Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438; Wei et al. 2023, arXiv:2304.09145
 (factors and shifts of channels, behind norms).

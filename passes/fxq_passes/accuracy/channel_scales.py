@@ -128,9 +128,9 @@ class _Search:
         return self._extremes if shift_c is None else self._extremes.moved(shift_c)
 
     def _scale(self, pair: tuple[float, float], half: int | None) -> Tensor:
-        return (
-            torch.ones_like(self._reach_c) if pair == (0, 0) else _scale(self._moved(half), half, self._reach_c, *pair)
-        )
+        if pair == (0, 0):
+            return torch.ones_like(self._reach_c)
+        return _scale(self._moved(half), half, self._reach_c, *pair)
 
     def _error(self, pair: tuple[float, float], fold: tuple[int, int]) -> float:
         """Return the error of all readers on one half of the samples, with what the other half suggests; never 0."""
