@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.net import Net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,19 +25,6 @@ class FindGroups(fxq.Pass):
 
     def run(self, rw: fxq.Rewriter) -> None:
         FOUND[:] = channel_groups(rw)
-
-
-class Net(nn.Module):
-    """Layers by name, and a function of them and of the input."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def conv(channels: int = 6, inputs: int = 6, kernel: int = 1, **options: Any) -> nn.Conv2d:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.net import Net
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
@@ -36,19 +37,6 @@ class FindRoots(fxq.Pass):
         usable = UsableLayers(rw)
         roots = [shift_root(rw, group, usable) for group in channel_groups(rw)]
         FOUND[:] = [None if root is None else str(root.target) for root in roots]
-
-
-class Net(nn.Module):
-    """Layers by name, and a function of them and of the input."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def conv(inputs: int = 8, outputs: int = 8, kernel: int = 1, **options: Any) -> nn.Conv2d:

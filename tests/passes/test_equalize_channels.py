@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.net import Net
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
@@ -17,19 +18,6 @@ from fxq.state import find_state
 PLAIN = fxq.recipe("tensorrt").replace(calibrator="max")
 RECIPE = PLAIN.with_pass("equalize_channels")
 SPREAD_C = torch.tensor([1.0, 0.1, 2.0, 0.05, 30.0, 0.5, 1.0, 4.0])
-
-
-class Net(nn.Module):
-    """Layers by name, and a function of them and of the input."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def images(count: int = 16, seed: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.net import Net
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -16,19 +17,6 @@ from fxq.state import find_state
 
 PLAIN = fxq.recipe("tensorrt").replace(calibrator="max")
 RECIPE = PLAIN.with_pass("shift_activations")
-
-
-class Net(nn.Module):
-    """Layers by name, and a function of them and of the input."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def mlp(rectifier: Callable[[], nn.Module] = nn.ReLU, depth: int = 3) -> nn.Sequential:
