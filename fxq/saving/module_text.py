@@ -24,9 +24,7 @@ def module_to_dict(module: nn.Module, path: str, pass_names: str) -> dict[str, A
     """
     kind = type(module)
     if isinstance(module, fxq.nn.ScaledChannels):
-        return {
-            "type": _name(kind), "shape": list(module.factor.shape), "has_offset": module.offset is not None
-        }  # fmt: skip
+        return {"type": _name(kind), "shape": list(module.factor.shape)}
     if _find(_name(kind)) is not kind:
         raise SavedModelError(
             f"cannot save the {kind.__name__} at {path!r}, which {pass_names} put in: only modules of torch.nn and "
@@ -53,8 +51,7 @@ def module_from_dict(fields: dict[str, Any]) -> nn.Module:
         raise SavedModelError(f"the file holds a {fields['type']}, which is no module of torch.nn or fxq.nn here")
     if kind is fxq.nn.ScaledChannels:
         shape = fields["shape"] if "shape" in fields else [fields["channels"]]  # in files of before it had positions
-        ones = torch.ones(shape, device="cpu")
-        return kind(ones, ones if fields.get("has_offset") else None)
+        return kind(torch.ones(shape, device="cpu"))
     return kind(**fields["options"])
 
 
