@@ -320,6 +320,6 @@ class Data(BatchSource):
 
 
 def _fewest_of_part(model: GraphModule | None, sample_bytes: int) -> int:
-    """Return in parts of how many samples at least to keep batches; 0 where ``model`` runs whole ones as well."""
+    """Return in parts of how many samples at least to keep batches; 0 to keep them whole, which is best on a GPU."""
     is_on_cpu = model is None or all(one.device.type == "cpu" for one in model.parameters())
     return max(_FEWEST_OF_PART, _BYTES_OF_PART // sample_bytes) if is_on_cpu and sample_bytes else 0

@@ -139,9 +139,8 @@ def test_which_bias_moves_all_that_is_read(
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_norm_centers_what_linear_layers_read(bias: bool) -> None:
     torch.manual_seed(0)
-    norm, model = nn.LayerNorm(8, bias=bias), nn.Identity()
-    model = Net(lambda m, x: x + m.down(F.relu(m.up(m.norm(x)))), norm=norm, up=nn.Linear(8, 16, bias=False),
-                down=nn.Linear(16, 8))  # fmt: skip
+    layers = {"norm": nn.LayerNorm(8, bias=bias), "up": nn.Linear(8, 16, bias=False), "down": nn.Linear(16, 8)}
+    model = Net(lambda m, x: x + m.down(F.relu(m.up(m.norm(x)))), **layers)
     calibrated(model, TOKENS, PLAIN.with_pass("test_find_roots"))
     assert FOUND[0] == ("norm" if bias else None)
 

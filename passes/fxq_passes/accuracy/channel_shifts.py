@@ -27,7 +27,9 @@ def shift_root(rw: Rewriter, group: ChannelGroup, usable: UsableLayers) -> Node 
     """Return the producer of ``group`` whose bias moves the channels of all that its consumers read, None without."""
     if group.blocked is not None or not all(takes_shift_back(rw, node) for node in group.consumers):
         return None
-    return next((node for node in group.producers if _moves_all(rw, node, group, usable)), None)
+    consumers = set(group.consumers)
+    first = min(consumers)  # in graph order: what stands behind it does not move it, and need not be followed
+    return next((node for node in group.producers if node < first and _moves_all(rw, node, consumers, usable)), None)
 
 
 def takes_shift_back(rw: Rewriter, node: Node) -> bool:
@@ -36,7 +38,8 @@ def takes_shift_back(rw: Rewriter, node: Node) -> bool:
     return matrix is not None and not matrix.is_padded
 
 
-def _moves_all(rw: Rewriter, root: Node, group: ChannelGroup, usable: UsableLayers) -> bool:
+def _moves_all(rw: Rewriter, root: Node, consumers: set[Node], usable: UsableLayers) -> bool:
+    """Return whether a constant that the bias of ``root`` adds reaches all of ``consumers``, once, and nothing else."""
     if not _has_bias(rw, root) or usable.why_not_norm(root) is not None:
         return False
     moved, readers, layers = {root}, [root], set[Node]()
@@ -44,7 +47,7 @@ def _moves_all(rw: Rewriter, root: Node, group: ChannelGroup, usable: UsableLaye
         for node in readers.pop().users:
             if node in moved or reads_shape(node):
                 continue
-            if node in group.consumers:
+            if node in consumers:
                 layers.add(node)
             elif _carries(rw, node):
                 moved.add(node)
@@ -52,7 +55,7 @@ def _moves_all(rw: Rewriter, root: Node, group: ChannelGroup, usable: UsableLaye
             else:
                 return False
     once = all(_operands(node, moved) == 1 for node in moved if kind(node) == "add")
-    return once and layers == set(group.consumers)
+    return once and layers == consumers
 
 
 def _has_bias(rw: Rewriter, node: Node) -> bool:
