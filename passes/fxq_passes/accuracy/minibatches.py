@@ -1,4 +1,4 @@
-"""Small batches of the kept samples to train on, and some of the samples kept back to stop by.
+"""Small batches of the kept samples to train on.
 
 Samples of one form are pooled, so that a loader of single samples gives batches too, where the float model makes of a
 sample what it makes of it in its own batch. Where it does not (the batch counts something else, or its samples meet),
@@ -20,8 +20,8 @@ from fxq import FxqError
 
 Outputs = Callable[[Any], list[Tensor]]
 _CLOSE = 1e-3  # of the largest value: a larger batch is summed in another order
-_KEPT_BACK = 8  # one sample in so many
 _CROP, _CROP_STEP, _SMALLEST_CROP = 0.7, 32, 96
+_ROUNDS_OF_CHANGED = 3
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,23 @@ class Minibatches:
     _generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        units = [(pool, index) for pool in self.pools for index in range(pool.count)]
-        kept_back = {place for place in range(len(units)) if place % _KEPT_BACK == _KEPT_BACK - 1}
-        self._learned = _by_pool([unit for place, unit in enumerate(units) if place not in kept_back])
-        self._kept_back = _by_pool([units[place] for place in sorted(kept_back)])
-
-    @property
-    def samples(self) -> int:
-        """How many samples there are to learn from."""
-        return sum(len(index) for _, index in self._learned)
+        self.samples = sum(pool.count for pool in self.pools)
 
     @property
     def share(self) -> float:
         """How much of the samples is left of them where images are cut, on average."""
-        return sum(pool.share * len(index) for pool, index in self._learned) / self.samples
+        return sum(pool.share * pool.count for pool in self.pools) / self.samples
 
-    def kept_back(self) -> list[Any]:
-        """Return the samples to stop by, in small batches, as they are."""
-        return [pool.at(part) for pool, index in self._kept_back for part in torch.split(index, self.size)]
+    def steps_of(self, rounds: int) -> int:
+        """Return in how many steps each sample is drawn so often, images that change as they are drawn more often."""
+        drawn = sum(pool.count * rounds * (_ROUNDS_OF_CHANGED if pool.is_mirrored else 1) for pool in self.pools)
+        return max(drawn // self.size, 1)
+
+    def whole(self) -> Iterator[Any]:
+        """Yield all samples once, in small batches, as they are."""
+        for pool in self.pools:
+            for part in torch.split(torch.arange(pool.count), self.size):
+                yield pool.at(part)
 
     def steps(self) -> Iterator[list[Any]]:
         """Yield without end what to take one step on: batches of one form each, about ``size`` samples together."""
@@ -117,8 +116,8 @@ class Minibatches:
     def _epoch(self) -> list[tuple[Pool, Tensor]]:
         parts = [
             (pool, part)
-            for pool, index in self._learned
-            for part in torch.split(index[torch.randperm(len(index), generator=self._generator)], self.size)
+            for pool in self.pools
+            for part in torch.split(torch.randperm(pool.count, generator=self._generator), self.size)
         ]
         return [parts[place] for place in torch.randperm(len(parts), generator=self._generator).tolist()]
 
@@ -221,13 +220,6 @@ def _joined(form: list[Any]) -> Any:
         for ones in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
     return type(form[0])(*pytree.tree_unflatten(joined, flat[0][1]))
-
-
-def _by_pool(units: list[tuple[Pool, int]]) -> list[tuple[Pool, Tensor]]:
-    indices: dict[int, tuple[Pool, list[int]]] = {}
-    for pool, index in units:
-        indices.setdefault(id(pool), (pool, []))[1].append(index)
-    return [(pool, torch.tensor(index)) for pool, index in indices.values()]
 
 
 def _mapped(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -1,8 +1,9 @@
 """Training a quantized model to say what the float model says; see ``distill`` for what is trained, and why so little.
 
 The error is that of the outputs over their power, plus a share of the mean of the same for the outputs of blocks. The
-float model runs on each batch anew: nothing is kept but the batch, so the memory is that of one step. Some samples are
-kept back: training ends with what was best on them, and with nothing where that is no better than the start.
+float model runs on each batch anew: nothing is kept but the batch, so the memory is that of one step. All samples are
+trained on: what was fitted before saw them too, and errs less on any of them than on others, so that those kept back
+would stop the training too soon. Whether samples that no pass saw gain, the pipeline measures.
 """
 
 import math
@@ -19,8 +20,8 @@ from fxq import Rewriter
 from fxq_passes.accuracy.minibatches import Minibatches
 from fxq_passes.accuracy.student import Walk
 
-_WARM_UP, _LOOKS = 0.1, 10  # a share of the steps; how often the samples kept back are looked at
-_ENOUGH = 0.98  # of the error at the start: less is no gain that a few samples can tell
+_WARM_UP = 0.1  # a share of the steps
+_ENOUGH = 0.98  # of the error at the start: less is no gain
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class Goal:
 
 @dataclass(frozen=True)
 class Trained:
-    """Relative errors on the samples kept back, before and after; ``steps`` is where it was best, 0 at the start."""
+    """Errors as they are trained, before and after, on all samples."""
 
     before: float
     after: float
-    steps: int
+
+    @property
+    def gained(self) -> bool:
+        """Is the error less for it?"""
+        return self.after < _ENOUGH * self.before
 
 
 class Distillation:
@@ -72,17 +77,17 @@ class Distillation:
             outputs = _floating(self._teacher.outputs(inputs))
         return Goal(outputs, self._teacher.values)
 
-    def errors(self, inputs: Any, goal: Goal) -> tuple[Tensor, Tensor]:
-        """Return the mean relative error of the outputs, and that of the outputs and blocks as it is trained."""
+    def error(self, inputs: Any, goal: Goal) -> Tensor:
+        """Return the mean relative error of the outputs, and a share of that of the blocks."""
         found = _floating(self._student.outputs(inputs))
         of_outputs = _mean([_relative(got, want) for got, want in zip(found, goal.outputs, strict=True)])
         of_blocks = _mean([_relative(self._student.values[node], want) for node, want in goal.blocks.items()])
-        return of_outputs, of_outputs + self._share * of_blocks
+        return of_outputs + self._share * of_blocks
 
     def why_not(self, batches: Minibatches, groups: Sequence[Group]) -> str | None:
         """Return why the parameters cannot be trained, None where a first batch says that they can."""
-        inputs = batches.kept_back()[0]
-        _, error = self.errors(inputs, self.goal(inputs))
+        inputs = next(batches.whole())
+        error = self.error(inputs, self.goal(inputs))
         if not bool(torch.isfinite(error)):
             return "the outputs of the float model hold NaN or infinity"
         try:
@@ -92,10 +97,10 @@ class Distillation:
         return None
 
     def train(self, batches: Minibatches, groups: Sequence[Group], steps: int, bounded: Sequence[Any]) -> Trained:
-        """Train the parameters, and leave them at their best.
+        """Train the parameters, and leave them as they were where the error is no less for it.
 
         Args:
-            batches: to learn from; those kept back decide what is best.
+            batches: to learn from.
             groups: the parameters.
             steps: how many.
             bounded: stand-ins that keep their parameters in bounds after each step.
@@ -103,34 +108,29 @@ class Distillation:
         parameters = _parameters(groups)
         options = [{"params": group.parameters, "lr": 0.0, "rate": group.rate} for group in groups]
         optimizer = torch.optim.Adam(options, betas=(0.9, 0.99))
-        judging = [(inputs, self.goal(inputs)) for inputs in batches.kept_back()]
-        start = self._judged(judging)
-        best, best_step, kept = (start[0], start[1] * _ENOUGH), 0, _copied(parameters)
+        before, kept = self._error_of_all(batches), [parameter.detach().clone() for parameter in parameters]
         for step, drawn in zip(range(1, steps + 1), batches.steps(), strict=False):
             for options_of in optimizer.param_groups:
                 options_of["lr"] = options_of["rate"] * _schedule(step - 1, steps)
             optimizer.zero_grad()
             for inputs in drawn:
-                _, error = self.errors(inputs, self.goal(inputs))
+                error = self.error(inputs, self.goal(inputs))
                 torch.autograd.backward(error / len(drawn), inputs=parameters)
             optimizer.step()
             for one in bounded:
                 one.keep_in_bounds()
-            if step % max(steps // _LOOKS, 1) == 0:
-                now = self._judged(judging)
-                if now[0] <= start[0] and now[1] < best[1]:
-                    best, best_step, kept = now, step, _copied(parameters)
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
-        return Trained(start[0], best[0], best_step)
+        trained = Trained(before, self._error_of_all(batches))
+        if not trained.gained:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    parameter.copy_(value)
+        return trained
 
     @torch.no_grad()
-    def _judged(self, judging: Sequence[tuple[Any, Goal]]) -> tuple[float, float]:
-        """Return the errors on the samples kept back: of the outputs, and as it is trained."""
-        found = torch.stack([torch.stack(self.errors(inputs, goal)) for inputs, goal in judging])
-        of_outputs, all_of_it = found.double().mean(0).tolist()
-        return of_outputs, all_of_it
+    def _error_of_all(self, batches: Minibatches) -> float:
+        """Return the mean error of the batches of all samples."""
+        errors = [self.error(inputs, self.goal(inputs)) for inputs in batches.whole()]
+        return float(torch.stack(errors).double().mean())
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -155,7 +155,3 @@ def _floating(outputs: Any) -> list[Tensor]:
 
 def _parameters(groups: Sequence[Group]) -> list[nn.Parameter]:
     return [parameter for group in groups for parameter in group.parameters]
-
-
-def _copied(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
