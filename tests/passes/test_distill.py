@@ -86,6 +86,13 @@ def test_unseen_samples_gain(target: str) -> None:
     assert "bias: trained:" in said(trained, "edit")[0]
 
 
+def test_no_sample_is_drawn_more_often_than_asked() -> None:
+    gm = fxq.prepare(net(), images(2), recipe(max_rounds=3))
+    fxq.calibrate(gm, fxq.Data(images(32).split(16), held_out=0), progress=False)
+    assert said(gm, "edit")
+    assert all("after 12 steps on 32 samples" in text for text in said(gm, "edit"))
+
+
 def test_token_ids_and_masks_are_taken_as_they_are() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(20, (128, 6), generator=generator)

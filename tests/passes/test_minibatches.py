@@ -46,6 +46,10 @@ def test_batches_stay_whole_where_samples_cannot_be_told_apart(outputs: Any) -> 
     pools = pooled(batches(*x.split(4)), outputs)
     assert [pool.count for pool in pools] == [1, 1, 1]
     assert all(torch.equal(pool.at(torch.tensor([0])).args[0], x[4 * i : 4 * i + 4]) for i, pool in enumerate(pools))
+    found = Minibatches(pools, 8)
+    assert found.samples == 12
+    assert [len(inputs.args[0]) for inputs in next(found.steps())] == [4, 4]
+    assert Minibatches(pools, 2).steps_of(2) == 6  # of four samples each
 
 
 def test_each_sample_is_drawn_once_in_a_round() -> None:

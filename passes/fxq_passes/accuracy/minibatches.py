@@ -31,12 +31,14 @@ class Pool:
     Args:
         inputs: (args, kwargs) of a call, as ``rw.data`` yields them.
         count: how many samples; 1 where they cannot be taken apart.
+        held: how many samples one of these holds: more than 1 where they cannot be taken apart.
         crop: the size (height, width) to cut images to, None to leave them as they are.
         is_mirrored: the input may be mirrored.
     """
 
     inputs: Any
     count: int
+    held: int = 1
     crop: tuple[int, int] | None = None
     is_mirrored: bool = False
 
@@ -75,7 +77,10 @@ class Minibatches:
 
     Args:
         pools: the samples.
-        size: samples of a step.
+        size: samples of a step; more where no fewer can be taken.
+
+    Attributes:
+        samples: how many there are.
     """
 
     pools: Sequence[Pool]
@@ -83,17 +88,19 @@ class Minibatches:
     _generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        self.samples = sum(pool.count for pool in self.pools)
+        self.samples = sum(pool.count * pool.held for pool in self.pools)
+        self.size = max([self.size, *(pool.held for pool in self.pools)])
 
     @property
     def share(self) -> float:
         """How much of the samples is left of them where images are cut, on average."""
-        return sum(pool.share * pool.count for pool in self.pools) / self.samples
+        return sum(pool.share * pool.count * pool.held for pool in self.pools) / self.samples
 
     def steps_of(self, rounds: int) -> int:
         """Return in how many steps each sample is drawn so often, images that change as they are drawn more often."""
-        drawn = sum(pool.count * rounds * (_ROUNDS_OF_CHANGED if pool.is_mirrored else 1) for pool in self.pools)
-        return max(drawn // self.size, 1)
+        changed = sum(pool.count for pool in self.pools if pool.is_mirrored)
+        drawn = self.samples + (_ROUNDS_OF_CHANGED - 1) * changed
+        return max(rounds * drawn // self.size, 1)
 
     def whole(self) -> Iterator[Any]:
         """Yield all samples once, in small batches, as they are."""
@@ -108,7 +115,7 @@ class Minibatches:
         while True:
             for pool, index in self._epoch():
                 found.append(pool.drawn(index, self._generator))
-                count += len(index)
+                count += len(index) * pool.held
                 if count >= self.size:
                     yield found
                     found, count = [], 0
@@ -142,7 +149,7 @@ def pooled(batches: Sequence[Any], outputs: Outputs) -> list[Pool]:
 def _pools_of(form: list[Any], outputs: Outputs) -> list[Pool]:
     """Return one pool of all batches of a form, or a pool for each where they cannot be taken apart."""
     count = sum(inputs.samples or 1 for inputs in form)
-    whole = [Pool(inputs, 1) for inputs in form]
+    whole = [Pool(inputs, 1, inputs.samples or 1) for inputs in form]
     if count == 1 or form[0].samples is None:
         return whole
     pool = Pool(_joined(form), count)
@@ -178,7 +185,7 @@ def _augmented(pool: Pool, outputs: Outputs) -> Pool:
     one = pool.at(torch.arange(2))
     expected, found = outputs(one), _tried(outputs, _cut(one, [0, 0], crop))
     takes_it = found is not None and [len(got) for got in found] == [len(want) for want in expected]
-    return Pool(pool.inputs, pool.count, crop if takes_it else None, is_mirrored=True)
+    return Pool(pool.inputs, pool.count, crop=crop if takes_it else None, is_mirrored=True)
 
 
 def _crop_of(size: int) -> int:

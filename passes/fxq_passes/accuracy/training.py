@@ -97,7 +97,7 @@ class Distillation:
         return None
 
     def train(self, batches: Minibatches, groups: Sequence[Group], steps: int, bounded: Sequence[Any]) -> Trained:
-        """Train the parameters, and leave them as they were where the error is no less for it.
+        """Train the parameters.
 
         Args:
             batches: to learn from.
@@ -108,7 +108,7 @@ class Distillation:
         parameters = _parameters(groups)
         options = [{"params": group.parameters, "lr": 0.0, "rate": group.rate} for group in groups]
         optimizer = torch.optim.Adam(options, betas=(0.9, 0.99))
-        before, kept = self._error_of_all(batches), [parameter.detach().clone() for parameter in parameters]
+        before = self._error_of_all(batches)
         for step, drawn in zip(range(1, steps + 1), batches.steps(), strict=False):
             for options_of in optimizer.param_groups:
                 options_of["lr"] = options_of["rate"] * _schedule(step - 1, steps)
@@ -119,12 +119,7 @@ class Distillation:
             optimizer.step()
             for one in bounded:
                 one.keep_in_bounds()
-        trained = Trained(before, self._error_of_all(batches))
-        if not trained.gained:
-            with torch.no_grad():
-                for parameter, value in zip(parameters, kept, strict=True):
-                    parameter.copy_(value)
-        return trained
+        return Trained(before, self._error_of_all(batches))
 
     @torch.no_grad()
     def _error_of_all(self, batches: Minibatches) -> float:
