@@ -105,7 +105,7 @@ class Distill(Pass):
         batches = Minibatches(pooled(list(rw.data), distillation.float_outputs), self.batch)
         if batches.samples < _FEWEST_SAMPLES:
             return f"there are fewer than {_FEWEST_SAMPLES} samples"
-        affordable = self.budget * 1e9 / max(_FORWARDS * batches.size * student.cost * batches.share, 1.0)
+        affordable = self.budget * 1e9 / max(_FORWARDS * batches.most * student.cost * batches.share, 1.0)
         if affordable < _FEWEST_STEPS:
             return f"the budget is enough for {int(affordable)} steps, fewer than {_FEWEST_STEPS}"
         steps = min(int(affordable), self.max_steps, batches.steps_of(self.max_rounds))

@@ -81,6 +81,7 @@ class Minibatches:
 
     Attributes:
         samples: how many there are.
+        most: how many a step may take.
     """
 
     pools: Sequence[Pool]
@@ -89,7 +90,7 @@ class Minibatches:
 
     def __post_init__(self) -> None:
         self.samples = sum(pool.count * pool.held for pool in self.pools)
-        self.size = max([self.size, *(pool.held for pool in self.pools)])
+        self.most = max([self.size, *(pool.held for pool in self.pools)])
 
     @property
     def share(self) -> float:
@@ -100,7 +101,7 @@ class Minibatches:
         """Return in how many steps each sample is drawn so often, images that change as they are drawn more often."""
         changed = sum(pool.count for pool in self.pools if pool.is_mirrored)
         drawn = self.samples + (_ROUNDS_OF_CHANGED - 1) * changed
-        return max(rounds * drawn // self.size, 1)
+        return max(rounds * drawn // self.most, 1)
 
     def whole(self) -> Iterator[Any]:
         """Yield all samples once, in small batches, as they are."""
