@@ -51,8 +51,8 @@ def converting(blocks: int) -> int:
 @pytest.mark.filterwarnings("ignore:.* got a single value from all of the data:UserWarning")  # random weights fade
 @pytest.mark.parametrize("stage", [tracing, preparing, converting])
 def test_each_further_block_costs_the_same(stage: Callable[[int], int]) -> None:
-    stage(1)  # what is imported and looked up once
-    few, more, most = (stage(blocks) for blocks in (4, 8, 12))
+    # Twice each: what is imported, looked up or emptied once, at any point of a long session, is no cost of a block.
+    few, more, most = (min(stage(blocks), stage(blocks)) for blocks in (4, 8, 12))
     assert most - more < 1.03 * (more - few)
 
 
@@ -82,6 +82,5 @@ def test_each_further_reader_of_a_tensor_costs_the_same() -> None:
         model = Hub(readers).eval()
         return work_of(lambda: fxq.prepare(model, IMAGE))
 
-    preparing_hub(2)
-    few, more, most = (preparing_hub(readers) for readers in (8, 16, 24))
+    few, more, most = (min(preparing_hub(readers), preparing_hub(readers)) for readers in (8, 16, 24))
     assert most - more < 1.03 * (more - few)
