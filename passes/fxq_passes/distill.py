@@ -5,8 +5,8 @@ counts, and what its blocks return beside it: the outputs of residual adds, and 
 
 Few samples are kept, so little is trained, and slowly: for each channel a bias, for each range a factor; Adam moves
 them by a part in a thousand of the channel's deviation, or in ten thousand of the range, at each step. Ranges that move
-five times as fast make the blocks worse. Nor is a sample drawn often: fifty samples of sound that a trained network
-learned from had brought all they could in ten rounds, and in thirty it was lost again.
+five times as fast made the blocks of CREPE, a network for pitch, worse. Nor is a sample drawn often: with 56 frames
+CREPE on TensorRT gained 1.2 dB on others in nine rounds, and lost 0.8 in 28.
 
 The codes of weights are trained only where ``weight_rate`` asks for it: there are as many as weights, all of them reach
 the boundary at about the same time, and in the steps that minutes allow that rarely ends well. See

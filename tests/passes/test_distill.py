@@ -189,12 +189,28 @@ class Logarithm(nn.Module):
         return torch.log(self.fc(x).relu())
 
 
+class Centered(nn.Module):
+    """Samples of a batch meet, so that it cannot be taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y - y.mean(0)
+
+
 NOTHING = {
     "few samples": (nn.Sequential(nn.Linear(8, 4)), 6, {}, "there are fewer than 24 samples"),
     "no rates": (nn.Sequential(nn.Linear(8, 4)), 64, {"bias_rate": 0, "range_rate": 0}, "there is nothing to train"),
     "no layers": (nn.Sequential(nn.ReLU()), 64, {}, "there is nothing to train"),
     "no budget": (
         nn.Sequential(nn.Linear(8, 4)), 64, {"budget": 1e-6}, "the budget is enough for 0 steps, fewer than 20"
+    ),
+    "whole batches, of 8 samples": (  # 4 forwards of 4 outputs at 8 + 64 multiplications for each
+        Centered(), 64, {"batch": 2, "budget": 10.5 * 8 * 4 * 288e-9},
+        "the budget is enough for 10 steps, fewer than 20",
     ),
     "infinite outputs": (Logarithm(), 64, {}, "the outputs of the float model hold NaN or infinity"),
 }  # fmt: skip
