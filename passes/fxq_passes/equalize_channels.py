@@ -12,6 +12,9 @@ lets no factor through and computes in float (GELU, SiLU, hard swish, a gated pr
 before the quantizer, and an addition. TensorRT has them in the kernel of what stands before: EfficientNet-B0 with 48
 factors compiles to as many kernels, and as much traffic, as without; so do linear layers around GELU with both.
 
+A convolution may have to write codes although all that reads it computes in float (``accuracy/read_in_float.py``). It
+takes the factors itself, and the multiplication, and addition, come behind the quantizer.
+
 Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438; Wei et al. 2023, arXiv:2304.09145
 (factors and shifts of channels, behind norms).
 """
@@ -25,13 +28,14 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import is_quantizer, is_weighted, kind, output_edges
+from fxq.graph import free_path, is_quantizer, is_weighted, kind, output_edges
 from fxq.nn import ScaledChannels
 from fxq_passes.accuracy.channel_groups import ChannelGroup, UsableLayers, channel_groups, stored_factor
 from fxq_passes.accuracy.channel_scales import Change, best_change, equal_ranges
 from fxq_passes.accuracy.channel_shifts import shift_root, takes_shift_back
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.options import check_numbers
+from fxq_passes.accuracy.read_in_float import ReadInFloat, outputs_read_in_float
 from fxq_passes.accuracy.reader import Extremes, Reader
 from fxq_passes.folding.computed_weights import constant_nodes
 
@@ -84,15 +88,18 @@ class EqualizeChannels(Pass):
         groups = channel_groups(rw)
         usable = UsableLayers(rw)
         norms = _multiplied_quantizers(rw, groups, usable)
+        outputs = outputs_read_in_float(rw, usable)
         consumers = {node for group in groups if group.blocked is None for node in group.consumers}
         consumers.update(reader for readers in norms.values() for reader in readers)
-        seen = self._look(rw, consumers) if consumers else {}
+        producers = {one.producer for one in outputs}
+        seen = self._look(rw, consumers, producers) if consumers or producers else {}
         free = [group for group in groups if group.blocked is None]
         roots = {id(group): shift_root(rw, group, usable) for group in free}
         # All searches come before the first change: none depends on another.
         searched = rw.share_out(free, lambda one: self._search(rw, one, seen, roots[id(one)] is not None))
         found = dict(zip(map(id, free), searched, strict=True))
         before = rw.share_out(list(norms), lambda node: _search_before(rw, node, seen[node]))
+        behind = rw.share_out(outputs, lambda one: _search_behind(rw, one, seen[one.producer]))
         for group in groups:
             if group.blocked is None:
                 self._change_group(rw, group, roots[id(group)], found[id(group)])
@@ -100,14 +107,21 @@ class EqualizeChannels(Pass):
                 rw.skip(group.producers[0], f"its channels are not scaled: {group.blocked}")
         for (quantizer, readers), change in zip(norms.items(), before, strict=True):
             self._change_before(rw, quantizer, readers, change)
+        for output, change in zip(outputs, behind, strict=True):
+            self._change_behind(rw, output, change)
 
-    def _look(self, rw: Rewriter, consumers: set[Node]) -> dict[Node, _Seen]:
+    def _look(self, rw: Rewriter, consumers: set[Node], producers: set[Node]) -> dict[Node, _Seen]:
         by_source: dict[Node, list[Node]] = {}
         for node in rw.nodes():
             if node in consumers:
                 by_source.setdefault(node.all_input_nodes[0], []).append(node)
         seen = {}
-        for source, values in rw.run_float(by_source):
+        for source, values in rw.run_float({*by_source, *producers}):
+            if source in producers:
+                alike = LayerMatrix.of_channels(values[0], rw.module(source).weight.dim() - 2)
+                extremes, is_vector = Extremes.of(values, alike.channel_axis), _is_vector(values[0], alike.channel_axis)
+                seen[source] = _Seen(extremes, is_vector, [Reader(alike, values, self.samples)])
+                continue
             found = None
             for node in by_source[source]:
                 matrix = LayerMatrix.of(rw.module(node))
@@ -174,9 +188,23 @@ class EqualizeChannels(Pass):
             offset = (-change.shift_c / change.scale_c).reshape(shape)
             _give_back(rw, readers, change.shift_c, _gain(change))
         scaled = ScaledChannels(change.scale_c.reciprocal().reshape(shape), offset)
-        rw.insert_module_on(edges, f"{node.target}_scale", scaled, _gain(change))
+        rw.insert_module_on(edges, free_path(rw.gm, f"{node.target}_scale"), scaled, _gain(change))
         for reader in readers:
             _scale_columns(rw, reader, change.scale_c, _gain(change))
+
+    def _change_behind(self, rw: Rewriter, output: ReadInFloat, change: Change) -> None:
+        if change.error >= self.most_error_of_product:
+            rw.skip(output.producer, f"a multiplication behind it would bring its error to {change.error:.2f} only")
+            return
+        why = f"all that reads it computes in float; its error falls to {change.error:.2f}"
+        if change.shift_c is not None:
+            _add_to_bias(rw, output.producer, -change.shift_c, f"its channels are centered: {why}")
+        _divide_rows(rw, output.producer, change.scale_c, why)
+        shape = (-1, *[1] * (-1 - output.axis))
+        offset = None if change.shift_c is None else change.shift_c.reshape(shape)
+        scaled = ScaledChannels(change.scale_c.reshape(shape), offset)
+        path = free_path(rw.gm, f"{output.producer.target}_scale")
+        rw.insert_module_on(output_edges(output.last), path, scaled, why)
 
 
 def _gain(change: Change) -> str:
@@ -191,6 +219,10 @@ def _is_vector(value: Tensor, axis: int) -> bool:
 def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> Change:
     can_center = all(takes_shift_back(rw, reader) for reader in node.users)
     return best_change(seen.readers, seen.extremes, rw.module(node), can_center)
+
+
+def _search_behind(rw: Rewriter, output: ReadInFloat, seen: _Seen) -> Change:
+    return best_change(seen.readers, seen.extremes, rw.module(output.quantizer), can_center=True)
 
 
 def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:
@@ -211,7 +243,7 @@ def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: Usa
 
 def _computes_in_float(node: Node, stored: Set[Node]) -> bool:
     """Return whether a multiplication behind ``node`` stands among others in float, and parts no integer kernel."""
-    if kind(node) in _IN_FLOAT:
+    if kind(node) in _IN_FLOAT or kind(node) == "other":
         return True
     if any(is_quantizer(source) for source in node.all_input_nodes):
         return False

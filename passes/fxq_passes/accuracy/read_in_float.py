@@ -1,0 +1,84 @@
+"""Convolutions whose output is quantized although all that reads it computes in float.
+
+An integer kernel that writes codes wants a quantizer behind the convolution (ONNX Runtime's QLinearConv, TensorRT's in
+front of a layer norm), whatever comes then. What a norm, an activation without integer kernel or a sum in float reads
+has one range for all channels there, and a norm makes as much of the small channels as of the large.
+"""
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from fxq import Rewriter
+from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind, only_reader, planned_inputs, shape_of
+from fxq_passes.accuracy.channel_axes import CARRIERS, carried_axis
+from fxq_passes.accuracy.channel_groups import UsableLayers
+from fxq_passes.accuracy.layer_matrix import LayerMatrix
+
+_POOLS = frozenset({"max_pool", "avg_pool", "adaptive_avg_pool", "global_avg_pool", "resize", "cat"})
+_MOVERS = CARRIERS & MOVES_DATA
+
+
+@dataclass(frozen=True)
+class ReadInFloat:
+    """The output of a convolution that is quantized, and read in float alone.
+
+    Args:
+        producer: the convolution, whose weight may be changed.
+        quantizer: the last one behind it; others have its range.
+        last: it, or what moves its values: what the readers read.
+        axis: the dimension of ``last`` that counts channels, from the end.
+    """
+
+    producer: Node
+    quantizer: Node
+    last: Node
+    axis: int
+
+
+def outputs_read_in_float(rw: Rewriter, usable: UsableLayers) -> list[ReadInFloat]:
+    """Return them in graph order."""
+    found = [_followed(rw, node) for node in rw.nodes(is_weighted) if not usable.why_not(node)]
+    return [one for one in found if one is not None and all(_reads_in_float(rw, node) for node in one.last.users)]
+
+
+def _followed(rw: Rewriter, producer: Node) -> ReadInFloat | None:
+    """Go on from a convolution while one node reads, and quantizes or moves."""
+    matrix, shape = LayerMatrix.of(rw.module(producer)), shape_of(producer)
+    dims = rw.module(producer).weight.dim() - 2
+    if matrix is None or shape is None or dims < 1 or len(shape) != dims + 2:
+        return None
+    axis, last, quantizer = 1, producer, None
+    while (reader := only_reader(last)) is not None:
+        if is_quantizer(reader):
+            if not _has_one_fitted_range(rw, reader):
+                return None
+            quantizer = reader
+        else:
+            moved = carried_axis(reader, axis) if kind(reader) in _MOVERS else None
+            if moved is None:
+                break
+            axis = moved
+        last = reader
+    after = shape_of(last)
+    if quantizer is None or after is None:
+        return None
+    return ReadInFloat(producer, quantizer, last, axis - len(after))
+
+
+def _has_one_fitted_range(rw: Rewriter, node: Node) -> bool:
+    quantizer = rw.module(node)
+    is_fitted = quantizer.calibrator is not None and quantizer.is_enabled
+    return is_fitted and quantizer.descriptor.axis is None
+
+
+def _reads_in_float(rw: Rewriter, node: Node) -> bool:
+    """Return whether ``node`` surely computes in float, in a kernel of its own: nothing is planned of what it reads."""
+    in_a_kernel = MOVES_DATA | _POOLS | rw.target.fused_activations
+    return not (
+        node.op == "output"
+        or is_quantizer(node)
+        or is_weighted(node)
+        or planned_inputs(node)
+        or kind(node) in in_a_kernel
+    )
