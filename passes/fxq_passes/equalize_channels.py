@@ -117,20 +117,13 @@ class EqualizeChannels(Pass):
                 by_source.setdefault(node.all_input_nodes[0], []).append(node)
         seen = {}
         for source, values in rw.run_float({*by_source, *producers}):
+            matrices = [LayerMatrix.of(rw.module(node)) for node in by_source.get(source, ())]
+            known = [one for one in matrices if one is not None]
             if source in producers:
-                alike = LayerMatrix.of_channels(values[0], rw.module(source).weight.dim() - 2)
-                extremes, is_vector = Extremes.of(values, alike.channel_axis), _is_vector(values[0], alike.channel_axis)
-                seen[source] = _Seen(extremes, is_vector, [Reader(alike, values, self.samples)])
-                continue
-            found = None
-            for node in by_source[source]:
-                matrix = LayerMatrix.of(rw.module(node))
-                assert matrix is not None
-                if found is None:
-                    found = _Seen(Extremes.of(values, matrix.channel_axis), _is_vector(values[0], matrix.channel_axis))
-                found.readers.append(Reader(matrix, values, self.samples))
-            assert found is not None
-            seen[source] = found
+                known = [LayerMatrix.of_channels(values[0], rw.module(source).weight.dim() - 2)]
+            axis = known[0].channel_axis
+            readers = [Reader(one, values, self.samples) for one in known]
+            seen[source] = _Seen(Extremes.of(values, axis), _is_vector(values[0], axis), readers)
         return seen
 
     def _search(
