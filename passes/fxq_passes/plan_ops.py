@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from fxq import EXACT, Pass, QuantDescriptor, Rewriter, Stage, register_pass
 from fxq.graph import (
+    ACTIVATIONS,
     Edge,
     input_edges,
     is_quantizer,
@@ -30,6 +31,7 @@ from fxq_passes.planning.plan_questions import (
     activation_descriptor,
     check_placed_by_hand,
     comes_from_conv,
+    float_source,
     is_never_negative,
     is_quantized_by_hand,
     is_read_in_integers,
@@ -128,6 +130,8 @@ def _why_not(rw: Rewriter, node: Node) -> str | None:
     edges = tensor_edges(node)
     if kind(node) in ELEMENTWISE and len(edges) < 2:
         return "one operand is a number"
+    if kind(node) in ACTIVATIONS and (source := float_source(rw, node)) is not None:
+        return f"{source.name!r} gives it floats, and a quantizer behind it costs as much as one before"
     for edge in edges:
         value = edge.producer.meta.get("val")
         if isinstance(value, torch.Tensor) and not value.is_floating_point():

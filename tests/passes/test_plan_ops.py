@@ -338,3 +338,24 @@ def test_what_scales_a_float_activation_stays_in_float() -> None:
     explained = fxq.explain(fxq.prepare(Scaled(nn.Hardswish()).eval(), X, "onnxruntime"))
     assert explained["mul"].reason == "scales or shifts by a constant what 'activation' gives in float"
     assert fxq.explain(fxq.prepare(Scaled(nn.Sigmoid()).eval(), X, "onnxruntime"))["mul"].is_quantized
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.Sigmoid()], ids=["leaky_relu", "sigmoid"])
+def test_an_activation_of_floats_stays_in_float_on_onnxruntime(activation: nn.Module) -> None:
+    """A quantizer in front of it rounds once more, and saves no kernel: one behind it, or before it, is needed."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), activation, nn.Conv2d(4, 4, 1), activation)
+    assert_rewrites(
+        PASSES,
+        model=model,
+        inputs=X,
+        target="onnxruntime",
+        after="""
+            input_1 = input
+            _0 = Conv2d[0](input_1)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0); output: uint8 affine per tensor
+            _1 = GroupNorm[1](_0)
+            _2 = ACTIVATION[2](_1)
+            _3 = Conv2d[3](_2)  # input 0: uint8 affine per tensor; weight: int8 per channel (axis 0); output: uint8 affine per tensor
+            _2_1 = ACTIVATION[2](_3)  # input 0: uint8 affine per tensor; output: uint8 affine per tensor
+            return _2_1
+        """.replace("ACTIVATION", type(activation).__name__),  # noqa: E501
+    )

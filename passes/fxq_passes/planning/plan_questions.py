@@ -230,6 +230,15 @@ def comes_from_conv(node: Node) -> bool:
     return kind(producer) in ("conv", "conv_transpose")
 
 
+def float_source(rw: Rewriter, node: Node) -> Node | None:
+    """Return what computes the input of ``node`` in a float kernel whatever comes behind it, copies aside, or None."""
+    producer = node.all_input_nodes[0]
+    while kind(producer) in MOVES_DATA and producer.all_input_nodes:
+        producer = producer.all_input_nodes[0]
+    word = kind(producer)
+    return producer if word in rw.target.float_readers or _has_no_integer_kernel(rw.target, word) else None
+
+
 def _where(rw: Rewriter, node: Node) -> str:
     rule = rw.settings.rule_for(node)
     name = str(node.target) if node.op == "call_module" else node.name
