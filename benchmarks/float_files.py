@@ -19,5 +19,6 @@ def write_float(model: nn.Module, inputs: Tensor, path: Path, opset: int = FLOAT
 
 
 def signal_to_noise_db(exact: np.ndarray, other: np.ndarray) -> float:
-    """Return 10 log10 of the power of ``exact`` over that of the difference."""
-    return float(10 * np.log10(np.square(exact).mean() / np.square(exact - other).mean()))
+    """Return 10 log10 of the power of ``exact`` over that of the difference; infinite where there is none."""
+    noise = np.square(exact - other).mean()
+    return float(10 * np.log10(np.square(exact).mean() / noise)) if noise else float("inf")

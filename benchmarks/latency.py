@@ -37,7 +37,7 @@ _HEADING = (
     "One image of 224x224, random weights, files in turn. Ratios: of the time of the wall on {threads} threads, and in "
     "brackets of the CPU time on one, which others on the machine disturb less; below 1, fxq / peer is faster. SQNR "
     "beside the float file, on images that nothing was calibrated on. Operations: all that the runtime executes, those "
-    "that read and write float, and quantizers that run by themselves. {versions}, {cores} cores."
+    "that read and write float, and quantizers that run by themselves. {versions}, {cores} cores.{tuned}"
 )
 
 
@@ -46,14 +46,17 @@ def run(arguments: Sequence[str] = ()) -> Iterator[str]:
     options = _options(arguments)
     check_names(options.models)
     versions = ", ".join(f"{name} {get_runtime(name).version.split('-')[0]}" for name in options.runtimes)
-    heading = _HEADING.format(threads=options.threads, versions=versions, cores=os.cpu_count())
+    tuned = " fxq's files are those of fxq.tune." if options.tuned else ""
+    heading = _HEADING.format(threads=options.threads, versions=versions, cores=os.cpu_count(), tuned=tuned)
     rows: list[Row] = []
     notes: list[str] = []
     _write(options.out, [heading])  # a path that cannot be written fails before anything is measured
     for model in options.models:
         for runtime in options.runtimes:
             _say(f"{model}: files for {runtime}")
-            files, failures = write_files(model, runtime, options.folder, tuple(options.peers), options.peers_path)
+            files, failures = write_files(
+                model, runtime, options.folder, tuple(options.peers), options.peers_path, options.tuned
+            )
             left, crashes = _left(model, runtime, files)
             notes += failures + crashes
             files = {method: files[method] for method in left}
@@ -107,6 +110,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--peers-path", type=Path, metavar="FOLDER", help="of peers' packages that are not installed")
+    parser.add_argument(
+        "--tuned", action="store_true", help="fxq's files are those of fxq.tune, which measures on this machine"
+    )
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2, help="for the time of the wall (%(default)s)")
     parser.add_argument(

@@ -24,6 +24,7 @@ from benchmarks.models import network, noise_images
 
 CALIBRATION_IMAGES = 8
 FLOAT, FXQ, QUANTIZE_STATIC, NNCF = "float", "fxq", "quantize_static", "nncf"
+TUNE_BUDGET_S = 120.0
 PEERS = (QUANTIZE_STATIC, NNCF)
 # The float file is what the peers read: of a model, its images and the file's own path.
 Writer = Callable[[nn.Module, Tensor, Path], None]
@@ -42,7 +43,7 @@ NAMES: Mapping[tuple[str, str], str] = MappingProxyType(
 
 
 def write_files(
-    model: str, runtime: str, folder: Path, peers: tuple[str, ...], packages: Path | None
+    model: str, runtime: str, folder: Path, peers: tuple[str, ...], packages: Path | None, tuned: bool = False
 ) -> tuple[dict[str, Path], list[str]]:
     """Write the files that are not there yet, and return all by method, and why there is none of a method.
 
@@ -52,11 +53,12 @@ def write_files(
         folder: of all models; each has a folder of its own in it.
         peers: of ``PEERS``, beside float and fxq.
         packages: a folder with the peers' packages; None where they are installed.
+        tuned: fxq's file is what ``fxq.tune`` finds in ``TUNE_BUDGET_S`` seconds.
     """
     found: dict[str, Path] = {}
     notes: list[str] = []
     for method in (FLOAT, FXQ, *peers):
-        path = folder / model / NAMES[method, runtime]
+        path = folder / model / (f"tuned_{runtime}.onnx" if tuned and method == FXQ else NAMES[method, runtime])
         note = "" if path.is_file() else _in_child(model, path, packages)
         if note:
             notes.append(f"{model}, {method} for {runtime}: {note}")
@@ -101,6 +103,14 @@ def _fxq(recipe: str) -> Writer:
     def write(model: nn.Module, images: Tensor, path: Path) -> None:
         converted = fxq.quantize(model, [images], recipe, images[:1], progress=False)
         fxq.export_onnx(converted, path, dynamic_batch=False)
+
+    return write
+
+
+def _tuned(recipe: str) -> Writer:
+    def write(model: nn.Module, images: Tensor, path: Path) -> None:
+        found = fxq.tune(model, [images], recipe, budget_s=TUNE_BUDGET_S, progress=False)
+        fxq.export_onnx(found.converted, path, images[:1], dynamic_batch=False)
 
     return write
 
@@ -182,6 +192,8 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
         "float.onnx": _float,
         "fxq_onnxruntime.onnx": _fxq("onnxruntime"),
         "fxq_openvino.onnx": _fxq("openvino"),
+        "tuned_onnxruntime.onnx": _tuned("onnxruntime"),
+        "tuned_openvino.onnx": _tuned("openvino"),
         "quantize_static.onnx": _quantize_static,
         "nncf.onnx": _nncf_onnx,
         "nncf.xml": _nncf_openvino,

@@ -79,6 +79,18 @@ def test_a_file_that_is_there_is_not_written_again_and_one_that_fails_is_said(tm
     assert notes == ["m, nncf for onnxruntime: failed: no nncf.onnx"]
 
 
+def test_a_tuned_file_is_another_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency_files, "TUNE_BUDGET_S", 0.01)
+    (tmp_path / "m").mkdir()
+    monkeypatch.setattr(latency_files, "_in_child", lambda model, path, packages: write_file(_small(), path))
+    for tuned in (False, True):
+        files, notes = write_files("m", "onnxruntime", tmp_path, (), None, tuned)
+        assert notes == []
+        assert files["fxq"].name == ("tuned_onnxruntime.onnx" if tuned else "fxq_onnxruntime.onnx")
+        row = latency.measure("m", "onnxruntime", files, dict.fromkeys(files, ""), rounds=3, threads=1)
+        assert row.sqnr_db["fxq"] > 25  # it ran, and is quantized or float
+
+
 @pytest.mark.parametrize(
     ("error", "note"),
     [
