@@ -130,7 +130,8 @@ def _why_not(rw: Rewriter, node: Node) -> str | None:
     edges = tensor_edges(node)
     if kind(node) in ELEMENTWISE and len(edges) < 2:
         return "one operand is a number"
-    if kind(node) in ACTIVATIONS and (source := float_source(rw, node)) is not None:
+    is_requested = rw.settings.is_requested(node)
+    if kind(node) in ACTIVATIONS and not is_requested and (source := float_source(rw, node)) is not None:
         return f"{source.name!r} gives it floats, and a quantizer behind it costs as much as one before"
     for edge in edges:
         value = edge.producer.meta.get("val")

@@ -202,6 +202,15 @@ def test_a_norm_whose_output_is_a_residual_is_multiplied_behind() -> None:
     torch.testing.assert_close(gm.get_submodule("up").weight * factor_c, model.up.weight, rtol=1e-5, atol=1e-6)
 
 
+def test_twice_in_a_recipe_each_multiplication_is_one_of_its_own() -> None:
+    recipe = PLAIN.with_pass("equalize_channels", most_error=0.0, most_error_of_product=9.0)
+    recipe = recipe.with_pass("equalize_channels", most_error=0.0, most_error_of_product=9.0)
+    model, x = post_norm().double(), tokens().double()
+    gm = calibrated(model, x, recipe)
+    assert {"up_input_quantizer_scale", "up_input_quantizer_scale_1"} <= {path for path, _ in gm.named_modules()}
+    torch.testing.assert_close(float_outputs(gm, x), model(x).detach(), rtol=1e-9, atol=1e-9)
+
+
 def gated(activation: Callable[[Tensor], Tensor]) -> nn.Module:
     """No factor passes the activation, and what reads it pads."""
     torch.manual_seed(0)

@@ -359,3 +359,5 @@ def test_an_activation_of_floats_stays_in_float_on_onnxruntime(activation: nn.Mo
             return _2_1
         """.replace("ACTIVATION", type(activation).__name__),  # noqa: E501
     )
+    asked = fxq.recipe("onnxruntime").with_rules(("2", fxq.recipe("onnxruntime").default))
+    assert fxq.explain(fxq.prepare(model.eval(), X, asked))["2"].is_quantized

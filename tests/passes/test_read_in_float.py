@@ -154,6 +154,21 @@ def test_a_convolution_that_is_called_twice_is_left_alone() -> None:
     assert "first_scale" not in scaled_behind(calibrated(model, frames()))
 
 
+def test_a_range_of_other_tensors_too_is_left_alone() -> None:
+    """Here by hand: the model calls one quantizer on two tensors."""
+    given = fxq.TensorQuantizer(fxq.QuantDescriptor(unsigned=True, symmetric=False, calibrator="max"))
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        members = m.norm(m.q(m.first(x)).transpose(1, 2)), m.norm2(m.q(m.other(x)).transpose(1, 2))
+        return m.last(members[0] + members[1])  # type: ignore[no-any-return]
+
+    source: Any = into_norm()
+    layers = {"norm2": nn.LayerNorm(8), "other": nn.Conv1d(6, 8, 1), "q": given}
+    model = Net(forward, first=source.first, norm=source.norm, last=source.last, **layers)
+    gm = calibrated(model, frames())
+    assert not {"first_scale", "other_scale"} & set(scaled_behind(gm))
+
+
 def test_the_path_of_a_users_module_is_not_taken() -> None:
     """It would be called in place of the multiplication."""
     source: Any = into_norm()

@@ -1,10 +1,11 @@
 """Convolutions whose output is quantized although all that reads it computes in float.
 
-An integer kernel that writes codes wants a quantizer behind the convolution (ONNX Runtime's QLinearConv, TensorRT's in
-front of a layer norm), whatever comes then. What a norm, an activation without integer kernel or a sum in float reads
-has one range for all channels there, and a norm makes as much of the small channels as of the large.
+An integer kernel that writes codes wants a quantizer behind the convolution (ONNX Runtime's QLinearConv), whatever
+comes then. What a norm, an activation without integer kernel or a sum in float reads has one range for all channels
+there, and a norm makes as much of the small channels as of the large.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -38,32 +39,32 @@ class ReadInFloat:
 
 def outputs_read_in_float(rw: Rewriter, usable: UsableLayers) -> list[ReadInFloat]:
     """Return them in graph order."""
-    found = [_followed(rw, node) for node in rw.nodes(is_weighted) if not usable.why_not(node)]
+    found = [_followed(rw, node, usable) for node in rw.nodes(is_weighted) if not usable.why_not(node)]
     return [one for one in found if one is not None and all(_reads_in_float(rw, node) for node in one.last.users)]
 
 
-def _followed(rw: Rewriter, producer: Node) -> ReadInFloat | None:
+def _followed(rw: Rewriter, producer: Node, usable: UsableLayers) -> ReadInFloat | None:
     """Go on from a convolution while one node reads, and quantizes or moves."""
     matrix, shape = LayerMatrix.of(rw.module(producer)), shape_of(producer)
     dims = rw.module(producer).weight.dim() - 2
     if matrix is None or shape is None or dims < 1 or len(shape) != dims + 2:
         return None
-    axis, last, quantizer = 1, producer, None
+    axis, last, quantizers = 1, producer, list[Node]()
     while (reader := only_reader(last)) is not None:
         if is_quantizer(reader):
             if not _has_one_fitted_range(rw, reader):
                 return None
-            quantizer = reader
+            quantizers.append(reader)
         else:
             moved = carried_axis(reader, axis) if kind(reader) in _MOVERS else None
             if moved is None:
                 break
             axis = moved
         last = reader
-    after = shape_of(last)
-    if quantizer is None or after is None:
-        return None
-    return ReadInFloat(producer, quantizer, last, axis - len(after))
+    after, calls = shape_of(last), Counter(str(one.target) for one in quantizers)
+    if not calls or after is None or any(usable.calls[path] > count for path, count in calls.items()):
+        return None  # nothing is quantized, or a range is that of other tensors too
+    return ReadInFloat(producer, quantizers[-1], last, axis - len(after))
 
 
 def _has_one_fitted_range(rw: Rewriter, node: Node) -> bool:
