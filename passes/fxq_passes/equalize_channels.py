@@ -12,8 +12,8 @@ lets no factor through and computes in float (GELU, SiLU, hard swish, a gated pr
 before the quantizer, and an addition. TensorRT has them in the kernel of what stands before: EfficientNet-B0 with 48
 factors compiles to as many kernels, and as much traffic, as without; so do linear layers around GELU with both.
 
-A convolution may have to write codes although all that reads it computes in float (``accuracy/read_in_float.py``). It
-takes the factors itself, and the multiplication, and addition, come behind the quantizer.
+A convolution may have to write codes although norms alone read it, in float (``accuracy/read_in_float.py``). It takes
+the factors itself, and the multiplication, and addition, come behind the quantizer.
 
 Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438; Wei et al. 2023, arXiv:2304.09145
 (factors and shifts of channels, behind norms).
@@ -189,7 +189,7 @@ class EqualizeChannels(Pass):
         if change.error >= self.most_error_of_product:
             rw.skip(output.producer, f"a multiplication behind it would bring its error to {change.error:.2f} only")
             return
-        why = f"all that reads it computes in float; its error falls to {change.error:.2f}"
+        why = f"norms read it, in float; its error falls to {change.error:.2f}"
         if change.shift_c is not None:
             _add_to_bias(rw, output.producer, -change.shift_c, f"its channels are centered: {why}")
         _divide_rows(rw, output.producer, change.scale_c, why)

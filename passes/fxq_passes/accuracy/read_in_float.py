@@ -1,8 +1,9 @@
-"""Convolutions whose output is quantized although all that reads it computes in float.
+"""Convolutions whose output is quantized although norms read it, in float.
 
 An integer kernel that writes codes wants a quantizer behind the convolution (ONNX Runtime's QLinearConv), whatever
-comes then. What a norm, an activation without integer kernel or a sum in float reads has one range for all channels
-there, and a norm makes as much of the small channels as of the large.
+comes then. What a norm reads, itself or behind the sums of a residual stream, has one range for all channels there, and
+the norm makes as much of the small channels as of the large. An activation in float does not: there small channels stay
+small, and a range for each channel would take room from values that calibration did not see, for next to nothing.
 """
 
 from collections import Counter
@@ -16,13 +17,13 @@ from fxq_passes.accuracy.channel_axes import CARRIERS, carried_axis
 from fxq_passes.accuracy.channel_groups import UsableLayers
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 
-_POOLS = frozenset({"max_pool", "avg_pool", "adaptive_avg_pool", "global_avg_pool", "resize", "cat"})
+_SUMS = frozenset({"add", "sub"})
 _MOVERS = CARRIERS & MOVES_DATA
 
 
 @dataclass(frozen=True)
 class ReadInFloat:
-    """The output of a convolution that is quantized, and read in float alone.
+    """The output of a convolution that is quantized, and read by norms and sums in float alone.
 
     Args:
         producer: the convolution, whose weight may be changed.
@@ -40,7 +41,7 @@ class ReadInFloat:
 def outputs_read_in_float(rw: Rewriter, usable: UsableLayers) -> list[ReadInFloat]:
     """Return them in graph order."""
     found = [_followed(rw, node, usable) for node in rw.nodes(is_weighted) if not usable.why_not(node)]
-    return [one for one in found if one is not None and all(_reads_in_float(rw, node) for node in one.last.users)]
+    return [one for one in found if one is not None and all(_normalizes(rw, node) for node in one.last.users)]
 
 
 def _followed(rw: Rewriter, producer: Node, usable: UsableLayers) -> ReadInFloat | None:
@@ -73,13 +74,16 @@ def _has_one_fitted_range(rw: Rewriter, node: Node) -> bool:
     return is_fitted and quantizer.descriptor.axis is None
 
 
-def _reads_in_float(rw: Rewriter, node: Node) -> bool:
-    """Return whether ``node`` surely computes in float, in a kernel of its own: nothing is planned of what it reads."""
-    in_a_kernel = MOVES_DATA | _POOLS | rw.target.fused_activations
-    return not (
-        node.op == "output"
-        or is_quantizer(node)
-        or is_weighted(node)
-        or planned_inputs(node)
-        or kind(node) in in_a_kernel
-    )
+def _normalizes(rw: Rewriter, node: Node) -> bool:
+    """Return whether ``node`` is a norm in float, or a sum in float that one reads, behind other sums or not."""
+    if kind(node) in _SUMS and planned_inputs(node):
+        return False
+    waiting, seen = [node], {node}
+    while waiting:
+        node = waiting.pop()
+        if kind(node) in rw.target.float_readers:
+            return True
+        if kind(node) in _SUMS | MOVES_DATA:
+            waiting += [reader for reader in node.users if reader not in seen]
+            seen.update(node.users)
+    return False
