@@ -132,7 +132,7 @@ def _why_not(rw: Rewriter, node: Node) -> str | None:
         return "one operand is a number"
     is_requested = rw.settings.is_requested(node)
     if kind(node) in ACTIVATIONS and not is_requested and (source := float_source(rw, node)) is not None:
-        return f"{source.name!r} gives it floats, and a quantizer behind it costs as much as one before"
+        return f"{source.name!r} gives it floats, which a quantizer before it would round once more"
     for edge in edges:
         value = edge.producer.meta.get("val")
         if isinstance(value, torch.Tensor) and not value.is_floating_point():

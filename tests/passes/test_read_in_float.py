@@ -9,7 +9,6 @@ import torch
 from support.net import Net
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn import functional as F
 
 import fxq
 from fxq.graph.float_model import in_float
@@ -107,15 +106,23 @@ def test_one_multiplication_serves_all_readers_behind_the_last_quantizer() -> No
     assert gm.get_submodule("first_scale").factor.shape == (8,)  # behind the transposition
 
 
-def test_a_kernel_in_integers_keeps_its_input() -> None:
-    """An add whose members and sum are codes is one kernel, and so is a convolution with what it absorbs."""
-    torch.manual_seed(0)
-    convolutions = {name: nn.Conv1d(6, 6, 3, padding=1) for name in ("a", "b", "c")}
-    convolutions["a"].weight.data.mul_(torch.tensor([1.0, 0.1, 30.0, 0.5, 2.0, 1.0]).reshape(-1, 1, 1))
-    model = Net(lambda m, x: m.c(F.relu(m.a(x) + m.b(x))), **convolutions)
-    x = torch.randn(16, 6, 10)
-    for target in ("onnxruntime", "tensorrt", "openvino"):
-        assert not scaled_behind(calibrated(model, x, target)), target
+def test_who_reads_its_shape_alone_is_no_reader() -> None:
+    norm = nn.LayerNorm(8)
+    norm.weight.data.div_(SPREAD_C)
+    model = net(lambda m, y: m.norm(y.transpose(1, 2)) * y.shape[2], norm=norm)
+    assert "first_scale" in scaled_behind(calibrated(model, frames()))
+
+
+def test_what_a_layer_reads_too_keeps_its_codes() -> None:
+    """Here by hand: a quantizer, and one of two parts behind it for a convolution."""
+    given = fxq.TensorQuantizer(fxq.QuantDescriptor(unsigned=True, symmetric=False, calibrator="max"))
+
+    def between(m: Any, y: Tensor) -> Tensor:
+        first, second = m.q(y).chunk(2, 2)
+        return m.norm(first.transpose(1, 2)) + m.mid(second).transpose(1, 2)  # type: ignore[no-any-return]
+
+    model = net(between, q=given, norm=nn.LayerNorm(8), mid=nn.Conv1d(8, 8, 1))
+    assert "first_scale" not in scaled_behind(calibrated(model, frames()))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
@@ -197,6 +204,7 @@ def test_twice_in_a_recipe_multiplies_no_more() -> None:
     fxq.calibrate(gm, fxq.Data(x.split(6), held_out=0))
     with torch.no_grad(), in_float(gm):
         torch.testing.assert_close(gm(x), model(x), rtol=1e-9, atol=1e-9)
+    assert scaled_behind(gm) == ["first_scale"]
 
 
 def test_the_file_computes_the_same_with_the_convolution_in_integers(tmp_path: Path) -> None:

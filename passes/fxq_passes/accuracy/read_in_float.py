@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from fxq import Rewriter
-from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind, only_reader, planned_inputs, shape_of
+from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind, planned_inputs, shape_of
+from fxq.graph.kinds import reads_shape
 from fxq_passes.accuracy.channel_axes import CARRIERS, carried_axis
 from fxq_passes.accuracy.channel_groups import UsableLayers
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
@@ -27,7 +28,7 @@ class ReadInFloat:
 
     Args:
         producer: the convolution, whose weight may be changed.
-        quantizer: the last one behind it; others have its range.
+        quantizer: the last one behind it, which the search asks.
         last: it, or what moves its values: what the readers read.
         axis: the dimension of ``last`` that counts channels, from the end.
     """
@@ -41,7 +42,7 @@ class ReadInFloat:
 def outputs_read_in_float(rw: Rewriter, usable: UsableLayers) -> list[ReadInFloat]:
     """Return them in graph order."""
     found = [_followed(rw, node, usable) for node in rw.nodes(is_weighted) if not usable.why_not(node)]
-    return [one for one in found if one is not None and all(_normalizes(rw, node) for node in one.last.users)]
+    return [one for one in found if one is not None and all(_normalizes(rw, node) for node in _readers(one.last))]
 
 
 def _followed(rw: Rewriter, producer: Node, usable: UsableLayers) -> ReadInFloat | None:
@@ -51,7 +52,8 @@ def _followed(rw: Rewriter, producer: Node, usable: UsableLayers) -> ReadInFloat
     if matrix is None or shape is None or dims < 1 or len(shape) != dims + 2:
         return None
     axis, last, quantizers = 1, producer, list[Node]()
-    while (reader := only_reader(last)) is not None:
+    while len(readers := _readers(last)) == 1:
+        (reader,) = readers
         if is_quantizer(reader):
             if not _has_one_fitted_range(rw, reader):
                 return None
@@ -68,6 +70,11 @@ def _followed(rw: Rewriter, producer: Node, usable: UsableLayers) -> ReadInFloat
     return ReadInFloat(producer, quantizers[-1], last, axis - len(after))
 
 
+def _readers(node: Node) -> list[Node]:
+    """Return what reads the values of ``node``, not its shape alone."""
+    return [reader for reader in node.users if not reads_shape(reader)]
+
+
 def _has_one_fitted_range(rw: Rewriter, node: Node) -> bool:
     quantizer = rw.module(node)
     is_fitted = quantizer.calibrator is not None and quantizer.is_enabled
@@ -76,7 +83,7 @@ def _has_one_fitted_range(rw: Rewriter, node: Node) -> bool:
 
 def _normalizes(rw: Rewriter, node: Node) -> bool:
     """Return whether ``node`` is a norm in float, or a sum in float that one reads, behind other sums or not."""
-    if kind(node) in _SUMS and planned_inputs(node):
+    if kind(node) in MOVES_DATA or (kind(node) in _SUMS and planned_inputs(node)):
         return False
     waiting, seen = [node], {node}
     while waiting:
