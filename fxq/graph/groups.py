@@ -1,8 +1,10 @@
 """Groups: the operations of a prepared graph that go back to float together, and which quantized readings are theirs.
 
 A kernel computes a group: all calls of one module, a convolution with the residual add that it absorbs, an operation
-with the activations and data movement behind it whose output it writes in integers. A quantizer stands on readings
-(edges) of a tensor; each reading is there for the group that reads it, or for the group that makes the tensor.
+with the activations and data movement behind it whose output it writes in integers. So are the parts of an operation
+that a pass took apart (a SiLU) one group, by the name of the whole, which a rule in float leaves whole. A quantizer
+stands on readings (edges) of a tensor; each reading is there for the group that reads it, or for the group that makes
+the tensor.
 """
 
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from fxq.graph.match import (
     rule_path,
     tensor_edges,
 )
-from fxq.graph.plan import planned_input, planned_inputs, planned_inside, planned_output
+from fxq.graph.plan import part_of, planned_input, planned_inputs, planned_inside, planned_output
 from fxq.targets.target import Target
 
 
@@ -55,8 +57,8 @@ def find_groups(gm: GraphModule, target: Target) -> list[Group]:
     parents = {node: node for node in operations}
     calls: dict[str, Node] = {}
     for node in operations:
-        if node.op == "call_module":
-            _join(parents, calls.setdefault(str(node.target), node), node)
+        if node.op == "call_module" or part_of(node):
+            _join(parents, calls.setdefault(_name(node), node), node)
         convolution = _absorbing(node)
         if convolution is not None and convolution in parents:
             _join(parents, convolution, node)
@@ -72,7 +74,11 @@ def find_groups(gm: GraphModule, target: Target) -> list[Group]:
 
 def _group(nodes: list[Node], readings: list[Edge]) -> Group:
     layers = sorted(nodes, key=lambda node: not is_weighted(node))  # stable: the layer first
-    return Group(tuple(dict.fromkeys(map(rule_path, layers))), kind(layers[0]), tuple(nodes), tuple(readings))
+    return Group(tuple(dict.fromkeys(map(_name, layers))), kind(layers[0]), tuple(nodes), tuple(readings))
+
+
+def _name(node: Node) -> str:
+    return part_of(node) or rule_path(node)
 
 
 def _is_operation(node: Node, target: Target) -> bool:

@@ -16,7 +16,7 @@ from fxq.errors import PassError
 from fxq.graph.match import Edge
 from fxq.quant.descriptor import QuantDescriptor
 
-_PLANS, _GROUP, _INSERTED = "fxq_plans", "fxq_range_group", "fxq_inserted"
+_PLANS, _GROUP, _INSERTED, _PART = "fxq_plans", "fxq_range_group", "fxq_inserted", "fxq_part_of"
 OUTPUT = "output"
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
@@ -126,6 +126,20 @@ def note_group(node: Node, group: str) -> bool:
 def note_inserted(node: Node, plans: tuple[Plan, ...]) -> None:
     """Note on a quantizer node which plans it carries out."""
     node.meta[_INSERTED] = plans
+
+
+def note_part(node: Node, whole: str) -> None:
+    """Note on a node that a pass took an operation apart for it, and the name that a rule has for the whole.
+
+    The name of a part is no name in a model where a rule keeps the whole.
+    """
+    node.meta[_PART] = whole
+
+
+def part_of(node: Node) -> str | None:
+    """Return the name of the operation that ``node`` is a part of, None where it is none."""
+    whole: str | None = node.meta.get(_PART)
+    return whole
 
 
 def _inside_plans(gm: GraphModule) -> Iterator[tuple[Node, Plan]]:

@@ -8,7 +8,8 @@ from torch import nn
 from torch.fx import Node
 
 from fxq import ROUNDING, Pass, Rewriter, Stage, Target, register_pass
-from fxq.graph import kind, module_path
+from fxq.graph import kind, module_path, note_part
+from fxq.graph.match import rule_path
 from fxq_passes.planning.plan_questions import kept_in_float
 
 _CONVOLUTIONS = ("conv", "conv_transpose")
@@ -50,7 +51,10 @@ def _computes_both(target: Target) -> bool:
 
 
 def _split(rw: Rewriter, node: Node, source: Node) -> None:
+    whole = rule_path(node)
     why = f"{rw.target.name} computes sigmoid and product in integers, and SiLU in float"
     place = rw.insert_call(node, torch.sigmoid, (source,), node, value=node.meta.get("val"))
     gate = rw.call_module_instead(place, f"{module_path(node)}_sigmoid", nn.Sigmoid(), (source,), why)
-    rw.call_instead(node, operator.mul, (source, gate), {}, why)
+    product = rw.call_instead(node, operator.mul, (source, gate), {}, why)
+    for part in (gate, product):
+        note_part(part, whole)
