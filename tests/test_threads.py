@@ -90,8 +90,11 @@ class Slow(nn.Module):
         time.sleep(0.3)
         return self.first(x)
 
-tracing, call = threading.Event(), nn.Module.__call__
+tracing, call, x = threading.Event(), nn.Module.__call__, torch.ones(2, 4)
 warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
+# All that the child will call was called before: a first call of torch's takes a lock of the C library, which may be
+# held by another thread when the process is forked, and is then held in the child for ever.
+fxq.prepare(nn.Linear(4, 3).eval(), x)(x)
 with ThreadPoolExecutor(1) as pool:
     prepared = pool.submit(fxq.prepare, Slow().eval())
     assert tracing.wait(60)
@@ -99,7 +102,6 @@ with ThreadPoolExecutor(1) as pool:
     if child == 0:
         try:
             is_plain = nn.Module.__call__ is call  # tracing replaces it
-            x = torch.ones(2, 4)
             os._exit(0 if is_plain and fxq.prepare(nn.Linear(4, 3).eval(), x)(x).shape == (2, 3) else 1)
         finally:
             os._exit(2)
