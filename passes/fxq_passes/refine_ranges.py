@@ -3,8 +3,8 @@
 A narrower range clips the largest values and has finer steps for all others. Which of both matters, the weights behind
 decide: candidates are shares of the fitted range, and what counts is the error of the outputs of the layers that read
 the tensor, without its mean for each output channel, which a bias makes up for. Where no layer reads it, its own error
-counts. Where an activation in float reads it, what counts is the error behind that: a hard swish lets nothing below -3
-through, so that the lower end may move up without the upper one.
+counts. Where an activation in float or a softmax reads it, what counts is the error behind that: a hard swish lets
+nothing below -3 through, so that the lower end may move up without the upper one.
 
 A range is narrowed only for a clear gain, with the range that one half of the samples suggests and the error of the
 other half, both ways: values that calibration did not see need room.
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import is_quantizer, is_weighted
+from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind
 from fxq.graph.observers import ranged
 from fxq_passes.accuracy.elementwise import activations_behind
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
 from fxq_passes.accuracy.options import check_numbers
 from fxq_passes.accuracy.reader import FOLDS, Reader, worst_ratio
+from fxq_passes.accuracy.softmax_reader import SoftmaxReader
 from fxq_passes.accuracy.spectrum import Spectrum, reaches
 
 _SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -38,10 +39,11 @@ class _Seen:
 
     Args:
         reach_h: how far each half of the samples reaches below and above 0.
-        has_activation: an activation in float reads it.
+        has_activation: an activation in float, or a softmax, reads it.
     """
 
     readers: list[Reader] = field(default_factory=list)
+    softmaxes: list[SoftmaxReader] = field(default_factory=list)
     values: list[Spectrum] = field(default_factory=list)
     reach_h: list[tuple[float, float]] = field(default_factory=list)
     has_activation: bool = False
@@ -49,6 +51,7 @@ class _Seen:
     def error(self, quantizer: TensorQuantizer, half: int) -> float:
         """Return the error of all that reads the tensor on one half, each in terms of the power of what it wants."""
         total = sum(reader.error(quantizer, None, half) for reader in self.readers)
+        total += sum(one.error(quantizer, half) for one in self.softmaxes)
         return total + sum(one.error(quantizer, half) for one in self.values)
 
     @property
@@ -107,7 +110,12 @@ class RefineRanges(Pass):
         readers = [] if behind is None else behind.readers(values, self.samples)
         seen.has_activation |= bool(readers)
         if not readers:
-            matrices = [LayerMatrix.of(rw.module(reader)) if is_weighted(reader) else None for reader in node.users]
+            outer = [reader for reader in node.users if not _leads_back(reader, node)]
+            dims = [_softmax_dim(rw, reader) for reader in outer]
+            seen.softmaxes += [SoftmaxReader(values, dim, self.samples) for dim in dims if dim is not None]
+            seen.has_activation |= bool(seen.softmaxes)
+            outer = [reader for reader, dim in zip(outer, dims, strict=True) if dim is None]
+            matrices = [LayerMatrix.of(rw.module(reader)) if is_weighted(reader) else None for reader in outer]
             readers = [Reader(matrix, values, self.samples) for matrix in matrices if matrix is not None]
             if None in matrices:
                 seen.values.append(Spectrum(values))
@@ -147,6 +155,17 @@ def _moves(quantizer: TensorQuantizer, seen: _Seen) -> tuple[tuple[bool, bool], 
         return ((True, True),)
     low, high = seen.reach
     return tuple(ends for ends, reach in (((True, False), low), ((False, True), high)) if reach)
+
+
+def _leads_back(reader: Node, node: Node) -> bool:
+    """Return whether ``reader`` moves what the quantizer ``node`` gives to nothing but further calls of it."""
+    return kind(reader) in MOVES_DATA and all(user.target == node.target for user in reader.users)
+
+
+def _softmax_dim(rw: Rewriter, node: Node) -> int | None:
+    """Return the dimension of a softmax, None where ``node`` is none, or does not say."""
+    dim = getattr(rw.module(node), "dim", None) if kind(node) == "softmax" and node.op == "call_module" else None
+    return dim if isinstance(dim, int) else None
 
 
 def _is_fitted(quantizer: TensorQuantizer) -> bool:

@@ -1,11 +1,14 @@
 """refine_ranges: a range is narrowed where the layers that read the tensor err less for it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
+from fxq_passes.accuracy.softmax_reader import SoftmaxReader
 
 
 def outliers(weight_of_outlier: float) -> tuple[nn.Module, Tensor]:
@@ -157,3 +160,61 @@ def test_what_one_half_of_the_samples_reached_alone_is_no_reason(target: str) ->
     x = torch.rand(256, 8, generator=torch.Generator().manual_seed(0))
     x[200, 3] = 30
     assert reach(refined(model, x, target)) == pytest.approx(30, rel=1e-3)
+
+
+class _Logits(nn.Module):
+    """Scores of five classes, of which two reach far below the others, at each position; softmax reads them.
+
+    ``moves``: they are moved in between; ``returns``: the model returns them too.
+    """
+
+    def __init__(self, moves: bool, returns: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 5, 1)
+        with torch.no_grad():
+            self.layer.weight *= 4
+            self.layer.weight[3:] *= 8
+            self.layer.bias[3:] = -250
+        self.moves, self.returns = moves, returns
+
+    def forward(self, x: Tensor) -> Any:
+        scores = self.layer(x)
+        shares = scores.flatten(2).softmax(1) if self.moves else scores.softmax(1)
+        return (shares, scores) if self.returns else shares
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_the_end_that_a_softmax_does_not_tell_apart_is_clipped_alone(moves: bool) -> None:
+    model, x = _Logits(moves).eval(), torch.randn(16, 3, 6, 6)
+    gm = refined(model, x, "onnxruntime")
+    plain = refined(model, x, "onnxruntime", most_error_before_activation=0.0)
+    (low, high), reached = (one.get_submodule("layer_output_quantizer").range for one in (gm, plain))  # type: ignore
+    assert float(reached[0]) < -250
+    assert -60 < float(low) < -5
+    assert float(high) > 0.8 * float(reached[1])
+    assert error(model, gm, x) < 0.2 * error(model, plain, x)
+
+
+def test_scores_that_the_model_returns_as_well_are_asked_too() -> None:
+    x = torch.randn(16, 3, 6, 6)
+    low, alone = (
+        refined(_Logits(moves=False, returns=returns).eval(), x, "onnxruntime")
+        .get_submodule("layer_output_quantizer")
+        .range[0]  # type: ignore[index]
+        for returns in (True, False)
+    )
+    assert float(low) < 3 * float(alone)
+
+
+@pytest.mark.parametrize("rows", [10, 100_000])
+def test_a_softmax_errs_as_its_shares_do(rows: int) -> None:
+    """With long tensors rows are drawn, of which there are enough to tell within some per cent."""
+    torch.manual_seed(0)
+    values = [3 * torch.randn(4, 5, rows // 10), 3 * torch.randn(6, 5, rows // 10)]
+    quantizer = fxq.TensorQuantizer(fxq.QuantDescriptor(amax=3.0))
+    found = SoftmaxReader(values, 1, 512).error(quantizer, 1)
+    wanted = torch.cat([values[0][:0], values[1][1:]]).double()  # the second five of ten samples
+    errors = (quantizer(wanted.float()).double().softmax(1) - wanted.softmax(1)).square().mean()
+    power = torch.cat(values).double().softmax(1).square().mean()
+    assert found == pytest.approx(float(errors / power), rel=1e-4 if rows == 10 else 0.05)
