@@ -4,7 +4,7 @@ How each is written stands in its own file, in fxq/quant/ops. Opsets of dtypes: 
 DequantizeLinear 13, 19 (float8) and 21 (INT4, blocks).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,4 +75,27 @@ def _required_opset(gm: fx.GraphModule) -> tuple[int, str]:
 def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return what torch.onnx.export takes as ``custom_translation_table``."""
     op = Opset("", opset)
-    return {function: row.translation(op) for function, row in LOWERED_OPS.items()}
+    own = {function: row.translation(op) for function, row in LOWERED_OPS.items()}
+    return {**own, torch.ops.aten.conv3d.default: _conv3d(op)}
+
+
+def _conv3d(op: Opset) -> Callable[..., Any]:
+    """Return the translation of a convolution over volumes: that of onnxscript 0.7 gives one without bias a wrong one.
+
+    It makes zeros of (channels, 2), which no runtime takes.
+    """
+
+    def conv3d(  # noqa: PLR0913 - that of the operator
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Sequence[int] = (1, 1, 1),
+        padding: Sequence[int] = (0, 0, 0),
+        dilation: Sequence[int] = (1, 1, 1),
+        groups: int = 1,
+    ) -> Any:
+        inputs = (input, weight) if bias is None else (input, weight, bias)
+        pads = [*padding, *padding]
+        return op.Conv(*inputs, strides=[*stride], pads=pads, dilations=[*dilation], group=groups)
+
+    return conv3d
