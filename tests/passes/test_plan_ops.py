@@ -340,6 +340,29 @@ def test_what_scales_a_float_activation_stays_in_float() -> None:
     assert fxq.explain(fxq.prepare(Scaled(nn.Sigmoid()).eval(), X, "onnxruntime"))["mul"].is_quantized
 
 
+class Spectrogram(nn.Module):
+    """A magnitude, compressed: what models for sound begin with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.square().sum(1, keepdim=True).sqrt() + 1e-6
+        return self.last(size.pow(0.3).transpose(2, 3) * (x.sin() / size + 2 * torch.cos(x)).transpose(2, 3))
+
+
+def test_products_and_sums_of_what_float_kernels_give_stay_in_float() -> None:
+    """Quantizers would round each operand first, and save no kernel."""
+    model = Spectrogram().eval()
+    explained = fxq.explain(fxq.prepare(model, X, "onnxruntime"))
+    assert explained["add_1"].reason == "'truediv' and 'mul' give floats, which quantizers would round first"
+    assert explained["mul_1"].reason == "'pow_1' and 'add_1' give floats, which quantizers would round first"
+    asked = fxq.recipe("onnxruntime").with_rules(("mul_1", fxq.recipe("onnxruntime").default))
+    assert fxq.explain(fxq.prepare(model, X, asked))["mul_1"].is_quantized
+
+
 @pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.Sigmoid()], ids=["leaky_relu", "sigmoid"])
 def test_an_activation_of_floats_stays_in_float_on_onnxruntime(activation: nn.Module) -> None:
     """A quantizer in front of it rounds once more, and saves no kernel: one behind it, or before it, is needed."""

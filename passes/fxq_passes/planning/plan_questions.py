@@ -23,6 +23,10 @@ from fxq.graph import (
 from fxq.nn import Quantized
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div"})
+# What makes values out of others: where a target has no rule for it, a float kernel does.
+_COMPUTES = frozenset({
+    "other", "embedding", "sub", "div", "log_softmax", "lstm", "gru", "rnn",
+})  # fmt: skip
 _NEVER_NEGATIVE = frozenset({"softmax", "sigmoid", "hardsigmoid", "relu", "relu6"})
 
 
@@ -143,23 +147,42 @@ def kept_in_float(rw: Rewriter) -> dict[Node, str]:
                 found[node] = found[reader]
         if kind(node) == "cat" and node not in found and not _may_be_read_in_integers(rw, node, found):
             found[node] = "nothing that reads it computes in integers, and in float its members keep their own ranges"
-    return found | _scaled_in_float(rw)
+    return found | _of_floats(rw)
 
 
-def _scaled_in_float(rw: Rewriter) -> dict[Node, str]:
-    """Return the sums and products of a stored tensor and what an activation without integer kernel gives.
+def _of_floats(rw: Rewriter) -> dict[Node, str]:
+    """Return the sums and products of what float kernels give, whatever comes behind them, and of stored tensors.
 
-    In integers each would round once more, and none of the activation's channels could have a factor of its own.
+    In integers each operand would be rounded first, and no channel of an activation could have a factor of its own. Of
+    two activations a product stays as it is planned: codes may be what else reads them.
     """
-    found: dict[Node, str] = {}
-    for node in rw.nodes(lambda node: kind(node) in ELEMENTWISE):
-        varying = [edge.producer for edge in tensor_edges(node) if not is_constant(edge.producer)]
-        if len(varying) != 1 or len(tensor_edges(node)) != 2:
+    found, with_numbers = dict[Node, str](), set[Node]()
+    for node in rw.nodes(lambda node: kind(node) in ELEMENTWISE and not rw.settings.is_requested(node)):
+        operands = [edge.producer for edge in tensor_edges(node)]
+        varying = [_source(one) for one in operands if not is_constant(one)]
+        if len(operands) < 2:
+            with_numbers.add(node)  # none of them has an integer kernel
+        elif not varying:
             continue
-        (source,) = varying
-        if source in found or _has_no_integer_kernel(rw.target, kind(source)):
-            found[node] = f"scales or shifts by a constant what {source.name!r} gives in float"
+        elif len(varying) == 1 and _has_no_integer_kernel(rw.target, kind(varying[0])):
+            found[node] = f"scales or shifts by a constant what {varying[0].name!r} gives in float"
+        elif all(one in found or one in with_numbers or _gives_floats(rw.target, one) for one in varying):
+            names = " and ".join(dict.fromkeys(repr(one.name) for one in varying))
+            found[node] = f"{names} give{'s' if len(varying) == 1 else ''} floats, which quantizers would round first"
     return found
+
+
+def _source(node: Node) -> Node:
+    """Return what computes the values that ``node`` only moves."""
+    while kind(node) in MOVES_DATA and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _gives_floats(target: Target, node: Node) -> bool:
+    """Return whether a float kernel, but no activation, computes ``node`` whatever comes behind it."""
+    word = kind(node)
+    return word in target.float_readers or (word in _COMPUTES and not target.rules_for(word))
 
 
 def _has_no_integer_kernel(target: Target, word: str) -> bool:
@@ -232,11 +255,8 @@ def comes_from_conv(node: Node) -> bool:
 
 def float_source(rw: Rewriter, node: Node) -> Node | None:
     """Return what computes the input of ``node`` in a float kernel whatever comes behind it, copies aside, or None."""
-    producer = node.all_input_nodes[0]
-    while kind(producer) in MOVES_DATA and producer.all_input_nodes:
-        producer = producer.all_input_nodes[0]
-    word = kind(producer)
-    return producer if word in rw.target.float_readers or _has_no_integer_kernel(rw.target, word) else None
+    producer = _source(node.all_input_nodes[0])
+    return producer if _gives_floats(rw.target, producer) or _has_no_integer_kernel(rw.target, kind(producer)) else None
 
 
 def _where(rw: Rewriter, node: Node) -> str:
