@@ -94,8 +94,11 @@ def _conv3d(op: Opset) -> Callable[..., Any]:
         dilation: Sequence[int] = (1, 1, 1),
         groups: int = 1,
     ) -> Any:
-        inputs = (input, weight) if bias is None else (input, weight, bias)
+        is_single = len(input.shape) < len(weight.shape)
+        batch = op.Unsqueeze(input, op.Constant(value_ints=[0])) if is_single else input
+        inputs = (batch, weight) if bias is None else (batch, weight, bias)
         pads = [*padding, *padding]
-        return op.Conv(*inputs, strides=[*stride], pads=pads, dilations=[*dilation], group=groups)
+        result = op.Conv(*inputs, strides=[*stride], pads=pads, dilations=[*dilation], group=groups)
+        return op.Squeeze(result, op.Constant(value_ints=[0])) if is_single else result
 
     return conv3d

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind
+from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind, shape_of
 from fxq.graph.observers import ranged
 from fxq_passes.accuracy.elementwise import activations_behind
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
@@ -163,9 +163,13 @@ def _leads_back(reader: Node, node: Node) -> bool:
 
 
 def _softmax_dim(rw: Rewriter, node: Node) -> int | None:
-    """Return the dimension of a softmax, None where ``node`` is none, or does not say."""
-    dim = getattr(rw.module(node), "dim", None) if kind(node) == "softmax" and node.op == "call_module" else None
-    return dim if isinstance(dim, int) else None
+    """Return the dimension of a softmax, from the end; None for others, and for one over samples."""
+    shape = shape_of(node) if kind(node) == "softmax" and node.op == "call_module" else None
+    dim = getattr(rw.module(node), "dim", None) if shape else None
+    if not shape or not isinstance(dim, int):
+        return None
+    from_end = dim % len(shape) - len(shape)
+    return from_end if from_end > -len(shape) else None
 
 
 def _is_fitted(quantizer: TensorQuantizer) -> bool:

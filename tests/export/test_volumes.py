@@ -28,3 +28,13 @@ def test_convolutions_without_bias_are_written_and_run(first_in_float: bool, tmp
     assert report.quality.verdict == "good"
     kinds = count_kinds(get_runtime("onnxruntime").executed_ops(report.path))
     assert (kinds["QLinearConv"], kinds["Conv"]) == (2 - first_in_float, first_in_float)
+
+
+def test_one_volume_without_a_batch_is_written_and_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, bias=False)).eval()
+    volume = torch.randn(2, 8, 9, 10)
+    converted = fxq.quantize(model, [volume], "onnxruntime", accuracy="plain", progress=False)
+    report = fxq.export_onnx(converted, tmp_path / "model.onnx", volume, dynamic_batch=False)
+    assert report.quality is not None
+    assert report.quality.verdict == "good"

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,44 @@ def test_products_and_sums_of_what_float_kernels_give_stay_in_float() -> None:
     assert explained["mul_1"].reason == "'pow_1' and 'add_1' give floats, which quantizers would round first"
     asked = fxq.recipe("onnxruntime").with_rules(("mul_1", fxq.recipe("onnxruntime").default))
     assert fxq.explain(fxq.prepare(model, X, asked))["mul_1"].is_quantized
+
+
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "cast": lambda x: x.float(),
+    "copy": torch.clone,
+    "flip": lambda x: x.flip(3),
+    "number": lambda x: x * 0.5,
+}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("move", MOVED.values(), ids=MOVED.keys())
+def test_sums_of_what_convolutions_give_are_integers_behind_copies_too(
+    move: Callable[[Tensor], Tensor], target: str
+) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch, self.last = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = move(self.stem(x))
+            return self.last(x + move(self.branch(x)))
+
+    assert fxq.explain(fxq.prepare(Residual().eval(), X, target))["add"].is_quantized
+
+
+def test_what_is_no_float_is_named_where_it_is_added() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            return self.last(x + (ids.cumsum(1) + ids.abs()).unsqueeze(-1))
+
+    inputs = torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.int64)
+    assert "is torch.int64" in fxq.explain(fxq.prepare(Counted().eval(), inputs, "onnxruntime"))["add"].reason
 
 
 @pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.Sigmoid()], ids=["leaky_relu", "sigmoid"])

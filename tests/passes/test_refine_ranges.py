@@ -1,5 +1,6 @@
 """refine_ranges: a range is narrowed where the layers that read the tensor err less for it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -168,8 +169,9 @@ class _Logits(nn.Module):
     ``moves``: they are moved in between; ``returns``: the model returns them too.
     """
 
-    def __init__(self, moves: bool, returns: bool = False) -> None:
+    def __init__(self, moves: bool, returns: bool = False, dim: int = 1) -> None:
         super().__init__()
+        self.dim = dim
         torch.manual_seed(0)
         self.layer = nn.Conv2d(3, 5, 1)
         with torch.no_grad():
@@ -180,7 +182,7 @@ class _Logits(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         scores = self.layer(x)
-        shares = scores.flatten(2).softmax(1) if self.moves else scores.softmax(1)
+        shares = scores.flatten(2).softmax(1) if self.moves else scores.softmax(self.dim)
         return (shares, scores) if self.returns else shares
 
 
@@ -205,6 +207,37 @@ def test_scores_that_the_model_returns_as_well_are_asked_too() -> None:
         for returns in (True, False)
     )
     assert float(low) < 3 * float(alone)
+
+
+SOFTMAXES: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
+    "as many classes as places": (lambda scores: scores.flatten(2).softmax(-1), [6, 8, 5]),
+    "over samples": (lambda scores: scores.softmax(0), [6, 6, 6]),
+    "of a vector": (lambda scores: scores.flatten().softmax(0), [6, 6, 6]),
+}
+
+
+@pytest.mark.parametrize(("softmax", "sizes"), SOFTMAXES.values(), ids=SOFTMAXES.keys())
+def test_a_softmax_over_any_dimension_is_calibrated_with(softmax: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return softmax(self.layer(x))
+
+    torch.manual_seed(0)
+    batches = [torch.randn(3, 3, size, size) for size in sizes]
+    gm = fxq.prepare(Scores().eval(), batches[0], fxq.recipe("onnxruntime").with_pass("refine_ranges"))
+    fxq.calibrate(gm, fxq.Data(batches, held_out=0), progress=False)
+    assert gm.get_submodule("layer_output_quantizer").has_range
+
+
+def test_a_softmax_over_samples_leaves_the_values_to_judge() -> None:
+    """Halves of the samples would be halves of its classes."""
+    model, x = _Logits(moves=False, dim=0).eval(), torch.randn(16, 3, 6, 6)
+    low = refined(model, x, "onnxruntime").get_submodule("layer_output_quantizer").range[0]  # type: ignore[index]
+    assert float(low) == pytest.approx(float(model.layer(x).detach().min()), rel=1e-3)
 
 
 @pytest.mark.parametrize("rows", [10, 100_000])

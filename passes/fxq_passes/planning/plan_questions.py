@@ -24,8 +24,12 @@ from fxq.nn import Quantized
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div"})
 # What makes values out of others: where a target has no rule for it, a float kernel does.
-_COMPUTES = frozenset({
-    "other", "embedding", "sub", "div", "log_softmax", "lstm", "gru", "rnn",
+_COMPUTES = frozenset({"embedding", "sub", "div", "log_softmax", "lstm", "gru", "rnn"})
+# The same of what has no kind; others without kind may move or copy values, which codes bear as well.
+_FUNCTIONS = frozenset({
+    "abs", "atan2", "cos", "cumsum", "einsum", "erf", "exp", "expm1", "glu", "log", "log10", "log1p", "log2",
+    "logsumexp", "norm", "pow", "prod", "reciprocal", "rsqrt", "sin", "softplus", "sqrt", "square", "std", "sum", "tan",
+    "var", "view_as_real",
 })  # fmt: skip
 _NEVER_NEGATIVE = frozenset({"softmax", "sigmoid", "hardsigmoid", "relu", "relu6"})
 
@@ -157,19 +161,29 @@ def _of_floats(rw: Rewriter) -> dict[Node, str]:
     two activations a product stays as it is planned: codes may be what else reads them.
     """
     found, with_numbers = dict[Node, str](), set[Node]()
+
+    def gives_floats(node: Node) -> bool:
+        return node in found or node in with_numbers or _gives_floats(rw.target, node)
+
     for node in rw.nodes(lambda node: kind(node) in ELEMENTWISE and not rw.settings.is_requested(node)):
         operands = [edge.producer for edge in tensor_edges(node)]
         varying = [_source(one) for one in operands if not is_constant(one)]
-        if len(operands) < 2:
-            with_numbers.add(node)  # none of them has an integer kernel
-        elif not varying:
+        if not varying or not all(map(_is_floating, operands)):
             continue
+        if len(operands) == 1:  # the other one is a number, and then the kernel is a float one
+            with_numbers |= {node} if gives_floats(varying[0]) else set()
         elif len(varying) == 1 and _has_no_integer_kernel(rw.target, kind(varying[0])):
             found[node] = f"scales or shifts by a constant what {varying[0].name!r} gives in float"
-        elif all(one in found or one in with_numbers or _gives_floats(rw.target, one) for one in varying):
-            names = " and ".join(dict.fromkeys(repr(one.name) for one in varying))
-            found[node] = f"{names} give{'s' if len(varying) == 1 else ''} floats, which quantizers would round first"
+        elif all(map(gives_floats, varying)):
+            names = list(dict.fromkeys(repr(one.name) for one in varying))
+            give = "gives" if len(names) == 1 else "give"
+            found[node] = f"{' and '.join(names)} {give} floats, which quantizers would round first"
     return found
+
+
+def _is_floating(node: Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or value.is_floating_point()
 
 
 def _source(node: Node) -> Node:
@@ -182,6 +196,8 @@ def _source(node: Node) -> Node:
 def _gives_floats(target: Target, node: Node) -> bool:
     """Return whether a float kernel, but no activation, computes ``node`` whatever comes behind it."""
     word = kind(node)
+    if word == "other" and node.op != "call_module":
+        return getattr(node.target, "__name__", node.target) in _FUNCTIONS
     return word in target.float_readers or (word in _COMPUTES and not target.rules_for(word))
 
 
