@@ -369,6 +369,7 @@ MOVED: dict[str, Callable[[Tensor], Tensor]] = {
     "copy": torch.clone,
     "flip": lambda x: x.flip(3),
     "number": lambda x: x * 0.5,
+    "divided by a number": lambda x: x / 2,
 }
 
 

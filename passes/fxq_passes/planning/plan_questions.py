@@ -163,15 +163,18 @@ def _of_floats(rw: Rewriter) -> dict[Node, str]:
     found, with_numbers = dict[Node, str](), set[Node]()
 
     def gives_floats(node: Node) -> bool:
-        return node in found or node in with_numbers or _gives_floats(rw.target, node)
+        if kind(node) in ELEMENTWISE and len(tensor_edges(node)) == 1:
+            return node in with_numbers
+        return node in found or _gives_floats(rw.target, node)
 
     for node in rw.nodes(lambda node: kind(node) in ELEMENTWISE and not rw.settings.is_requested(node)):
         operands = [edge.producer for edge in tensor_edges(node)]
         varying = [_source(one) for one in operands if not is_constant(one)]
         if not varying or not all(map(_is_floating, operands)):
             continue
-        if len(operands) == 1:  # the other one is a number, and then the kernel is a float one
-            with_numbers |= {node} if gives_floats(varying[0]) else set()
+        if len(operands) == 1:  # the other one is a number
+            if gives_floats(varying[0]):
+                with_numbers.add(node)
         elif len(varying) == 1 and _has_no_integer_kernel(rw.target, kind(varying[0])):
             found[node] = f"scales or shifts by a constant what {varying[0].name!r} gives in float"
         elif all(map(gives_floats, varying)):
