@@ -20,6 +20,7 @@ __version__ = version("fxq")
 # A program that uses fxq decides where its messages go; `fxq -v` prints them.
 logging.getLogger("fxq").addHandler(logging.NullHandler())
 
+_MODULES = frozenset({"compat", "testing"})  # that nothing of fxq imports
 _FUNCTIONS = frozenset({"auto_quantize", "compare", "explain", "recipe", "sensitivity"})
 
 
@@ -38,6 +39,8 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name.startswith("__") and name != "__all__":  # asked by Python itself, which needs no torch
         raise AttributeError(f"module 'fxq' has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"fxq.{name}")
     public = importlib.import_module("fxq.public")
     globals().update({known: vars(public)[known] for known in public.__all__ if known in vars(public)})
     if name == "__all__":

@@ -125,7 +125,7 @@ WEIGHTED_KINDS = frozenset({
 })  # fmt: skip
 BUILT_IN_KINDS = _OTHER_WORDS.union(MODULE_KINDS.values(), FUNCTION_KINDS.values(), METHOD_KINDS.values())
 
-_registered: dict[Any, str] = {}
+registered: dict[Any, str] = {}  # by class or function, what register_kind gave it
 _class_kinds: WeakKeyDictionary[type[nn.Module], str | None] = WeakKeyDictionary()  # what was looked up
 
 
@@ -153,13 +153,18 @@ def register_kind(word: str, *operations: type[nn.Module] | Callable[..., Any]) 
         taken = own_kind(operation)
         if taken not in (None, word):
             raise PluginError(f"{_name(operation)} is of kind {taken!r} and cannot be of kind {word!r} as well")
-    _registered.update(dict.fromkeys(operations, word))
+    registered.update(dict.fromkeys(operations, word))
+    forget_looked_up()
+
+
+def forget_looked_up() -> None:
+    """Look up the kinds of classes anew: what is registered has changed."""
     _class_kinds.clear()
 
 
 def own_kind(operation: Any) -> str | None:
     """Return the kind that this very class or function has, None where it has none."""
-    return _registered.get(operation) or MODULE_KINDS.get(operation) or FUNCTION_KINDS.get(operation)
+    return registered.get(operation) or MODULE_KINDS.get(operation) or FUNCTION_KINDS.get(operation)
 
 
 def class_kind(module_type: type[nn.Module]) -> str | None:
@@ -172,12 +177,12 @@ def class_kind(module_type: type[nn.Module]) -> str | None:
 
 def is_registered(module_type: type[nn.Module]) -> bool:
     """Return whether the class, or the first in its ancestry that has a kind, got it by :func:`register_kind`."""
-    return next((base in _registered for base in module_type.__mro__ if own_kind(base) is not None), False)
+    return next((base in registered for base in module_type.__mro__ if own_kind(base) is not None), False)
 
 
 def known_kinds() -> frozenset[str]:
     """Return all words."""
-    return BUILT_IN_KINDS.union(_registered.values())
+    return BUILT_IN_KINDS.union(registered.values())
 
 
 def check_kind(word: Any, where: str) -> None:

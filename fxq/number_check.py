@@ -1,6 +1,6 @@
 """Hold passes to their tolerance: run the graph before and after them on the example inputs, and compare."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from fxq.tolerance import ANY, EXACT, LSB, ROUNDING, Tolerance
 
 # Nobody writes such a tolerance for what is still the same computation.
 _MOST_LSB = 16
+_MOST_NAMED = 5
 
 
 @dataclass
@@ -33,6 +34,7 @@ class NumberCheck:
     def __post_init__(self) -> None:
         self._reference: tuple[Named, list[float]] | None = None  # outputs, and one LSB of each
         self._passes: list[Pass] = []  # since the reference
+        self._edited: list[str] = []  # the nodes that they edited, by their own account
         self._previous = "tracing"
 
     def before(self, gm: GraphModule, step: Pass) -> None:
@@ -46,9 +48,10 @@ class NumberCheck:
         elif step.tolerance == ANY:
             self.finish(gm)
 
-    def after(self, gm: GraphModule, step: Pass) -> None:
-        """Note that ``step`` has worked on ``gm``; errors of :meth:`before`, about ``step``."""
+    def after(self, gm: GraphModule, step: Pass, edited: Iterable[str] = ()) -> None:
+        """Note that ``step`` has worked on ``gm``, on nodes ``edited``; errors of :meth:`before`, about ``step``."""
         self._passes.append(step)
+        self._edited += edited
         if step.tolerance == ANY:
             self.look_at(gm)
         elif self.each_pass:
@@ -65,7 +68,7 @@ class NumberCheck:
         except BaseException as error:  # the model's own code runs: it may raise anything
             raise PassError(
                 f"{self._blamed()} left a graph that fails on inputs that it ran on before: {type(error).__name__}: "
-                f"{error}"
+                f"{error}{self._where()}"
             ) from error
         self._compare(gm, found)
         self.look_at(gm, found)
@@ -77,7 +80,7 @@ class NumberCheck:
         self._reference = outputs, output_steps(gm, outputs)
         if self._passes:
             self._previous = self._passes[-1].name
-        self._passes = []
+        self._passes, self._edited = [], []
 
     @property
     def last_seen(self) -> Seen | None:
@@ -111,13 +114,13 @@ class NumberCheck:
         if len(expected) != len(found):
             raise PassError(
                 f"{self._blamed()} changed the number of outputs from {len(expected)} to {len(found)}, which no "
-                "tolerance but fxq.ANY allows"
+                f"tolerance but fxq.ANY allows{self._where()}"
             )
         for (name, old), (_, new) in zip(expected, found, strict=True):
             if (old.shape, old.dtype) != (new.shape, new.dtype):
                 raise PassError(
                     f"{self._blamed()} changed {name!r} from {old.dtype} {tuple(old.shape)} to {new.dtype} "
-                    f"{tuple(new.shape)}, which no tolerance but fxq.ANY allows"
+                    f"{tuple(new.shape)}, which no tolerance but fxq.ANY allows{self._where()}"
                 )
 
     def _is_reproducible(self, gm: GraphModule, found: Named) -> bool:
@@ -130,13 +133,19 @@ class NumberCheck:
         return (
             f"{self._blamed()} changed {output.name!r} by up to {output.max_abs:.3g} ({output.max_lsb:.2f} LSB, on "
             f"average {output.mean_lsb:.2f}, one LSB being {output.step:.3g}), and promises {tolerance}; mend it, or "
-            f"declare {_needed(output, want)}"
+            f"declare {_needed(output, want)}{self._where()}"
         )
 
     def _blamed(self) -> str:
         if len(self._passes) == 1:
             return f"{describe_pass(self._passes[0])}, run after {self._previous},"
         return f"the passes {', '.join(step.name for step in self._passes)} together"
+
+    def _where(self) -> str:
+        """Return, to end an error with, which nodes the pass to blame says that it edited."""
+        nodes = list(dict.fromkeys(self._edited)) if len(self._passes) == 1 else []
+        more = f" and {len(nodes) - _MOST_NAMED} more" if len(nodes) > _MOST_NAMED else ""
+        return f". It edited {', '.join(map(repr, nodes[:_MOST_NAMED]))}{more}" if nodes else ""
 
 
 def _is_kept(

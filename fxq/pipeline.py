@@ -71,7 +71,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
             idle = _check_none_idle(gm, step, idle)
         _check_still_quantizing(step, had)
         if numbers is not None:
-            numbers.after(gm, step)
+            numbers.after(gm, step, [entry.node for entry in record.entries[entries:] if entry.action == "edit"])
         changed = len(record.entries) - entries
         logger.debug("%s: %s, %d entries, %.2f s", step.stage, step.name, changed, time.perf_counter() - start)
         previous = step.name

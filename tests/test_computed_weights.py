@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import fxq
 from fxq.compare.quality import sqnr_db
 from fxq.errors import InputError
+from fxq.graph import fit_weights
 from fxq.nn import computed_tensors
 from fxq.state import require_state
 
@@ -286,11 +287,11 @@ def test_a_prepared_model_that_computes_weights_is_saved_as_a_state_dict() -> No
 def test_quantized_by_hand_a_layer_computes_its_weight_too() -> None:
     layer = parametrizations.weight_norm(nn.Linear(6, 4))
     quantized = fxq.nn.QuantLinear.from_float(layer, input=None)
-    quantized.fit_weights()
+    fit_weights(quantized)
     before = quantized(X)
     with torch.no_grad():
         layer.parametrizations.weight.original0.mul_(2)  # type: ignore[union-attr, operator]
-    quantized.fit_weights()
+    fit_weights(quantized)
     torch.testing.assert_close(quantized(X) - layer.bias, 2 * (before - layer.bias))
     with pytest.raises(InputError, match=r"replaces exactly LSTM, got .*, which computes weight_hh_l0"):
         fxq.nn.QuantLSTM.from_float(parametrizations.weight_norm(nn.LSTM(6, 4), "weight_hh_l0"))

@@ -30,6 +30,7 @@ ALLOWED = {
     "fxq/graph/moved.py": "brings traced values where the model is now",
     "fxq/state.py": "keeps what fxq remembers in the meta of graph modules",
     "fxq/islands/layout.py": "makes the graph around islands, one call of the model",
+    "fxq/graph/snapshot.py": "puts a graph back as it was",
     "fxq/graph/modules.py": "copies a graph module without that meta",
     "fxq/export/capture.py": "writes scopes into a copy that only torch.export sees",
     "fxq/export/clean.py": "ONNX graphs, which are exported for good",
@@ -46,9 +47,10 @@ ALLOWED = {
 METHODS = {
     "replace_all_uses_with", "replace_input_with", "erase_node", "create_node", "call_function", "call_method",
     "call_module", "get_attr", "placeholder", "node_copy", "graph_copy", "inserting_before", "inserting_after",
-    "update_arg", "update_kwarg", "insert_arg", "prepend", "append_node", "eliminate_dead_code",
+    "update_arg", "update_kwarg", "insert_arg", "prepend", "append_node", "eliminate_dead_code", "replace_pattern",
+    "add_submodule", "delete_submodule", "delete_all_unused_submodules",
 }  # fmt: skip
-ATTRIBUTES = {"args", "kwargs", "meta", "target", "op"}
+ATTRIBUTES = {"args", "kwargs", "meta", "target", "op", "graph"}
 DICT_METHODS = {"pop", "update", "setdefault", "clear"}
 
 
@@ -81,7 +83,7 @@ def _is_super(owner: ast.expr) -> bool:
 
 
 def sources() -> list[str]:
-    files = [*ROOT.glob("fxq/**/*.py"), *ROOT.glob("passes/**/*.py")]
+    files = [*ROOT.glob("fxq/**/*.py"), *ROOT.glob("passes/**/*.py"), *ROOT.glob("examples/**/*.py")]
     return sorted(file.relative_to(ROOT).as_posix() for file in files)
 
 
@@ -112,6 +114,9 @@ def test_what_is_allowed_to_change_graphs_does(source: str) -> None:
         "del node.meta['val']",
         "node.meta.pop('val', None)",
         "node.target = 'gone'",
+        "gm.graph = other",
+        "self.gm.graph = other",
+        "gm.delete_submodule('conv')",
     ],
 )
 def test_a_change_is_seen(code: str) -> None:

@@ -1,6 +1,8 @@
 """Twice the graph costs twice the work: counted, since a clock would fail on a busy machine."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,8 +50,20 @@ def converting(blocks: int) -> int:
     return work_of(lambda: fxq.convert(prepared))
 
 
+def calibrating(blocks: int) -> int:
+    prepared = fxq.prepare(chain(blocks), IMAGE)
+    return work_of(lambda: fxq.calibrate(prepared, [IMAGE], progress=False))
+
+
+def exporting(blocks: int) -> int:
+    """Without the check, whose runtime is not counted; most is torch.export and torch.onnx."""
+    converted = fxq.quantize(chain(blocks), [IMAGE], progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        return work_of(lambda: fxq.export_onnx(converted, Path(folder) / "model.onnx", check=False))
+
+
 @pytest.mark.filterwarnings("ignore:.* got a single value from all of the data:UserWarning")  # random weights fade
-@pytest.mark.parametrize("stage", [tracing, preparing, converting])
+@pytest.mark.parametrize("stage", [tracing, preparing, calibrating, converting, exporting])
 def test_each_further_block_costs_the_same(stage: Callable[[int], int]) -> None:
     # Twice each: what is imported, looked up or emptied once, at any point of a long session, is no cost of a block.
     few, more, most = (min(stage(blocks), stage(blocks)) for blocks in (4, 8, 12))

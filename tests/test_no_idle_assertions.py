@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-_TESTS = Path(__file__).parent
+_ROOT = Path(__file__).parent.parent
 
 
 def idle_assertions(source: str) -> Iterator[tuple[int, str]]:
@@ -45,8 +45,8 @@ def test_such_a_shape_is_found(source: str, reason: str) -> None:
 
 def test_no_assertion_of_the_suite_has_such_a_shape() -> None:
     found = [
-        f"{path.relative_to(_TESTS)}:{line}: {reason}"
-        for path in sorted(_TESTS.rglob("*.py"))
+        f"{path.relative_to(_ROOT)}:{line}: {reason}"
+        for path in sorted([*_ROOT.glob("tests/**/*.py"), *_ROOT.glob("examples/**/*.py")])
         for line, reason in idle_assertions(path.read_text())
     ]
     assert found == []

@@ -9,6 +9,8 @@ from support.installed import Package, run_python
 from torch import nn
 
 import fxq
+from fxq.calib import fit_names
+from fxq.kinds import known_kinds
 from fxq.registry import create_pass
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +116,21 @@ def test_a_plugin_that_takes_a_taken_name_is_an_error_that_names_both(
         fxq.registered_passes()
     with pytest.raises(fxq.PluginError, match=message):
         fxq.registered_passes()  # asking again does not help
+
+
+def test_a_plugin_that_fails_half_way_leaves_no_kind_and_no_calibration_method_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import fxq, torch\nclass Half(torch.nn.Module): pass\nfxq.register_kind('half_done', Half)\n"
+        "fxq.register_fit('half_done')(lambda histogram: 1.0)\nraise RuntimeError\n"
+    )
+    install("half-plugin", tmp_path, "half = fxq_test_half", "fxq_test_half", code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(fxq.PluginError, match=r"plugin 'half' .* does not import: RuntimeError"):
+        fxq.registered_passes()
+    assert "half_done" not in known_kinds()
+    assert "half_done" not in fit_names()
 
 
 def test_installed_packages_are_looked_through_again_only_where_a_folder_changed(

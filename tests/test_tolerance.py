@@ -108,6 +108,7 @@ def test_convert_names_the_lowered_pass_that_drops_a_relu(verify: bool) -> None:
     message = (
         r"^pass 'dropsrelu' \(test_tolerance.DropsRelu\), run after lower_to_qdq, changed 'output' by up to .* LSB, on "
         r"average .*, and promises ROUNDING; mend it, or declare `tolerance = fxq\.(ANY|LSB\(\d+\))`"
+        r".*\. It edited '_2'$"
     )
     with pytest.raises(fxq.PassError, match=message):
         converted(DropsRelu, verify=verify)

@@ -103,8 +103,13 @@ class PlanRewriter:
         self._plan(node, plan)
 
     def drop_plan(self, node: Node, slot: int | str, reason: str) -> None:
-        """Take a plan of ``node`` back, and say why."""
-        self._check_planning(node)
+        """Take a plan of ``node`` back, and say why.
+
+        Raises:
+            PassError: it was carried out.
+        """
+        if self.stage is not Stage.PREPARED or _is_carried_out(node, plans.plans_of(node).get(slot)):
+            self._check_planning(node)
         plans.forget_plan(node, slot)
         self.skip(node, reason)
 
@@ -162,6 +167,16 @@ class PlanRewriter:
         if action == "edit":
             self._without_values = self._memory = None
         self.record.add(Entry(self.pass_name, action, node.name, module_path(node), text))
+
+
+def _is_carried_out(node: Node, plan: plans.Plan | None) -> bool:
+    """Return whether a quantizer is there for a plan: inside of the module, or on the input or output of ``node``."""
+    if plan is None:
+        return False
+    if isinstance(plan.slot, str) and plan.slot != plans.OUTPUT:
+        return isinstance(module_of(node), Quantized)
+    beside = [node.all_input_nodes, node.users][plan.slot == plans.OUTPUT]
+    return any(plan in plans.inserted_for(one) for one in beside)
 
 
 def _role_inside(quantized: type[Quantized] | None, module: nn.Module | None, slot: str) -> str:

@@ -132,24 +132,6 @@ class Quantized(nn.Module):
             if isinstance(module, TensorQuantizer) and id(module) not in weights:
                 yield name, module
 
-    def fit_weights(self, only_missing: bool = False) -> None:
-        """Give each weight quantizer the range of the weight as it is now; a fixed range, or a disabled one, stays.
-
-        Args:
-            only_missing: leave the ranges that there are.
-        """
-        for _, tensor, quantizer in self.weights():
-            calibrator = quantizer.calibrator
-            if (
-                calibrator is None
-                or not quantizer.is_enabled
-                or (only_missing and quantizer.has_range and not quantizer.is_tracking)
-            ):
-                continue
-            calibrator.reset()
-            calibrator.observe(tensor.detach())
-            quantizer.load_calib_amax()
-
     def _load_from_state_dict(  # noqa: PLR0913 - the signature of torch.nn.Module
         self,
         state_dict: dict[str, Any],

@@ -16,7 +16,7 @@ GROUP = "fxq.fits"
 Fit = Callable[..., tuple[float, float]]
 FitType = TypeVar("FitType", bound=Fit)
 
-_fits: dict[str, Fit] = {}
+fits: dict[str, Fit] = {}
 
 
 def register_fit(name: str) -> Callable[[FitType], FitType]:
@@ -34,14 +34,14 @@ def register_fit(name: str) -> Callable[[FitType], FitType]:
     def register(fit: FitType) -> FitType:
         if not callable(fit):
             raise PluginError(f"the calibration method {name!r} is no function, but {fit!r}")
-        taken = _fits.get(name)
+        taken = fits.get(name)
         # The same definition again is a notebook cell or a module that ran twice.
         if taken is not None and _where(taken) != _where(fit):
             raise PluginError(
                 f"the calibration method {name!r} is taken by {_where(taken)}, and {_where(fit)} wants it too; "
                 "register one of them under another name"
             )
-        _fits[name] = fit
+        fits[name] = fit
         return fit
 
     return register
@@ -49,14 +49,14 @@ def register_fit(name: str) -> Callable[[FitType], FitType]:
 
 def fit_names() -> tuple[str, ...]:
     """Return the names of all methods in order, those that installed packages announce among them."""
-    return tuple(sorted(_fits.keys() | importlib.metadata.entry_points(group=GROUP).names))
+    return tuple(sorted(fits.keys() | importlib.metadata.entry_points(group=GROUP).names))
 
 
 def is_fit(name: Any) -> bool:
     """Is there a calibration method of this name?"""
     if not isinstance(name, str):
         return False
-    return name in _fits or bool(importlib.metadata.entry_points(group=GROUP, name=name))
+    return name in fits or bool(importlib.metadata.entry_points(group=GROUP, name=name))
 
 
 def find_fit(name: str) -> Fit:
@@ -66,15 +66,15 @@ def find_fit(name: str) -> Fit:
         CalibrationError: there is none.
         PluginError: the package that announces it does not import.
     """
-    if name not in _fits:
+    if name not in fits:
         for entry in importlib.metadata.entry_points(group=GROUP, name=name):
             register_fit(name)(_load(entry))
-    if name not in _fits:
+    if name not in fits:
         names = fit_names()
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise CalibrationError(f"unknown calibration method {name!r}; {hint}choose one of {', '.join(names)}")
-    return _fits[name]
+    return fits[name]
 
 
 def _load(entry: importlib.metadata.EntryPoint) -> Fit:

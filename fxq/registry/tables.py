@@ -12,7 +12,10 @@ from torch import nn
 from torch.fx import Node
 
 from fxq.errors import PluginError
+from fxq.kinds import forget_looked_up
+from fxq.kinds import registered as registered_kinds
 from fxq.passbase import Pass
+from fxq.quant.registry import fits
 from fxq.targets import TARGETS as BUILT_IN_TARGETS
 from fxq.targets import Target
 
@@ -77,7 +80,7 @@ integer_forms: dict[str, IntegerForm] = {}  # by kind
 targets: dict[str, TargetRegistration] = {
     name: TargetRegistration(target, "fxq.targets.builtin", "fxq") for name, target in BUILT_IN_TARGETS.items()
 }
-_TABLES: tuple[dict[Any, Any], ...] = (passes, lowerings, integer_forms, targets)
+_TABLES: tuple[dict[Any, Any], ...] = (passes, lowerings, integer_forms, targets, registered_kinds, fits)
 loaded: set[str] = set()  # entry points that were imported
 searched: list[tuple[str, int]] = []  # where they were looked for, as it was then: path, time of change in ns
 loading: list[importlib.metadata.EntryPoint] = []  # those that are being imported, the innermost last
@@ -150,6 +153,7 @@ def restore(before: Sequence[Mapping[Any, Any]]) -> None:
     for table, known in zip(_TABLES, before, strict=True):
         table.clear()
         table.update(known)
+    forget_looked_up()
 
 
 def full_name(definition: type) -> str:

@@ -44,6 +44,11 @@ class Fixed:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", as_kinds(self.kinds))
 
+    @property
+    def reason(self) -> str:
+        """What to say of a plan that gets the range."""
+        return f"its range is always [{self.low:g}, {self.high:g}]"
+
     def applied(self, descriptor: QuantDescriptor) -> QuantDescriptor:
         """Return ``descriptor`` with the range fixed; a symmetric one takes the larger magnitude.
 

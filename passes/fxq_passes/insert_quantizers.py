@@ -20,6 +20,7 @@ from fxq.graph import (
     produces_tensor,
     range_group,
 )
+from fxq_passes.planning.halves import drop_halves
 from fxq_passes.planning.swap import swap_modules
 
 
@@ -34,7 +35,11 @@ class InsertQuantizers(Pass):
     stage = Stage.PREPARED
 
     def run(self, rw: Rewriter) -> None:
-        """Insert quantizers that are disabled until attach_observers: this pass changes no numbers."""
+        """Insert quantizers that are disabled until attach_observers: this pass changes no numbers.
+
+        Here is the last look at the plans: one of use only together with another that is missing is not carried out.
+        """
+        drop_halves(rw)
         swap_modules(rw)
         shared: dict[str, tuple[str, TensorQuantizer, QuantDescriptor]] = {}  # by range group
         for producer in rw.nodes():

@@ -15,11 +15,11 @@ from fxq.quant import registry
 
 
 @pytest.fixture(autouse=True)
-def forget_fits() -> Iterator[None]:
-    before = dict(registry._fits)
+def forgetfits() -> Iterator[None]:
+    before = dict(registry.fits)
     yield
-    registry._fits.clear()
-    registry._fits.update(before)
+    registry.fits.clear()
+    registry.fits.update(before)
 
 
 def fit_share_of_mass(histogram: Histogram, share: float = 0.5) -> tuple[float, float]:

@@ -85,6 +85,15 @@ def test_a_training_step_moves_weights_and_ranges_the_same_way(gpu: torch.device
     assert gradients[0]
     for name, gradient in gradients[0].items():
         assert sqnr_db(gradient, gradients[1][name]) > 20, name  # a flipped code moves a gradient by its whole step
+    for model, device in zip(models, (CPU, gpu), strict=True):
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        model.eval()(images(8, seed=6).to(device))  # ranges of weights follow them
+    mine, theirs = ({name: weight.detach().cpu() for name, weight in model.named_parameters()} for model in models)
+    for name, weight in mine.items():
+        assert sqnr_db(weight, theirs[name]) > 30, name  # what moved is a tenth of a gradient
+    wanted, found = map(ranges, models)
+    for path, amax in wanted.items():
+        assert sqnr_db(amax, found[path]) > 30, path
 
 
 def test_calibrating_again_takes_no_more_memory(gpu: torch.device) -> None:

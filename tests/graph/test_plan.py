@@ -14,6 +14,7 @@ from fxq.graph.settings import Settings
 from fxq.graph.trace import trace
 from fxq.pipeline import run_passes
 from fxq.record import Record
+from fxq.registry import tables
 from fxq_passes import AttachObservers, InsertQuantizers, SolveScales
 
 INT8, PER_CHANNEL = QuantDescriptor(), QuantDescriptor(axis=0)
@@ -122,6 +123,44 @@ def test_half_a_plan_is_dropped_with_a_reason(wanted: Wanted, why: str) -> None:
     assert not plans_of(node(gm, "conv"))
     assert [entry.text for entry in record.skipped("conv")] == [why]
     assert not [module for module in gm.modules() if isinstance(module, fxq.TensorQuantizer)]
+
+
+@pytest.mark.parametrize("comes", ["behind solve_scales", "without it"])
+def test_half_a_plan_is_not_carried_out_wherever_it_was_made(comes: str) -> None:
+    class PlansInputs(fxq.Pass):
+        name, stage = "plans_inputs", fxq.Stage.PLANNED
+
+        def run(self, rw: fxq.Rewriter) -> None:
+            for node in rw.nodes(lambda node: node.name == "conv"):
+                rw.plan_input(node, 0, INT8, why="a test")
+
+    before = tables.snapshot()
+    fxq.register_pass("plans_inputs")(PlansInputs)
+    try:
+        recipe = fxq.recipe("tensorrt").without_pass("plan_ops").without_pass("plan_residual_adds")
+        if comes == "without it":
+            recipe = recipe.without_pass("solve_scales").with_pass("plans_inputs")
+        else:
+            recipe = recipe.with_pass("plans_inputs", after="solve_scales")
+        with pytest.warns(UserWarning, match="nothing was quantized"):
+            prepared = fxq.prepare(Net().eval(), X, recipe)
+    finally:
+        tables.restore(before)
+    assert not [module for module in prepared.modules() if isinstance(module, fxq.TensorQuantizer)]
+    assert "its weight stays in float" in fxq.explain(prepared)["conv"].reason
+
+
+@pytest.mark.parametrize(("slot", "name"), [(0, "conv"), ("weight", "conv"), ("output", "tanh")])
+def test_a_plan_that_was_carried_out_is_not_taken_back(slot: int | str, name: str) -> None:
+    class TakesBack(fxq.Pass):
+        name, stage = "takes_back", fxq.Stage.PREPARED
+
+        def run(self, rw: fxq.Rewriter) -> None:
+            rw.drop_plan(next(node for node in rw.nodes() if node.name == name), slot, "too late")
+
+    gm, record = run(Net(), ("conv", 0, INT8), ("conv", "weight", PER_CHANNEL), ("tanh", "output", INT8))
+    with pytest.raises(fxq.PassError, match="plans were carried out before it"):
+        run_passes(gm, [TakesBack()], Settings(fxq.get_target("tensorrt"), example_inputs=(X,)), record, complete=False)
 
 
 def test_a_weight_alone_is_kept_where_the_target_computes_in_float() -> None:

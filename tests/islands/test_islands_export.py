@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from island_models import Detector, Gated, images, made
 from torch import Tensor, nn
 
 import fxq
+from fxq.runtimes import get_runtime
 
 UNUSED = pytest.mark.filterwarnings("ignore:'predictor.unused' never runs:UserWarning")
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -49,8 +49,9 @@ def test_each_island_is_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert len(note) < 500
     assert "predictor.boxes.onnx" in str(report)
     x = torch.stack(images(7))
-    session = onnxruntime.InferenceSession(tmp_path / "files" / "backbone.onnx")
-    found = dict(zip([one.name for one in session.get_outputs()], session.run(None, {"x": x.numpy()}), strict=True))
+    file = tmp_path / "files" / "backbone.onnx"
+    names = [one.name for one in onnx.load(file).graph.output]
+    found = dict(zip(names, get_runtime("onnxruntime").run(file, x.numpy()), strict=True))
     for name, expected in whole.model.backbone(x).items():
         assert np.abs(found[name] - expected.numpy()).max() < 0.05 * float(expected.abs().max())
 
@@ -68,8 +69,7 @@ def test_the_whole_is_a_file_where_torch_can(tmp_path: Path, recipe: str) -> Non
     assert report.whole is not None
     operators = [node.op_type for node in onnx.load(tmp_path / "whole.onnx").graph.node]
     assert operators.count("QuantizeLinear") == report.whole.quantize_nodes > 0
-    session = onnxruntime.InferenceSession(tmp_path / "whole.onnx")
-    (found,) = session.run(None, {"x": -X.numpy()})
+    (found,) = get_runtime("onnxruntime").run(tmp_path / "whole.onnx", -X.numpy())
     expected = whole(-X)
     assert np.abs(found - expected.numpy()).max() < 0.05 * float(expected.abs().max())
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxq.graph import fit_weights
 from fxq.nn import QuantConv2d, QuantConvTranspose2d, QuantLinear, TensorQuantizer
 from fxq.quant.descriptor import QuantDescriptor
 
@@ -113,7 +114,7 @@ def test_flat_channels_one_range_and_the_saved_shape_fit_a_weight() -> None:
 
 def test_blocks_of_another_weight_are_named() -> None:
     layer = QuantLinear(40, 6, quant_desc_weight=QuantDescriptor(num_bits=4, axis=0, block_size=16))
-    layer.fit_weights()
+    fit_weights(layer)
     other = QuantLinear(80, 6, quant_desc_weight=layer.weight_quantizer.descriptor)
     ranges = {"_weight_quantizer._amax": layer.weight_quantizer.amax}
     with pytest.raises(RuntimeError, match=r"_weight_quantizer\._amax has shape \(6, 3\), expected \(6, 5\)"):

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils import _pytree as pytree
 
 from fxq.errors import DescriptorError
+from fxq.graph import fit_weights
 from fxq.nn import QUANTIZED, Quantized, QuantMaxPool2d, TensorQuantizer
 from fxq.quant.descriptor import QuantDescriptor
 
@@ -182,7 +183,7 @@ def test_without_an_input_descriptor_only_weights_are_quantized(case: Case) -> N
     module = QUANTIZED[case.kind].from_float(original)
     has_weights = bool(list(module.weights()))
     assert bool(list(module.activations())) != has_weights  # one without weights would quantize nothing at all
-    module.fit_weights()
+    fit_weights(module)
     assert all(weight.quantizer.has_range for weight in module.weights())
     with torch.no_grad():  # sparse gradients would be refused
         assert all(torch.isfinite(found).all() for found in tensors(module(*case.inputs)))
@@ -193,13 +194,13 @@ def test_fit_weights_leaves_fixed_disabled_and_on_request_known_ranges() -> None
     first, second = (weight.quantizer for weight in module.weights())
     first.amax = [1.0] * 8
     second.disable()
-    module.fit_weights(only_missing=True)
+    fit_weights(module, only_missing=True)
     assert torch.equal(first.amax, torch.ones(8))
     assert not second.has_range
-    module.fit_weights()
+    fit_weights(module)
     assert torch.equal(first.amax.flatten(), module.weight_ih_l0.abs().amax(1))
     fixed = QUANTIZED[nn.Linear].from_float(nn.Linear(2, 2), weight=QuantDescriptor(amax=3.0))
-    fixed.fit_weights()
+    fit_weights(fixed)
     assert float(fixed.weight_quantizer.amax) == 3.0
 
 

@@ -102,7 +102,7 @@ def test_what_the_samples_leave_to_chance_is_not_corrected() -> None:
         errors = (first(x) - first._conv_forward(quantized, weight, first.bias)).mean((2, 3)).double()
     mean_c, standard_error_c = errors.mean(0), errors.std(0) / len(errors) ** 0.5
     share_c = (1 - (standard_error_c / mean_c) ** 2).clamp(min=0)
-    assert float(share_c.min()) > 0 or float(share_c.min()) == 0 < float(share_c.max()) < 1
+    assert 0 < float(share_c.max()) < 1  # some of it is chance
     found = certain.get_submodule("0").bias - first.bias
     torch.testing.assert_close(found.detach().double(), mean_c * share_c, rtol=0, atol=1e-4)
 

@@ -82,6 +82,22 @@ def test_a_fixed_range_holds_across_what_moves_data_and_for_what_is_joined() -> 
     assert sum(isinstance(module, TensorQuantizer) for module in prepared.modules()) == 2  # and the weight's
 
 
+def test_what_is_fixed_inside_of_a_module_has_its_range_too() -> None:
+    runtime = Target(
+        "mine",
+        (OpRule(("multihead_attention", "matmul"), inputs=True, weight=True),),
+        (Fixed("softmax", 0, 255 / 256),),
+        activation=UINT8,
+    )
+    model, x = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval(), torch.randn(2, 5, 8)
+    prepared = fxq.prepare(model, x, fxq.Recipe(target=runtime))
+    quantizer = prepared.get_submodule("self_attn._softmax_quantizer")
+    assert isinstance(quantizer, TensorQuantizer)
+    assert [float(bound) for bound in quantizer.range] == [0, 255 / 256]
+    (tensor,) = [one for one in fxq.explain(prepared)["self_attn"].quantized if "softmax" in str(one)]
+    assert "its range is always [0, 0.996094]" in str(tensor)
+
+
 def test_what_is_not_quantized_has_no_range_to_fix() -> None:
     assert ranges(nn.Sequential(nn.Sigmoid(), nn.ReLU()), target(SIGMOID, output=False)) == {}
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 import fxq
-from fxq.graph import graph_text
+from fxq.graph import fit_weights, graph_text
 from fxq.nn import Quantized, QuantLSTM
 
 # torch's own, about its own kernel.
@@ -48,7 +48,7 @@ def converted(model: nn.Module, inputs: tuple[Any, ...], recipe: str) -> tuple[G
     prepared = fxq.prepare(model.eval(), inputs, recipe)
     for module in prepared.modules():
         if isinstance(module, Quantized):
-            module.fit_weights()
+            fit_weights(module)
     return prepared, fxq.convert(prepared)
 
 

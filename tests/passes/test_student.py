@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fxq
+from fxq.graph import fit_weights
 from fxq.nn import QuantConv2d, QuantLinear
 from fxq_passes.accuracy.student import TrainedLayer, TrainedRange, weight_grid
 
@@ -75,7 +76,7 @@ def test_an_untrained_stand_in_is_the_layer(layer: QuantLinear | QuantConv2d) ->
     torch.manual_seed(0)
     nn.init.normal_(layer.weight)
     layer.input_quantizer.amax = 2.0  # type: ignore[union-attr]
-    layer.fit_weights()
+    fit_weights(layer)
     x = torch.randn(3, 6) if isinstance(layer, QuantLinear) else torch.randn(3, 2, 5, 5)
     for trains_weight in (False, True):
         trained = TrainedLayer(layer, torch.ones(4), trains_weight)
@@ -86,7 +87,7 @@ def test_an_untrained_stand_in_is_the_layer(layer: QuantLinear | QuantConv2d) ->
 def test_codes_stay_in_bounds_and_on_the_grid(layer: QuantLinear | QuantConv2d) -> None:
     torch.manual_seed(0)
     nn.init.normal_(layer.weight)
-    layer.fit_weights()
+    fit_weights(layer)
     trained = TrainedLayer(layer, torch.ones(4), trains_weight=True)
     assert trained.latent is not None
     before = layer.quantized_weight().detach()
@@ -107,7 +108,7 @@ def test_the_gradient_passes_the_rounding_of_codes() -> None:
     torch.manual_seed(0)
     layer = QuantLinear(6, 4, quant_desc_weight=fxq.QuantDescriptor(num_bits=4, axis=0))
     layer.input_quantizer.amax = 2.0  # type: ignore[union-attr]
-    layer.fit_weights()
+    fit_weights(layer)
     deviation_c = torch.tensor([1.0, 2.0, 0.5, 0.0])
     trained = TrainedLayer(layer, deviation_c, trains_weight=True)
     x, upstream = torch.randn(7, 6), torch.randn(7, 4)

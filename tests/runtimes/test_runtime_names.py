@@ -51,8 +51,9 @@ print(json.dumps({{"imported": imported, "onnx": onnx, "available": available(),
     return json.loads(done.stdout)
 
 
-def test_all_three_are_known_and_installed_here() -> None:
-    assert tuple(RUNTIMES) == available() == ("onnxruntime", "openvino", "tensorrt_rtx")
+def test_all_are_known_and_installed_here() -> None:
+    assert set(RUNTIMES) >= {"onnxruntime", "openvino", "tensorrt_rtx"}
+    assert available() == tuple(RUNTIMES)
     assert all(get_runtime(name).version[0].isdigit() for name in RUNTIMES)
 
 
@@ -73,7 +74,7 @@ def test_a_runtime_costs_one_file(seen_by_a_copy: dict[str, Any]) -> None:
     ("name", "options", "message"),
     [
         ("tensorrt", {}, "unknown runtime 'tensorrt'; did you mean 'tensorrt_rtx'?"),
-        ("tflite", {}, "unknown runtime 'tflite'; there are onnxruntime, openvino, tensorrt_rtx"),
+        ("tflite", {}, "unknown runtime 'tflite'; there are " + ", ".join(RUNTIMES)),
         ("openvino", {"optimize": False}, "runtime 'openvino' has no option 'optimize'; its options: threads"),
     ],
     ids=["close", "unknown", "option"],
@@ -93,7 +94,7 @@ def test_a_runtime_that_is_not_installed_says_what_to_install(
     with pytest.raises(
         RuntimeUnavailableError, match=f"'{name}' is not installed: pip install {RUNTIMES[name].package}"
     ):
-        get_runtime(name).executed_ops(files.static[name])
+        get_runtime(name).executed_ops(files.static["onnxruntime"])
 
 
 def test_a_missing_runtime_is_an_import_error_too(files: RuntimeFiles, monkeypatch: pytest.MonkeyPatch) -> None:

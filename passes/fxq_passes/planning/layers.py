@@ -103,7 +103,11 @@ class LayerPlanner:
             if slot not in in_float:
                 why = f"{self.rw.target.name} runs {kind(node)} on quantized tensors"
                 is_signed = slot in quantized.products - {"softmax"}
-                self.rw.plan_inside(node, slot, activation_descriptor(self.rw, node, may_be_negative=is_signed), why)
+                descriptor = activation_descriptor(self.rw, node, may_be_negative=is_signed)
+                fixed = self.rw.target.fixed(slot)  # a slot called as a kind holds what such an operation gives
+                if fixed is not None:
+                    descriptor, why = fixed.applied(descriptor), f"{why}; {fixed.reason}"
+                self.rw.plan_inside(node, slot, descriptor, why)
 
     def _why_not_conv(self, module: Any) -> str | None:
         channels = min(module.in_channels, module.out_channels)
