@@ -70,7 +70,7 @@ def _write(path: Path, found: Tuned) -> None:
     times = (("tuned", found.result.latency), ("default", found.default.latency), ("float", found.in_float_latency))
     said = [
         f"By fxq tune in {found.runtime}:",
-        ", ".join(f"{name} {latency.median_ms:.3f} ms" for name, latency in times) + ".",
+        ", ".join(f"{name} {latency.usual}" for name, latency in times) + ".",
         f"{len(found.in_float)} of {found.groups} groups of operations are in float:",
         *(found.reasons or ("none of what was tried is faster",)),
     ]

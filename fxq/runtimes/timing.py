@@ -1,5 +1,6 @@
 """How long calls take: medians of rounds that are made in turn."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,19 +11,24 @@ from fxq.errors import InputError
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a call took in each round, in milliseconds."""
+    """How long a call took in each round, in milliseconds; no rounds: it was not timed."""
 
     rounds_ms: tuple[float, ...]
 
     @property
     def median_ms(self) -> float:
-        """The usual time."""
-        return statistics.median(self.rounds_ms)
+        """The usual time; nan of no rounds."""
+        return statistics.median(self.rounds_ms) if self.rounds_ms else math.nan
+
+    @property
+    def usual(self) -> str:
+        """The usual time in words."""
+        return f"{self.median_ms:.3f} ms" if self.rounds_ms else "not timed"
 
     @property
     def spread_ms(self) -> float:
-        """The distance between the quartiles: within it lies half of the rounds; 0 of a single round."""
-        if len(self.rounds_ms) == 1:
+        """The distance between the quartiles: within it lies half of the rounds; 0 of less than two rounds."""
+        if len(self.rounds_ms) < 2:
             return 0.0
         first, _, third = statistics.quantiles(self.rounds_ms, n=4, method="inclusive")
         return third - first

@@ -26,7 +26,7 @@ class Trial:
         latency: of the file.
         speedup: how many times as fast as the fastest by then.
         verdict: "faster" and so kept, "slower", "no difference" that can be told, or "not again": faster at first, and
-            not in a second measurement.
+            not in a second measurement, or not timed again, as a note says.
     """
 
     why: str
@@ -56,7 +56,7 @@ class Measured:
     Args:
         converted: as of ``fxq.convert``.
         recipe: that made it.
-        latency: of its file, in turn with the others.
+        latency: of its file, in turn with the others; it has no rounds where that did not run.
         quality: against the float model; None where it was not compared.
     """
 
@@ -73,7 +73,7 @@ class Tuned:
     Args:
         result: the fastest model: its ``converted`` and ``recipe`` are those of this object.
         default: what the recipe makes without further rules.
-        in_float_latency: of the model with nothing quantized, timed in the same rounds.
+        in_float_latency: of the model with nothing quantized, timed in the same rounds; none where it did not run.
         in_float: what the result leaves in float: for each group, the names that rules have for its operations.
         groups: how many groups could be quantized.
         reasons: why, in words: what was kept, in order.
@@ -120,12 +120,12 @@ class Tuned:
         return {
             "runtime": self.runtime,
             "median_ms": {
-                "tuned": self.result.latency.median_ms,
-                "default": self.default.latency.median_ms,
-                "float": self.in_float_latency.median_ms,
+                "tuned": _median_ms(self.result.latency),
+                "default": _median_ms(self.default.latency),
+                "float": _median_ms(self.in_float_latency),
             },
-            "speedup": self.speedup.middle,
-            "speedup_interval": (self.speedup.low, self.speedup.high),
+            "speedup": self.speedup.middle if self.speedup.is_known else None,
+            "speedup_interval": (self.speedup.low, self.speedup.high) if self.speedup.is_known else None,
             "noise": self.noise,
             "in_float": [list(paths) for paths in self.in_float],
             "groups": self.groups,
@@ -155,11 +155,12 @@ class Tuned:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
-        against_float = Speedup.of(self.result.latency, self.in_float_latency)
-        table.add_row("tuned", f"{self.result.latency.median_ms:.3f} ms, {_quality(self.result)}")
-        table.add_row("", f"{self.speedup} times as fast as the default, {against_float} as float")
-        table.add_row("default", f"{self.default.latency.median_ms:.3f} ms, {_quality(self.default)}")
-        table.add_row("float", f"{self.in_float_latency.median_ms:.3f} ms")
+        speedups = {"the default": self.speedup, "float": Speedup.of(self.result.latency, self.in_float_latency)}
+        known = [f"{speedup} times as fast as {name}" for name, speedup in speedups.items() if speedup.is_known]
+        table.add_row("tuned", f"{self.result.latency.usual}, {_quality(self.result)}")
+        table.add_row("", ", ".join(known) or "not compared with the default, nor with float")
+        table.add_row("default", f"{self.default.latency.usual}, {_quality(self.default)}")
+        table.add_row("float", self.in_float_latency.usual)
         table.add_row("in float", f"{len(self.in_float)} of {self.groups} groups")
         for reason in self.reasons:
             table.add_row("", Text(literal(reason)))
@@ -171,6 +172,10 @@ class Tuned:
 
 def _sqnr_db(one: Measured) -> float | None:
     return None if one.quality is None else one.quality.sqnr_db
+
+
+def _median_ms(latency: Latency) -> float | None:
+    return latency.median_ms if latency.rounds_ms else None
 
 
 def _quality(one: Measured) -> str:

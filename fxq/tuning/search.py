@@ -1,18 +1,21 @@
 """The search of tune: build a candidate, time it in turn with the fastest by then, keep it where it is faster twice.
 
-What wins is calibrated on the data, and timed once more with the default and with float; the fastest is returned.
+What wins is calibrated on the data, and timed once more with the default and with float; the fastest is returned. What
+the runtime refuses or does not survive is left out with a note; the default alone has to run.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from torch.fx import GraphModule
 
-from fxq.errors import RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError
+from fxq.errors import RuntimeUnavailableError
 from fxq.graph.groups import find_groups
 from fxq.progress import Say
 from fxq.runtimes import Latency
+from fxq.runtimes.surviving import DOES_NOT_RUN, time_survivors
 from fxq.sensitivity import check_one_graph
 from fxq.tuning.building import Built, FloatRules
 from fxq.tuning.regions import (
@@ -28,6 +31,7 @@ from fxq.tuning.report import Measured, Trial, Tuned
 from fxq.tuning.timing import Speedup, TimeFiles, TimeOps, is_noisy, is_too_noisy, noise_of, rounds_for
 
 _NOTHING = frozenset[int]()
+_NOT_TIMED = Latency(())
 # Shares of the total time: of a smaller region a difference does not show; a larger loss by the profile is believed.
 _SHOWS, _DOUBT = 0.05, 0.01
 
@@ -82,12 +86,12 @@ class Search:
         self._files[_NOTHING] = default
         self._say("the model in float")
         in_float = self._file(self._all)
-        first = self._time_files([default], 5)
-        self._rounds = rounds_for(first)
-        once, again, of_float = self._time_files([default, default, in_float], self._rounds)
+        self._rounds = rounds_for(self._times_of_default([default], 5))
+        once, again, of_float = self._first_times(default, in_float)
         if is_noisy(noise_of(once, again)):
             self._rounds *= 2
-            once, again, of_float = self._time_files([default, default, in_float], self._rounds)
+            once, again, of_float = self._first_times(default, None if of_float is None else in_float)
+        self._float_runs = of_float is not None
         self._noise = noise_of(once, again)
         if is_too_noisy(self._noise):
             self._notes.append(
@@ -95,16 +99,35 @@ class Search:
                 "Run tune again when nothing else runs"
             )
         try:
-            if self._groups:
-                self._judge(Candidate(self._all, "all"), of_float, once)
-                self._try_candidates()
-            else:
+            if not self._groups:
                 self._notes.append("the recipe quantizes nothing of this model")
+            else:
+                if of_float is not None:
+                    self._judge(Candidate(self._all, "all"), of_float, once)
+                self._try_candidates()
         except KeyboardInterrupt:
             self._notes.append("interrupted: this is the fastest by then")
         except _OutOfTimeError:
             self._notes.append(f"the budget of {self._budget_s:g} s ended the search")
         return self._result(runtime)
+
+    def _first_times(self, default: Path, in_float: Path | None) -> tuple[Latency, Latency, Latency | None]:
+        """Return the times of the default, twice, and of float; None, with a note, where that does not run."""
+        if in_float is not None:
+            try:
+                once, again, of_float = self._time_files([default, default, in_float], self._rounds)
+            except DOES_NOT_RUN as error:
+                self._notes.append(f"not timed: the model in float: {error}")
+            else:
+                return once, again, of_float
+        once, again = self._times_of_default([default, default], self._rounds)
+        return once, again, None
+
+    def _times_of_default(self, files: Sequence[Path], rounds: int) -> Sequence[Latency]:
+        try:
+            return self._time_files(files, rounds)
+        except DOES_NOT_RUN as error:
+            raise type(error)(f"tune starts from the recipe's default, which cannot be timed: {error}") from error
 
     def _try_candidates(self) -> None:
         times = self._group_times()
@@ -142,15 +165,15 @@ class Search:
         return self._best - set(region) if region.start in self._best else self._best | set(region)
 
     def _group_times(self) -> GroupTimes | None:
-        """Return what a profile says of each group; None, with a note, where the runtime has none."""
-        try:
-            found = [
-                times_of_groups(self._prepared, self._groups, self._time_ops(self._files[one]))
-                for one in (_NOTHING, self._all)
-            ]
-        except RuntimeUnavailableError as error:
-            self._notes.append(f"regions were not looked for: {error}")
-            return None
+        """Return what a profile says of each group; None, with a note, where the runtime makes none."""
+        found = []
+        for one in (_NOTHING, self._all):
+            try:
+                ops = self._time_ops(self._files[one])
+            except (RuntimeUnavailableError, *DOES_NOT_RUN) as error:
+                self._notes.append(f"regions were not looked for, without a profile of {self._name(one)}: {error}")
+                return None
+            found.append(times_of_groups(self._prepared, self._groups, ops))
         return GroupTimes(*found)
 
     def _try(self, candidate: Candidate) -> bool:
@@ -163,7 +186,7 @@ class Search:
         try:
             file = self._file(candidate.in_float)
             best, found = self._time_files([self._files[self._best], file], self._rounds)
-        except (RuntimeRefusedError, RuntimeCrashedError) as error:
+        except DOES_NOT_RUN as error:
             self._notes.append(f"not timed: {candidate.why}: {error}")
             return False
         return self._judge(candidate, found, best)
@@ -173,15 +196,22 @@ class Search:
         speedup = Speedup.of(found, best)
         verdict = "slower" if speedup.is_slower else "no difference"
         if speedup.is_faster(self._noise):
-            files = [self._files[self._best], self._files[candidate.in_float]]
-            again = Speedup.of(*reversed(self._time_files(files, 2 * self._rounds)))
-            verdict = "faster" if again.is_faster(self._noise) else "not again"
+            verdict = "faster" if self._is_faster_again(candidate) else "not again"
         is_kept = verdict == "faster"
         if is_kept:
             self._best = candidate.in_float
             self._reasons.append(f"{candidate.why}: {speedup} times as fast")
         self._trials.append(Trial(candidate.why, len(candidate.in_float), found, speedup, verdict))
         return is_kept
+
+    def _is_faster_again(self, candidate: Candidate) -> bool:
+        files = [self._files[self._best], self._files[candidate.in_float]]
+        try:
+            best, found = self._time_files(files, 2 * self._rounds)
+        except DOES_NOT_RUN as error:
+            self._notes.append(f"faster, but not timed again: {candidate.why}: {error}")
+            return False
+        return Speedup.of(found, best).is_faster(self._noise)
 
     def _file(self, in_float: frozenset[int]) -> Path:
         if in_float not in self._files:
@@ -193,35 +223,58 @@ class Search:
             return (("*", None),)
         return tuple((path, None) for index in sorted(in_float) for path in self._groups[index].paths)
 
+    def _name(self, in_float: frozenset[int]) -> str:
+        return {self._all: "the model in float", _NOTHING: "the default"}.get(in_float, "what the search kept")
+
     def _result(self, runtime: str) -> Tuned:
         """Calibrate what won, and return it, or what is faster after all."""
         self._say(f"calibrating the result; {self._known}")
-        chosen = list(dict.fromkeys((_NOTHING, self._all, self._best)))
+        chosen = list(dict.fromkeys((_NOTHING, self._all, self._best) if self._float_runs else (_NOTHING, self._best)))
         # Of the model in float the file is made already: it has no ranges.
         built = {one: self._builder.result(self._rules(one)) for one in chosen if one != self._all or not one}
-        paths = [built[one].path if one in built else self._files[one] for one in chosen]
-        times = dict(zip(chosen, self._time_files(paths, 2 * self._rounds), strict=True))
-        best = self._best
-        for other in chosen:
-            # What the search believed is held to it: the default and float are never slower than what is returned.
-            if Speedup.of(times[other], times[best]).is_faster(0.0):
-                name = {_NOTHING: "the default", self._all: "the model in float"}.get(other, "what was kept")
-                self._notes.append(f"calibrated on the data, {name} is faster than what the search kept: taken instead")
-                best = other
-        if best == _NOTHING and self._groups:
-            self._notes.append("nothing that was tried is faster than the default")
-        if best == self._all and self._groups:
-            self._notes.append("nothing that was tried is faster than float: nothing is quantized")
+        times = self._last_times({one: built[one].path if one in built else self._files[one] for one in chosen})
+        best = self._fastest(times)
         default = _measured(built[_NOTHING], times[_NOTHING])
         result = default
         if best != _NOTHING:
             result = _measured(built[best] if best in built else self._builder.result(self._rules(best)), times[best])
         return Tuned(
-            result, default, times[self._all],
+            result, default, times.get(self._all, _NOT_TIMED),
             tuple(self._groups[index].paths for index in sorted(best)), len(self._groups),
             tuple(self._reasons) if best == self._best else (), runtime, self._noise,
             tuple(self._trials), tuple(self._notes), self._seconds,
         )  # fmt: skip
+
+    def _last_times(self, paths: dict[frozenset[int], Path]) -> dict[frozenset[int], Latency]:
+        """Return the times of the results in turn; of one that does not run there is none, and a note."""
+        timed = time_survivors(lambda files: self._time_files(files, 2 * self._rounds), list(paths.values()))
+        for place, error in timed.errors.items():
+            self._notes.append(f"in the last measurement {self._name(list(paths)[place])} did not run: {error}")
+        if timed.failure:
+            what_then = "in a second try they did" if timed.in_turn else "they were not compared"
+            self._notes.append(f"the results run, but did not in turn, {what_then}: {timed.failure}")
+        found = [latency if timed.in_turn else None for latency in timed.latencies]
+        return {one: latency or _NOT_TIMED for one, latency in zip(paths, found, strict=True)}
+
+    def _fastest(self, times: dict[frozenset[int], Latency]) -> frozenset[int]:
+        """Return the result by the last measurement, in which neither the default nor float is faster."""
+        timed = [one for one in times if times[one].rounds_ms]
+        is_held = self._best in timed
+        best = self._best if is_held or not timed else timed[0]
+        for other in timed:
+            if Speedup.of(times[other], times[best]).is_faster(0.0):
+                best = other
+        if not timed:
+            self._notes.append("the result is what the search kept, not held to the default and to float once more")
+        elif best != self._best:
+            why = "faster than what the search kept" if is_held else "the fastest that ran"
+            self._notes.append(f"calibrated on the data, {self._name(best)} is {why}: taken instead")
+        if self._groups and (is_held or not timed):
+            if best == _NOTHING:
+                self._notes.append("nothing that was tried is faster than the default")
+            if best == self._all:
+                self._notes.append("nothing that was tried is faster than float: nothing is quantized")
+        return best
 
     @property
     def _seconds(self) -> float:

@@ -33,8 +33,11 @@ class Speedup:
     def of(cls, one: Latency, than: Latency) -> "Speedup":
         """Compare rounds pairwise: what slows the machine in one of them slows both.
 
-        The interval is that of order statistics, n/2 +- 2.33 sqrt(n)/2, which supposes no distribution.
+        The interval is that of order statistics, n/2 +- 2.33 sqrt(n)/2, which supposes no distribution. Where one was
+        not timed all is nan, which is neither faster nor slower.
         """
+        if not (one.rounds_ms and than.rounds_ms):
+            return cls(math.nan, math.nan, math.nan)
         ratios = sorted(slow / fast for fast, slow in zip(one.rounds_ms, than.rounds_ms, strict=True))
         count = len(ratios)
         below = max(0, math.floor((count - _NORMAL_99 * math.sqrt(count)) / 2))
@@ -48,6 +51,11 @@ class Speedup:
     def is_slower(self) -> bool:
         """Is it slower, and not by chance?"""
         return self.high < 1
+
+    @property
+    def is_known(self) -> bool:
+        """Were both timed?"""
+        return not math.isnan(self.middle)
 
     def __str__(self) -> str:
         return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"

@@ -46,6 +46,9 @@ def tune(  # noqa: PLR0913 - a model, data, and where it is to be fast
     more, is kept. The result, calibrated on the data, is timed with the default and with float: neither is faster than
     what is returned. It is as accurate as the default or more.
 
+    Files run in processes of their own: one that the runtime refuses or does not survive is not taken, a note says
+    which and why, and the search goes on.
+
     Ctrl-C ends the search: the fastest by then is calibrated and returned, with a note.
 
     Args:
@@ -62,7 +65,7 @@ def tune(  # noqa: PLR0913 - a model, data, and where it is to be fast
         InputError: a number is out of range, a batch does not fit the model, there is none to take example inputs from,
             or several processes call this.
         RuntimeUnavailableError: the runtime does not run files on this machine, or is not installed.
-        RuntimeRefusedError: it does not take the default's file.
+        RuntimeRefusedError, RuntimeCrashedError: it does not take or does not survive the default's file.
         StageError: the model needs islands, which are no one graph.
         FxqError: of ``prepare``, ``calibrate``, ``convert`` and ``export_onnx``.
     """

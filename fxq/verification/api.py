@@ -63,7 +63,7 @@ def bench(
         warm_up: runs before them.
 
     Returns:
-        A row for each file in each runtime: ``.rows``, ``.table()``.
+        A row for each file that runs, in each runtime: ``.rows``, ``.table()``; ``.notes`` say which does not, and why.
 
     Raises:
         OnnxFileError: a file is not ONNX, not whole, or has other open sizes than the first that are not told.

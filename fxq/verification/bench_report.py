@@ -14,6 +14,8 @@ from fxq.runtimes import Latency
 
 # A file whose quartiles are further apart than this share of its median says little about the machine's usual speed.
 _NOISY = 0.25
+# From here on a quartile is not the fastest or slowest round, nor made of it: one odd round moves neither.
+_FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class BenchRow:
         path: of the file.
         latency: the time of each round, in milliseconds.
         ratios: quartiles over the rounds of its time divided by that of the first file: 2 is twice as slow; None for
-            the first file itself.
+            the first file itself, and where the two were not timed in turn.
     """
 
     runtime: str
@@ -40,8 +42,16 @@ class BenchRow:
 
     @property
     def is_certain(self) -> bool:
-        """Is the difference to the first file larger than the noise: are both quartiles on one side of 1?"""
-        return self.ratios is None or self.ratios[0] > 1 or self.ratios[2] < 1
+        """Is the difference to the first file, if any, larger than the noise: both quartiles are on one side of 1?
+
+        Of fewer than 5 rounds nobody knows.
+        """
+        return self.ratios is None or (not self.has_few_rounds and (self.ratios[0] > 1 or self.ratios[2] < 1))
+
+    @property
+    def has_few_rounds(self) -> bool:
+        """Are there too few rounds to tell a difference from noise?"""
+        return len(self.latency.rounds_ms) < _FEWEST_ROUNDS
 
     @property
     def is_noisy(self) -> bool:
@@ -116,14 +126,26 @@ class BenchReport:
             "busy: spread above a quarter of the median",
             style="dim",
         )
+        if any(row.ratios is not None and row.has_few_rounds for row in self.rows):
+            yield Text(
+                f"of fewer than {_FEWEST_ROUNDS} rounds a single odd one moves a quartile: no difference is certain",
+                style="dim",
+            )
         for note in self.notes:
             yield Text(literal(note), style="dim")
 
 
 def _verdict(row: BenchRow) -> Text:
+    words = _difference(row), Text("(a busy machine)" if row.is_noisy else "", style="yellow")
+    return Text(" ").join(filter(None, words))
+
+
+def _difference(row: BenchRow) -> Text:
     if row.ratios is None:
-        return Text("(a busy machine)" if row.is_noisy else "", style="yellow")
+        return Text()
     low, middle, high = row.ratios
+    if row.has_few_rounds:
+        return Text(f"too few rounds to tell: {len(row.latency.rounds_ms)}", style="yellow")
     if not row.is_certain:
         return Text(f"too noisy to tell: {low:.2f} to {high:.2f}", style="yellow")
     return Text(f"{middle:.2f} times as fast" if middle > 1 else f"slower, {middle:.2f} times as fast")

@@ -1,7 +1,7 @@
 """``fxq.bench``: how long ONNX files take, in turn, in each runtime that is here."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fxq.errors import InputError, RuntimeCrashedError, RuntimeRefusedError, RuntimeUnavailableError
-from fxq.runtimes import RUNTIMES, get_runtime
+from fxq.errors import InputError, RuntimeRefusedError, RuntimeUnavailableError
+from fxq.runtimes import RUNTIMES, Latency, Runtime, get_runtime
 from fxq.runtimes.child import in_child
+from fxq.runtimes.surviving import Timed, time_survivors
 from fxq.verification.bench_report import BenchReport, BenchRow
 from fxq.verification.onnx_file import as_path, read_any
 from fxq.verification.shapes import Shapes, check_all_known, read_profile
@@ -41,19 +42,42 @@ def time_files(
         if any(field.name == "threads" for field in fields(RUNTIMES[name])):
             options["threads"] = threads
         pairs = list(zip(files, inputs, strict=True))
-        what = f"{name} on {', '.join(file.name for file in files)}"
-        try:
-            times = in_child(get_runtime(name, **options).latencies, pairs, rounds, warm_up, what=what)
-        except (RuntimeRefusedError, RuntimeCrashedError) as error:
-            notes.append(str(error))
-            continue
-        for index, (path, latency) in enumerate(zip(paths, times, strict=True)):
-            ratios = latency.ratio_quartiles(times[0]) if index else None
-            rows.append(BenchRow(name, os.fspath(path), latency, ratios))
+        timed = _timed(name, get_runtime(name, **options), pairs, rounds, warm_up)
+        rows += _rows(name, paths, timed)
+        notes += _notes(name, files, timed)
     if not rows:
         raise RuntimeRefusedError("; ".join(notes))
     absent = [f"{name} is not installed: pip install {row.package}" for name, row in RUNTIMES.items() if _lacks(name)]
     return BenchReport(tuple(rows), _in_words(files, inputs), (*notes, *(absent if runtimes is None else [])))
+
+
+def _timed(name: str, runtime: Runtime, pairs: Sequence[tuple[Path, Any]], rounds: int, warm_up: int) -> Timed:
+    def in_turn(files: Sequence[tuple[Path, Any]]) -> Sequence[Latency]:
+        what = f"{name} on {', '.join(file.name for file, _ in files)}"
+        try:
+            return in_child(runtime.latencies, files, rounds, warm_up, what=what)
+        except InputError as error:  # they were made for the file: it is the runtime that does not take their type
+            raise RuntimeRefusedError(f"{what}: {error}") from error
+
+    return time_survivors(in_turn, pairs)
+
+
+def _rows(runtime: str, paths: Sequence[str | os.PathLike[str]], timed: Timed) -> Iterator[BenchRow]:
+    first = timed.latencies[0] if timed.in_turn else None
+    for index, (path, latency) in enumerate(zip(paths, timed.latencies, strict=True)):
+        if latency is not None:
+            ratios = latency.ratio_quartiles(first) if index and first is not None else None
+            yield BenchRow(runtime, os.fspath(path), latency, ratios)
+
+
+def _notes(runtime: str, files: Sequence[Path], timed: Timed) -> Iterator[str]:
+    """Yield what does not run, and what is not compared for that."""
+    yield from timed.errors.values()
+    if 0 in timed.errors and any(timed.latencies):
+        yield f"{runtime}: nothing is compared with {files[0].name}, which does not run"
+    if timed.failure:
+        what_then = "in a second try they ran" if timed.in_turn else "they were timed so, and are not compared"
+        yield f"{timed.failure}; each of them runs by itself, and {what_then}"
 
 
 def _chosen(names: Sequence[str] | None) -> list[str]:
@@ -104,10 +128,10 @@ def _with_batch_1(model: ir.Model) -> ir.Model:
 
 def _random(value: ir.Value, shape: tuple[int, ...] | None) -> np.ndarray:
     sizes = shape if shape is not None else tuple(int(size) for size in value.shape or ())  # type: ignore[arg-type]  # checked: none is open
-    dtype = np.dtype("float32") if value.dtype is None else value.dtype.numpy()
-    random = np.random.default_rng(_SEED)
-    if np.issubdtype(dtype, np.floating):
-        return random.standard_normal(sizes).astype(dtype)
+    onnx_type = ir.DataType.FLOAT if value.dtype is None else value.dtype
+    dtype = onnx_type.numpy()
+    if onnx_type.is_floating_point():  # to numpy, bfloat16 is none
+        return np.random.default_rng(_SEED).standard_normal(sizes).astype(dtype)
     # Indices and masks: 0 is a row of every table, and a mask that lets all through keeps the work.
     return np.ones(sizes, dtype) if dtype == np.bool_ else np.zeros(sizes, dtype)
 

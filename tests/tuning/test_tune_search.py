@@ -4,77 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
+from support.computed_times import CONVERSION, FAST_IN_FLOAT, SLOW_IN_INTEGERS, Builder, Clock, rules
 
-import fxq
 from fxq.errors import RuntimeCrashedError, RuntimeUnavailableError
 from fxq.runtimes import Latency, OpTime
-from fxq.tuning.building import Built, FloatRules
 from fxq.tuning.report import Tuned
 from fxq.tuning.search import Search
 from fxq.tuning.timing import Speedup
-
-# What a layer takes in integers and in float, in milliseconds, and each conversion between them.
-SLOW_IN_INTEGERS = {"a": (1.0, 2.0), "b": (6.0, 2.0), "c": (1.0, 2.0), "d": (1.0, 2.0)}
-FAST_IN_FLOAT = dict.fromkeys("abcd", (2.0, 1.0))
-CONVERSION = 0.5
-X = torch.randn(1, 64, 2, 2, generator=torch.Generator().manual_seed(3))
-
-
-class Chain(nn.Module):
-    """Four convolutions, one behind the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d = (nn.Conv2d(64, 64, 1) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.d(self.c(self.b(self.a(x).relu()).relu()).relu())
-
-
-class Builder:
-    """Makes no files: a path is named after what is in float."""
-
-    def __init__(self) -> None:
-        self.prepared = fxq.prepare(Chain().eval(), X, "onnxruntime")
-
-    def candidate(self, rules: FloatRules) -> tuple[GraphModule, Path]:
-        return self.prepared, Path("_" + "".join(path for path, _ in rules).replace("*", "abcd"))
-
-    def result(self, rules: FloatRules) -> Built:
-        recipe = fxq.recipe("onnxruntime").with_rules(*rules)
-        return Built(self.prepared, recipe, None, self.candidate(rules)[1])
-
-
-class Clock:
-    """Times files: by what each layer costs, and by the conversions between them."""
-
-    def __init__(self, costs: dict[str, tuple[float, float]], scatter: Sequence[float] = (1.0,)) -> None:
-        self.costs, self.scatter, self.calls = costs, scatter, 0
-
-    def files(self, paths: Sequence[Path], rounds: int) -> Sequence[Latency]:
-        self.calls += 1
-        return [
-            Latency(tuple(sum(one.ms for one in self.cost(path)) * self.factor(index + turn) for turn in range(rounds)))
-            for index, path in enumerate(paths)
-        ]
-
-    def factor(self, index: int) -> float:
-        return self.scatter[index % len(self.scatter)]
-
-    def ops(self, path: Path) -> Sequence[OpTime]:
-        return self.cost(path)
-
-    def cost(self, path: Path) -> list[OpTime]:
-        types = [name in path.name for name in "abcd"]
-        return [
-            OpTime(
-                f"{name}/Conv", self.costs[name][is_float] + CONVERSION * (index > 0 and types[index - 1] != is_float)
-            )
-            for index, (name, is_float) in enumerate(zip("abcd", types, strict=True))
-        ]
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +27,6 @@ def run(builder: Builder) -> Run:
         return Search(builder, clock.files, clock.ops, lambda text: None, budget_s).run("a clock")
 
     return run
-
-
-def rules(tuned: Tuned) -> list[str]:
-    return [str(rule.match) for rule in tuned.recipe.rules]
 
 
 def test_a_layer_that_is_slow_in_integers_is_left_in_float_and_no_other(run: Run) -> None:
@@ -198,7 +130,7 @@ def test_without_a_profile_kinds_are_tried_alone_and_that_is_told(run: Run) -> N
             raise RuntimeUnavailableError("it does not tell")
 
     tuned = run(Silent(SLOW_IN_INTEGERS))
-    assert tuned.notes[0] == "regions were not looked for: it does not tell"
+    assert tuned.notes[0] == "regions were not looked for, without a profile of the default: it does not tell"
 
 
 def test_a_file_that_the_runtime_does_not_survive_is_no_candidate(run: Run) -> None:
