@@ -8,7 +8,7 @@ Source: ONNX QuantizeLinear and DequantizeLinear; TensorRT, "Working with quanti
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -40,13 +40,13 @@ def check_qdq(model: ir.Model, rules: FileRules) -> None:
     Raises:
         ExportError: a rule is broken; names the node.
     """
-    for found in broken_rules(model, rules):
+    for found in broken_rules(model.graph, rules):
         raise broken(found.node, found.what)
 
 
-def broken_rules(model: ir.Model, rules: FileRules) -> Iterator[BrokenRule]:
-    """Yield every rule that a quantizer of ``model`` breaks, in the order of the file."""
-    for node in model.graph:
+def broken_rules(nodes: Iterable[ir.Node], rules: FileRules) -> Iterator[BrokenRule]:
+    """Yield every rule that a quantizer among ``nodes`` breaks, in their order."""
+    for node in nodes:
         for rule, check in RULES.get(node.op_type, ()):
             what = check(node, rules)
             if what is not None:

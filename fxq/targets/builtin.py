@@ -34,10 +34,8 @@ _WITHOUT_DATA = FileRules(
 )
 # TensorRT's parser takes QuantizeLinear and DequantizeLinear alone, and has no sequences.
 _INTEGER_OPERATORS = (
-    "QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool",
-    "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QGemm", "QAttention",
-    "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
-    "DynamicQuantizeLSTM", "MatMulNBits",
+    "QLinear*", "QGemm", "QAttention", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits",
 )  # fmt: skip
 _SEQUENCES = (
     "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceAt", "SequenceErase", "SequenceLength",

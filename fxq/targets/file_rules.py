@@ -21,7 +21,7 @@ class FileRules:
         slow_activation_dtypes: those among them around which operations stay in float.
         weight_dtypes: code dtypes of stored tensors.
         integer_bias: a bias may be stored as int32 codes.
-        refused_operators: what the runtime does not take, such as "QLinearConv".
+        refused_operators: what the runtime does not take, such as "QGemm"; "QLinear*" stands for all that begin so.
         weight_axes: for each operator, the axis of its per-channel weight. A linear weight is counted as PyTorch
             stores it, (out, in): Gemm with transB = 1, or MatMul behind a Transpose; stored as (in, out), the other
             axis is meant.

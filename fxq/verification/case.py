@@ -1,5 +1,6 @@
 """Case: a file, the target that it is for, and the questions that rules ask of both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +9,7 @@ import onnx_ir as ir
 from fxq.targets import Target
 from fxq.verification.finding import Finding
 from fxq.verification.onnx_file import OnnxFile
-from fxq.verification.questions import Questions
+from fxq.verification.questions import Questions, bodies
 
 
 def name_of(node: ir.Node | None) -> str:
@@ -30,8 +31,17 @@ class Case:
 
     @property
     def nodes(self) -> list[ir.Node]:
-        """The nodes of the file, in its order."""
+        """The nodes of the file, in its order, without those in bodies."""
         return list(self.file.model.graph)
+
+    @property
+    def all_nodes(self) -> list[ir.Node]:
+        """The nodes of the file, and behind each one those in its bodies: what If, Loop and Scan run."""
+        return list(self.file.model.graph.all_nodes())
+
+    @cached_property
+    def _runs(self) -> Mapping[ir.Graph, ir.Node]:
+        return {body: node for node in self.all_nodes for body in bodies(node)}
 
     def wants_integers(self, kind: str) -> bool:
         """Does the target compute operations of this kind in integers, by default?"""
@@ -50,4 +60,7 @@ class Case:
         """Return the finding of a rule at a node; ``what`` is read after the node's name."""
         name = name_of(node)
         path = self.file.path_of(node) or name
-        return Finding(rule, name, path, severity, fix, f"{node.op_type} {name!r} {what}", cost)
+        around = None if node.graph is None else self._runs.get(node.graph)
+        # Names may repeat in bodies.
+        place = "" if around is None else f" in the body of {around.op_type} {name_of(around)!r}"
+        return Finding(rule, name, path, severity, fix, f"{node.op_type} {name!r}{place} {what}", cost)

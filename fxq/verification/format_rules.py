@@ -1,16 +1,17 @@
-"""Rules about single nodes: what the runtime refuses, whatever is around them.
+"""Rules about single nodes, in bodies too: what the runtime refuses, whatever is around them.
 
 The rules of quantizers are those that an export is checked by, ``fxq/export/qdq_rules.py``.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 
-from fxq.export.qdq_rules import broken_rules, constant_of
+from fxq.export.qdq_rules import BrokenRule, broken_rules, constant_of
 from fxq.verification.case import Case
 from fxq.verification.finding import ERROR, WARNING, Finding
+from fxq.verification.questions import bodies
 
-_CONTROL_FLOW = ("If", "Loop", "Scan")
 _OF_PAIRS = frozenset({"pair", "codes-read", "codes-source", "integer-product"})
 
 # For each rule of quantizers what breaking it costs, {target} being the runtime, and what to do.
@@ -64,17 +65,26 @@ def integer_quantizers(case: Case) -> Iterator[Finding]:
 
 
 def _broken(case: Case, rules: Collection[str]) -> Iterator[Finding]:
-    for broken in broken_rules(case.file.model, case.target.file):
-        if broken.rule not in rules:
+    for broken in broken_rules(case.all_nodes, case.target.file):
+        if broken.rule not in rules or _is_at_border(case, broken):
             continue
         cost, fix = (text.format(target=case.target.name) for text in _TEXTS[broken.rule])
         severity = WARNING if broken.rule == "quantized-output" else ERROR
         yield case.finding(broken.rule, broken.node, severity, fix, what=broken.what, cost=cost)
 
 
+def _is_at_border(case: Case, broken: BrokenRule) -> bool:
+    """Is it about what enters or leaves a body? That may be codes, and what leaves is no output of the model."""
+    if broken.node.graph is case.file.model.graph:
+        return False
+    source = broken.node.inputs[0]
+    enters = source is not None and source.producer() is None
+    return broken.rule == "quantized-output" or (broken.rule == "codes-source" and enters)
+
+
 def activation_scales(case: Case) -> Iterator[Finding]:
     """An activation has one scale: ONNX allows several, and no runtime takes them."""
-    for node in case.nodes:
+    for node in case.all_nodes:
         scale = constant_of(node, 1) if node.op_type == "QuantizeLinear" else None
         if scale is not None and scale.size > 1 and node.inputs[0] not in case.ask.constants:
             yield case.finding(
@@ -86,8 +96,8 @@ def activation_scales(case: Case) -> Iterator[Finding]:
 
 def refused_operators(case: Case) -> Iterator[Finding]:
     """Operators that the runtime has not: integer operators and sequences for TensorRT."""
-    for node in case.nodes:
-        if node.op_type in case.target.file.refused_operators:
+    for node in case.all_nodes:
+        if any(fnmatchcase(node.op_type, refused) for refused in case.target.file.refused_operators):
             is_integer = "Sequence" not in node.op_type and "Optional" not in node.op_type
             fix = (
                 "write the file with QuantizeLinear and DequantizeLinear around float operators (QuantFormat.QDQ in "
@@ -102,12 +112,13 @@ def refused_operators(case: Case) -> Iterator[Finding]:
 
 
 def control_flow(case: Case) -> Iterator[Finding]:
-    """If, Loop and Scan: nothing is fused across their borders, and what is in them is not checked here."""
-    for node in case.nodes:
-        if node.op_type in _CONTROL_FLOW:
+    """If, Loop and Scan: nothing is fused across their borders, and rules of places and layers end there."""
+    for node in case.all_nodes:
+        if bodies(node):
             yield case.finding(
                 "control-flow", node, WARNING,
                 "export the model with fixed decisions and unrolled loops, for the sizes that it will see",
-                what="decides as it runs what is computed",
+                what="decides as it runs what is computed; where quantizers stand in its body, and whether layers in "
+                "it have all that they need, was not checked",
                 cost="nothing fuses across its border, and quantizers at it run by themselves",
             )  # fmt: skip

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from fxq.export.qdq_rules import constant_of
 from fxq.kinds import ACTIVATIONS
+from fxq.verification.formulas import Formula, find_formulas, without_dequantizer
 
 # ONNX's operators in the words of fxq/kinds.py; what depends on more than the operator is below.
 OP_KINDS: Mapping[str, str] = MappingProxyType(
@@ -59,8 +60,16 @@ _WEIGHT_INPUTS = {"Conv": (1,), "ConvTranspose": (1,), "MatMul": (1, 0), "Gemm":
 _IN_EPILOGUE = ACTIVATIONS | MOVES_DATA | {"batch_norm", "mul", "div"}
 
 
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs that a node runs: the branches of an If, the body of a Loop or Scan."""
+    return [one.as_graph() for one in node.attributes.values() if one.type == ir.AttributeType.GRAPH]
+
+
 class Questions:
-    """Answers about one model, which is not changed."""
+    """Answers about one model, which is not changed.
+
+    They are about the graph itself; of what stands in the bodies of its nodes only ``constants`` and kinds are known.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
@@ -68,25 +77,33 @@ class Questions:
     @cached_property
     def constants(self) -> frozenset[ir.Value]:
         """Stored tensors, and what is computed of them alone."""
-        found = {value for value in self.model.graph.initializers.values() if not value.is_graph_input()}
+        stored = (value for graph in self.model.graphs() for value in graph.initializers.values())
+        found = {value for value in stored if not value.is_graph_input()}
         # Older files list their initializers among the inputs as well.
         found |= {value for value in self.model.graph.inputs if value.is_initializer()}
-        for node in self.model.graph:
+        for node in self.model.graph.all_nodes():
             inputs = [value for value in node.inputs if value is not None]
-            if inputs and all(value in found for value in inputs):
+            # A body reads what it wants of the graphs around it.
+            if inputs and all(value in found for value in inputs) and not bodies(node):
                 found.update(node.outputs)
         return frozenset(found)
+
+    @cached_property
+    def formulas(self) -> Mapping[ir.Node, Formula]:
+        """Activations written as several nodes, by the last of these."""
+        return find_formulas(self.model.graph, self.constants)
+
+    @cached_property
+    def _formulas_of(self) -> Mapping[tuple[ir.Value, ir.Node], Formula]:
+        # Of two that share nodes, as a hard swish has a hard sigmoid in it, the longer comes last.
+        return {(one.source, node): one for one in self.formulas.values() for node in one.nodes}
 
     def kind(self, node: ir.Node) -> str:
         """Return what a node computes, in the words of fxq/kinds.py; "other" where there is none."""
         if node.op_type in _PRODUCTS:
             return "linear" if self.weight_index(node) is not None else "matmul"
-        if node.op_type == "Mul":
-            for value, other in (node.inputs, node.inputs[::-1]):
-                gate = None if value is None else value.producer()
-                if gate is not None and gate.inputs and gate.inputs[0] is other:
-                    return {"Sigmoid": "silu", "HardSigmoid": "hardswish"}.get(gate.op_type, "mul")
-        return OP_KINDS.get(node.op_type, "other")
+        formula = self.formulas.get(node)
+        return OP_KINDS.get(node.op_type, "other") if formula is None else formula.kind
 
     def weight_index(self, node: ir.Node) -> int | None:
         """Return which input of a convolution or product is its weight, None for a product of two activations."""
@@ -129,41 +146,34 @@ class Questions:
         return index is not None and all(self.is_quantized(node.inputs[at]) for at in (index, 1 - index))
 
     def only_reader(self, value: ir.Value) -> ir.Node | None:
-        """Return the node that reads a value, None where several do or it is an output of the model."""
+        """Return the node that reads a value, None where several do, or one in a body, or it is an output."""
         readers = self.readers(value)
-        return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+        is_alone = len(readers) == 1 and readers[0].graph is value.graph
+        return readers[0] if is_alone and not value.is_graph_output() else None
 
     def readers(self, value: ir.Value) -> list[ir.Node]:
         """Return the nodes that read a value, each once."""
         return list(dict.fromkeys(reader for reader, _ in value.uses()))
 
+    def operations_behind(self, value: ir.Value) -> list[ir.Node]:
+        """Return what reads a value, each once, and of an activation written as several nodes the last."""
+        found = [(self._formulas_of.get((without_dequantizer(value), one)), one) for one in self.readers(value)]
+        return list(dict.fromkeys(one if formula is None else formula.last for formula, one in found))
+
     def convolution_of(self, value: ir.Value | None, through_quantizers: bool = False) -> ir.Node | None:
         """Walk back from what an add reads to the integer convolution whose kernel can absorb it, None for none."""
         while value is not None and (node := value.producer()) is not None and not value.is_graph_output():
-            kind = self.kind(node)
-            # What reads a value twice, as x * sigmoid(x) does, reads it as one.
-            is_alone = len({self._gate(reader) for reader in self.readers(value)}) == 1
-            if not is_alone:
+            kind, formula = self.kind(node), self.formulas.get(node)
+            if len(self.operations_behind(value)) != 1:
                 return None
             if kind in CONVOLUTIONS:
                 return node if self.is_integer_layer(node) else None
             is_quantizer = node.op_type in ("QuantizeLinear", "DequantizeLinear")
             if not (kind in _IN_EPILOGUE or (is_quantizer and through_quantizers)):
                 return None
-            inputs = [self._before_gate(node)] if kind in ("silu", "hardswish") else self.activations(node)
+            inputs = self.activations(node) if formula is None else [formula.source]
             value = inputs[0] if len(inputs) == 1 or is_quantizer else None
         return None
-
-    def _gate(self, node: ir.Node) -> ir.Node:
-        """Return the product that a sigmoid is the gate of, else the node."""
-        if node.op_type not in ("Sigmoid", "HardSigmoid"):
-            return node
-        behind = self.readers(node.outputs[0])
-        return behind[0] if len(behind) == 1 and self.kind(behind[0]) in ("silu", "hardswish") else node
-
-    def _before_gate(self, node: ir.Node) -> ir.Value | None:
-        gate = next((p for v in node.inputs if v is not None and (p := v.producer()) and "Sigmoid" in p.op_type), None)
-        return node.inputs[0] if gate is None else gate.inputs[0]
 
     def same_range(self, one: ir.Node, other: ir.Node) -> bool:
         """Have two quantizers the same scale and zero point?"""

@@ -4,26 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from support.file_findings import findings, told
 from support.qdq_files import CHANNELS, QdqFile, residual_block
 
-from fxq.registry import get_target
-from fxq.verification.case import Case
-from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
-from fxq.verification.onnx_file import OnnxFile
-from fxq.verification.rules import FILE_RULES
+from fxq.verification.finding import ERROR, NOTE, WARNING
 
 WEIGHT = np.full((CHANNELS, CHANNELS, 3, 3), 0.1, np.float32)
 Build = Callable[[QdqFile], str]
-
-
-def findings(path: Path, target: str) -> list[Finding]:
-    case = Case(OnnxFile.read(path), get_target(target))
-    return [finding for rule in FILE_RULES for finding in rule(case)]
-
-
-def told(path: Path, target: str) -> set[tuple[str, str, str]]:
-    return {(finding.severity, finding.rule, finding.node) for finding in findings(path, target)}
 
 
 def uint8_conv(file: QdqFile, bias: str | None = None) -> str:
@@ -168,18 +157,20 @@ def test_sequences_are_refused(tmp_path: Path) -> None:
     assert not [one for one in told(path, "openvino") if one[1] == "operator"]
 
 
-def test_decisions_are_named(tmp_path: Path) -> None:
-    from onnx import TensorProto, helper
-
-    file = QdqFile()
-    y = file.conv(file.qdq("x", "input"), "conv")
-    condition = file.store("condition", np.array(True))
-    ends = [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None)]
-    branch = helper.make_graph([helper.make_node("Identity", [y], ["chosen"])], "branch", [], ends)
-    path = file.save(
-        tmp_path / "model.onnx", file.op("If", condition, name="if", then_branch=branch, else_branch=branch)
-    )
-    assert (WARNING, "control-flow", "if") in told(path, "tensorrt")
+def test_every_operator_on_codes_is_refused(tmp_path: Path) -> None:
+    """Those of ONNX Runtime are many, and more come with its versions."""
+    file, of_ort = QdqFile(), {"domain": "com.microsoft"}
+    ends = file.store("scale", np.array(0.05, np.float32)), file.store("zero", np.array(0, np.int8))
+    codes = file.op("QuantizeLinear", "x", *ends, name="q")
+    codes = file.op("QLinearReduceMean", codes, *ends, *ends, name="mean", axes=[2, 3], keepdims=1, **of_ort)
+    codes = file.op("QLinearSoftmax", codes, *ends, *ends, name="softmax", axis=1, opset=18, **of_ort)
+    path = file.save(tmp_path / "model.onnx", file.op("DequantizeLinear", codes, *ends, name="dq"))
+    model = onnx.load(path)
+    model.opset_import.add(domain="com.microsoft", version=1)
+    onnx.save(model, path)
+    refused = {one for one in told(path, "tensorrt") if one[1] == "operator"}
+    assert refused == {(ERROR, "operator", "mean"), (ERROR, "operator", "softmax")}
+    assert not [one for one in told(path, "onnxruntime") if one[1] == "operator"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,237 @@
+"""An activation that a file writes as several nodes is one, however it is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto
+from support.file_findings import findings, told
+from support.qdq_files import QdqFile
+from torch import nn
+
+from fxq.verification.finding import WARNING
+from fxq.verification.formulas import ACTIVATIONS, POINTS, find_formulas
+from fxq.verification.onnx_file import OnnxFile
+from fxq.verification.questions import Questions
+
+Write = Callable[["Nodes", str], str]
+
+
+class Nodes(QdqFile):
+    """A file to which operators of numbers and values are added, named in their order."""
+
+    def add(self, op_type: str, *operands: str | float, **attributes: float) -> str:
+        count = len(self.nodes)
+        names = [
+            one if isinstance(one, str) else self.store(f"number{count}_{at}", np.array(one, np.float32))
+            for at, one in enumerate(operands)
+        ]
+        return self.op(op_type, *names, name=f"{op_type.lower()}{count}", **attributes)
+
+
+def silu(file: Nodes, x: str) -> str:
+    return file.add("Mul", file.add("Sigmoid", x), x)
+
+
+def silu_by_exp(file: Nodes, x: str) -> str:
+    return file.add("Div", x, file.add("Add", file.add("Exp", file.add("Neg", x)), 1))
+
+
+def hardswish(file: Nodes, x: str) -> str:
+    return file.add("Mul", x, file.add("HardSigmoid", x, alpha=1 / 6))
+
+
+def relu6(file: Nodes, x: str) -> str:
+    return file.add("Clip", file.add("Add", x, 3), 0, 6)
+
+
+def hardsigmoid_divided(file: Nodes, x: str) -> str:
+    return file.add("Div", relu6(file, x), 6)
+
+
+def hardswish_divided(file: Nodes, x: str) -> str:
+    return file.add("Div", file.add("Mul", x, relu6(file, x)), 6)
+
+
+def hardswish_of_a_gate(file: Nodes, x: str) -> str:
+    return file.add("Mul", hardsigmoid_divided(file, x), x)
+
+
+def hardswish_by_bounds(file: Nodes, x: str) -> str:
+    bounded = file.add("Min", file.add("Relu", file.add("Add", 3, x)), 6)
+    return file.add("Mul", file.add("Mul", x, 1 / 6), bounded)
+
+
+def mish(file: Nodes, x: str) -> str:
+    return file.add("Mul", x, file.add("Tanh", file.add("Softplus", x)))
+
+
+def mish_by_exp(file: Nodes, x: str) -> str:
+    softplus = file.add("Log", file.add("Add", file.add("Exp", x), 1))
+    return file.add("Mul", file.add("Tanh", softplus), x)
+
+
+def gelu(file: Nodes, x: str) -> str:
+    erf = file.add("Add", file.add("Erf", file.add("Div", x, 2**0.5)), 1)
+    return file.add("Mul", file.add("Mul", x, erf), 0.5)
+
+
+def gelu_halved_first(file: Nodes, x: str) -> str:
+    erf = file.add("Add", 1, file.add("Erf", file.add("Mul", x, 0.5**0.5)))
+    return file.add("Mul", file.add("Mul", 0.5, x), erf)
+
+
+def gelu_by_tanh(file: Nodes, x: str) -> str:
+    cubed = file.add("Add", x, file.add("Mul", 0.044715, file.add("Pow", x, 3)))
+    tanh = file.add("Tanh", file.add("Mul", cubed, (2 / np.pi) ** 0.5))
+    return file.add("Mul", file.add("Mul", 0.5, x), file.add("Add", tanh, 1))
+
+
+FORMULAS = {
+    silu: "silu",
+    silu_by_exp: "silu",
+    hardswish: "hardswish",
+    hardsigmoid_divided: "hardsigmoid",
+    hardswish_divided: "hardswish",
+    hardswish_of_a_gate: "hardswish",
+    hardswish_by_bounds: "hardswish",
+    mish: "mish",
+    mish_by_exp: "mish",
+    gelu: "gelu",
+    gelu_halved_first: "gelu",
+    gelu_by_tanh: "gelu",
+}
+
+
+def integer_conv(file: QdqFile) -> str:
+    return file.conv(file.qdq("x", "input"), "conv")
+
+
+def found(path: Path) -> list[tuple[str, str]]:
+    model = OnnxFile.read(path).model
+    formulas = find_formulas(model.graph, Questions(model).constants)
+    return [(formula.kind, str(node.name)) for node, formula in formulas.items()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [
+        ("silu", nn.SiLU()),
+        ("hardsigmoid", nn.Hardsigmoid()),
+        ("hardswish", nn.Hardswish()),
+        ("mish", nn.Mish()),
+        ("gelu", nn.GELU()),
+    ],
+)
+def test_what_formulas_are_compared_with_is_what_torch_computes(kind: str, module: nn.Module) -> None:
+    # both in 64 bits
+    np.testing.assert_allclose(ACTIVATIONS[kind], module(torch.from_numpy(POINTS)).numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("write", FORMULAS, ids=lambda write: write.__name__)
+def test_a_formula_is_found_behind_what_it_is_computed_from(tmp_path: Path, write: Write) -> None:
+    """A relu before it is no part of it."""
+    file = Nodes()
+    y = write(file, file.op("Relu", integer_conv(file), name="before"))
+    path = file.save(tmp_path / "model.onnx", y)
+    assert found(path)[-1] == (FORMULAS[write], y.removesuffix("_out"))
+
+
+@pytest.mark.parametrize("write", FORMULAS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("dequantizers", [1, 2])
+def test_a_quantizer_between_a_convolution_and_a_formula_is_named(
+    tmp_path: Path, write: Write, dequantizers: int
+) -> None:
+    file = Nodes()
+    y = write(file, file.qdq(integer_conv(file), "early"))
+    if dequantizers == 2:  # one for each reader
+        at = next(at for at, node in enumerate(file.nodes) if node.name == "early/dq")
+        again = type(file.nodes[at])()
+        again.CopyFrom(file.nodes[at])
+        again.name, again.output[0] = "again/dq", "again_out"
+        file.nodes.insert(at, again)
+        last = [node for node in file.nodes if "early/dq_out" in node.input][-1]
+        last.input[:] = ["again_out" if name == "early/dq_out" else name for name in last.input]
+    path = file.save(tmp_path / "model.onnx", y)
+    assert told(path, "tensorrt") == {(WARNING, "quantizer-before-activation", "early/q")}
+    (finding,) = findings(path, "tensorrt")
+    assert finding.fix == f"move the pair behind '{y.removesuffix('_out')}'"
+
+
+def steeper_silu(file: Nodes, x: str) -> str:
+    return file.add("Mul", x, file.add("Sigmoid", file.add("Mul", x, 1.702)))
+
+
+def wider_hardswish(file: Nodes, x: str) -> str:
+    return file.add("Mul", x, file.add("HardSigmoid", x))  # alpha 0.2
+
+
+def gated_by_another(file: Nodes, x: str) -> str:
+    return file.add("Mul", x, file.add("Tanh", file.add("Softplus", file.op("Sin", "x", name="sin"))))
+
+
+def read_on_the_way(file: Nodes, x: str) -> str:
+    gate = file.add("Sigmoid", x)
+    return file.op("Mean", file.add("Mul", x, gate), gate, name="mean")
+
+
+def scaled_per_channel(file: Nodes, x: str) -> str:
+    halves = file.store("halves", np.full((4, 1, 1), 0.5, np.float32))
+    erf = file.add("Add", file.add("Erf", file.add("Div", x, 2**0.5)), 1)
+    return file.add("Mul", file.add("Mul", x, erf), halves)
+
+
+def logarithm(file: Nodes, x: str) -> str:
+    return file.add("Mul", x, file.add("Log", x))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [steeper_silu, wider_hardswish, gated_by_another, read_on_the_way, scaled_per_channel, logarithm],
+    ids=lambda write: write.__name__,
+)
+def test_what_is_nearly_a_formula_is_not_judged(tmp_path: Path, write: Write) -> None:
+    file = Nodes()
+    path = file.save(tmp_path / "model.onnx", write(file, file.qdq(integer_conv(file), "early")))
+    assert found(path) == []
+    assert "quantizer-before-activation" not in {finding.rule for finding in findings(path, "tensorrt")}
+
+
+def test_numbers_stored_in_16_bits_are_near_enough(tmp_path: Path) -> None:
+    file = Nodes()
+    half = file.op("Cast", integer_conv(file), name="half", to=TensorProto.FLOAT16)
+    y = gelu(file, half)
+    numbers = {name: value.astype(np.float16) for name, value in file.stored.items() if name.startswith("number")}
+    file.stored.update(numbers)
+    path = file.save(tmp_path / "model.onnx", file.op("Cast", y, name="float", to=TensorProto.FLOAT))
+    assert found(path) == [("gelu", y.removesuffix("_out"))]
+
+
+def test_bounds_may_be_attributes_as_they_were(tmp_path: Path) -> None:
+    file = Nodes(opset=10)
+    x = file.qdq("x", "input")
+    y = file.add("Div", file.add("Mul", x, file.add("Clip", file.add("Add", x, 3), min=0.0, max=6.0)), 6)
+    assert found(file.save(tmp_path / "model.onnx", y)) == [("hardswish", y.removesuffix("_out"))]
+
+
+def test_a_pair_that_only_a_formula_reads_is_lone_where_no_layer_is_before_it(tmp_path: Path) -> None:
+    file = Nodes()
+    y = file.op("Sin", integer_conv(file), name="sin")
+    path = file.save(tmp_path / "model.onnx", mish(file, file.qdq(y, "lone")))
+    assert told(path, "tensorrt") == {(WARNING, "lone-quantizer", "lone/q")}
+
+
+@pytest.mark.parametrize("write", [silu, hardswish_divided, mish], ids=lambda write: write.__name__)
+def test_a_residual_behind_a_formula_is_found(tmp_path: Path, write: Write) -> None:
+    file = Nodes()
+    path = file.save(tmp_path / "model.onnx", file.op("Add", write(file, integer_conv(file)), "x", name="add"))
+    assert told(path, "tensorrt") == {(WARNING, "residual-quantizer", "add")}
+
+
+def test_onnxruntime_wants_the_pair_behind_the_convolution(tmp_path: Path) -> None:
+    file = Nodes()
+    x = file.qdq("x", "input", np.uint8, 128)
+    y = file.qdq(file.conv(x, "conv", bias=file.bias("bias")), "output", np.uint8, 128)
+    assert told(file.save(tmp_path / "model.onnx", mish(file, y)), "onnxruntime") == set()
