@@ -1,4 +1,4 @@
-"""What ``fxq report`` and ``fxq quantize --report`` write; the latter with the runtime's own word on the file."""
+"""What ``fxq report`` and ``fxq quantize --report`` write, with what a runtime makes of the file and its speed."""
 
 import dataclasses
 import logging
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from fxq import reporting
+from fxq import api, reporting
 from fxq.cli.calibration_data import Batches
 from fxq.cli.console import is_quiet
+from fxq.cli.file_latency import time_beside_float, why_not_timed
 from fxq.errors import FxqError
-from fxq.runtimes import RUNTIMES
+from fxq.runtimes import Latency
 from fxq.stage import Stage
 from fxq.state import require_state
 from fxq.targets import Target
-from fxq.verification import bench, verify
-from fxq.verification.bench_report import BenchReport
+from fxq.verification import verify
 from fxq.verification.finding import Finding
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS, _SAMPLES = 30, 64
+_SAMPLES = 64
 
 
 def check_places(paths: Iterable[Path]) -> None:
@@ -37,13 +37,23 @@ def check_places(paths: Iterable[Path]) -> None:
             pass
 
 
+def file_to_measure(prepared: GraphModule, path: Path) -> "ExportReport | str":
+    """Write the file that ``fxq quantize`` would; return its report, or in words why there is none."""
+    logger.info("writing the model as a file, to measure that")
+    try:
+        return api.export_onnx(api.convert(prepared), path)
+    except FxqError as error:
+        logger.warning("no file of the model is in the report: %s", error)
+        return str(error)
+
+
 def write_reports(
     paths: Iterable[Path],
     model: nn.Module,
     prepared: GraphModule,
     batches: Batches | None,
-    exported: "ExportReport | None" = None,
-    inputs: tuple[Any, ...] = (),
+    exported: "ExportReport | str",
+    inputs: tuple[Any, ...],
 ) -> None:
     """Write a report to each of ``paths``.
 
@@ -52,17 +62,17 @@ def write_reports(
         model: the float one.
         prepared: calibrated.
         batches: layers are measured on the first of them; None measures none.
-        exported: its file, if one was written.
+        exported: its file, or why there is none.
         inputs: positional ones, of the sizes at which the runtime is asked about it.
     """
     target = require_state(prepared, Stage.PREPARED, "report").settings.target
-    findings, latency, notes = ((), None, []) if exported is None else _of_the_file(exported, target, inputs)
+    file = None if isinstance(exported, str) else exported
+    findings, latency, notes = _without_file(exported) if file is None else _of_the_file(file, target, model, inputs)
     few = None if batches is None else _first(batches)
     logger.info("measuring layers for the report")
     found = reporting.report(
-        prepared, None, few, float_model=model, file=exported, findings=findings, latency=latency,
-        progress=not is_quiet(),
-    )  # fmt: skip
+        prepared, None, few, float_model=model, file=file, findings=findings, latency=latency, progress=not is_quiet()
+    )
     found = dataclasses.replace(found, notes=(*found.notes, *notes))
     for path in paths:
         found.write(path)
@@ -80,22 +90,27 @@ def _first(batches: Batches) -> list[Any]:
     return found
 
 
-def _of_the_file(
-    exported: "ExportReport", target: Target, inputs: tuple[Any, ...]
-) -> tuple[tuple[Finding, ...], BenchReport | None, list[str]]:
+_Facts = tuple[tuple[Finding, ...], dict[str, Latency], list[str]]
+
+
+def _without_file(why: object) -> _Facts:
+    return (), {}, [f"left out: size of the file, what fxq verify finds in it, and latency, without a file: {why}"]
+
+
+def _of_the_file(file: "ExportReport", target: Target, model: nn.Module, inputs: tuple[Any, ...]) -> _Facts:
     """Return what ``fxq.verify`` finds, how long the file takes where its runtime runs here, and notes."""
-    if exported.islands:
-        return (), None, ["what runtimes make of the islands' files is not looked at: fxq verify does, one by one"]
+    if file.islands:
+        return (), {}, ["what runtimes make of the islands' files is not looked at: fxq verify does, one by one"]
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    shapes = {name: tuple(tensor.shape) for name, tensor in zip(exported.shapes, tensors, strict=False)}
-    logger.info("asking %s what it makes of %s", target.file.runtime or "the rules", exported.path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in zip(file.shapes, tensors, strict=False)}
+    logger.info("asking %s what it makes of %s", target.file.runtime or "the rules", file.path.name)
     try:
-        found = verify(exported.path, target, shapes)
-        notes = [f"fxq verify for {found.target}: {'no rule is broken' if found.ok else 'a rule is broken, see below'}"]
-        runtime = RUNTIMES.get(target.file.runtime)
-        latency = None
-        if runtime is not None and runtime.runs_here and runtime.is_installed():
-            latency = bench(exported.path, runtimes=[target.file.runtime], shapes=shapes, rounds=_ROUNDS)
+        found = verify(file.path, target, shapes)
     except FxqError as error:
-        return (), None, [f"the file was not verified: {error}"]
-    return found.findings, latency, notes
+        return (), {}, [f"the file was not verified: {error}"]
+    verdict = f"fxq verify for {found.target}: {'no rule is broken' if found.ok else 'a rule is broken, see below'}"
+    why_not = why_not_timed(target)
+    if why_not:
+        return found.findings, {}, [verdict, f"latency was not measured: {why_not}"]
+    latency, notes = time_beside_float(file.path, target.file.runtime, shapes, model, inputs)
+    return found.findings, latency, [verdict, *notes]

@@ -68,6 +68,13 @@ Out = Annotated[
         show_default=False,
     ),
 ]
+NoFile = Annotated[
+    bool,
+    typer.Option(
+        "--no-file",
+        help="Write no file to measure: quicker, and without its size, what fxq verify finds in it, and latency.",
+    ),
+]
 
 
 def compare(  # noqa: PLR0913 - typer makes an option of each argument
@@ -157,13 +164,14 @@ def report(  # noqa: PLR0913 - typer makes an option of each argument
     mean: options.Mean = options.IMAGENET_MEAN,
     std: options.Std = options.IMAGENET_STD,
     out: Out,
+    no_file: NoFile = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write one page about the quantized model: accuracy, size, graph, layers, sensitivity and ranges."""
+    """Write one page about the quantized model: accuracy, size, speed, graph, layers, ranges and what verify finds."""
     from fxq.cli.layers import run_report
 
-    run_report(layers_job(locals()), out)
+    run_report(layers_job(locals()), out, has_file=not no_file)
 
 
 def layers_job(given: dict[str, Any]) -> "LayersJob":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
 from fxq.cli.console import is_quiet, print_json, print_result
 from fxq.cli.example_inputs import ExampleSource
-from fxq.cli.file_report import check_places, write_reports
+from fxq.cli.file_report import check_places, file_to_measure, write_reports
 from fxq.cli.models import ModelSource, check_trained, load_model
 from fxq.cli.quantize import JUDGED_SAMPLES, check_runs
 from fxq.cli.recipes import RecipeChoice
@@ -48,21 +49,24 @@ def run_compare(job: LayersJob) -> None:
     Raises:
         FxqError: something that was named does not exist, does not fit, or cannot be quantized or written.
     """
-    model, prepared, batches = _calibrated(job)
+    model, prepared, batches, _ = _calibrated(job)
     _show(job, compare(model, prepared, batches, progress=not is_quiet()))
 
 
 def run_sensitivity(job: LayersJob, mode: str) -> None:
     """Print what each group of operations costs; errors as of :func:`run_compare`."""
     (chosen,) = [known for known in get_args(Mode) if known == mode]
-    _, prepared, batches = _calibrated(job)
+    _, prepared, batches, _ = _calibrated(job)
     _show(job, sensitivity(prepared, batches, mode=chosen, progress=not is_quiet()))
 
 
-def run_report(job: LayersJob, paths: Sequence[Path]) -> None:
-    """Write a report to each of ``paths``; errors as of :func:`run_compare`."""
+def run_report(job: LayersJob, paths: Sequence[Path], has_file: bool) -> None:
+    """Write a report to each of ``paths``, with what a file of the model is like; errors as of :func:`run_compare`."""
     check_places(paths)
-    write_reports(paths, *_calibrated(job))
+    model, prepared, batches, inputs = _calibrated(job)
+    with tempfile.TemporaryDirectory() as folder:
+        file = file_to_measure(prepared, Path(folder) / "quantized.onnx") if has_file else "--no-file was given"
+        write_reports(paths, model, prepared, batches, file, inputs)
 
 
 def load(job: LayersJob) -> tuple[nn.Module, Batches, tuple[Any, ...]]:
@@ -88,18 +92,20 @@ def one_of_each(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value[:1] if isinstance(value, Tensor) else value for value in inputs)
 
 
-def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches]:
+def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches, tuple[Any, ...]]:
+    """Return the model, what was prepared of it, its data and one sample."""
     if job.plot is not None:
         plot_place(job.plot)  # before long work
     model, batches, judged = load(job)
     if job.model.has_random_weights:
         logger.warning("%s has random weights, so its errors mean nothing", job.model.spec)
     logger.info("%s: placing quantizers for %s", type(model).__name__, job.recipe.resolve().name)
-    prepared = job.recipe.prepare(model, one_of_each(judged))
+    one = one_of_each(judged)
+    prepared = job.recipe.prepare(model, one)
     if needs_data(prepared):
         logger.info("calibrating on %d batches", len(batches))
         calibrate(prepared, batches, progress=not is_quiet(), unjudged=job.recipe.runs_unjudged)
-    return model, prepared, batches
+    return model, prepared, batches, one
 
 
 def _show(job: LayersJob, report: Comparison | Sensitivity) -> None:

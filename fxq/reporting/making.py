@@ -70,7 +70,7 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
             of a prepared model is quantized alone (on 16 samples). One run of a batch takes three times that of the
             model, and the groups one run each.
         float_model: that was prepared; needed for a converted model where nobody else keeps it.
-        file: what ``fxq.export_onnx`` returned: size and quality of the file.
+        file: what ``fxq.export_onnx`` returned: size and quality of the file, and which fusion costs accuracy.
         findings: what ``fxq.verify`` returned, or some of it.
         latency: what ``fxq.bench`` returned, or what was measured by what it is, such as {"ONNX Runtime, int8": ...}:
             see ``fxq.runtimes``.
@@ -120,7 +120,7 @@ def report(  # noqa: PLR0913 - a model, and all that may have been found out abo
         sensitivity=sensitivity,
         calibration=state.calibration,
         findings=found_by_verify,
-        notes=(*([explanation.traced] if explanation.traced else []), *explanation.notes, *notes),
+        notes=(*filter(None, (explanation.traced, *explanation.notes)), *notes, *_fusions(file)),
     )
     if path is not None:
         found.write(path)
@@ -192,8 +192,13 @@ def _below(path: str, node: GraphNode) -> GraphNode:
 
 def _tensors(parts: list[tuple[str, GraphModule]], state: State, data: Data | None) -> Iterator[TensorRange]:
     for path, gm in parts:
-        own = ranges_of_converted(gm, data) if state.stage is Stage.LOWERED else ranges_of_prepared(gm)
+        own = ranges_of_prepared(gm) if state.stage is not Stage.LOWERED else _converted_ranges(gm, data)
         yield from (replace(one, quantizer=f"{path}.{one.quantizer}".strip(".")) for one in own)
+
+
+def _converted_ranges(gm: GraphModule, data: Data | None) -> Iterator[TensorRange]:
+    quantized = (one for node in explain(gm).nodes for one in node.quantized)
+    return ranges_of_converted(gm, data, {one.quantizer: one.descriptor for one in quantized})
 
 
 def _name_of(model: GraphModule, state: State) -> str:
@@ -246,6 +251,14 @@ def _size(model: GraphModule, state: State, file: "ExportReport | None") -> Size
             bits = quantizer.num_bits if isinstance(quantizer.num_bits, int) else 1 + sum(quantizer.num_bits)
             quantized -= weight.nbytes - -(-weight.numel() * bits // 8)
     return Size(stored, quantized, file_bytes)
+
+
+def _fusions(file: "ExportReport | None") -> list[str]:
+    """Return which optimizations of ONNX Runtime cost accuracy, in words, by island where there are some."""
+    if file is None:
+        return []
+    islands = [f"{path}: {island.fusion}" for path, island in file.islands.items() if island.fusion]
+    return [file.fusion, *islands] if file.fusion else islands
 
 
 def _bytes_of(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ from fxq.layer_report import decibel
 from fxq.literal import literal
 from fxq.reporting.content import Report
 from fxq.reporting.layout import lay_out
+from fxq.reporting.places import places_of
 
 _TEMPLATES = files("fxq.reporting") / "templates"
 _MARKUP = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
@@ -49,7 +50,8 @@ def as_inert_json(value: Any) -> str:
 
 def _layout(report: Report) -> dict[str, Any]:
     found = lay_out(len(report.nodes), report.edges)
-    return {"x": found.x, "y": found.y, "lanes": found.lanes}
+    places = places_of(report.findings, report.nodes)
+    return {"x": found.x, "y": found.y, "lanes": found.lanes, "findings": places}
 
 
 def _read(name: str) -> str:

@@ -1,6 +1,10 @@
-"""Ranges and histograms of what is quantized: of a prepared model from its quantizers, a converted one from a run."""
+"""Ranges and histograms of what is quantized: of a prepared model from its quantizers, a converted one from a run.
 
-from collections.abc import Iterator
+The range of stored codes is ``[(lo - zero_point) * scale, (hi - zero_point) * scale]``, lo and hi the outermost codes.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,10 +20,12 @@ from fxq.graph.streams import by_placeholder, function_of, last_reads
 from fxq.nn import TensorQuantizer
 from fxq.nn.quantized import quantizer_name
 from fxq.quant import DEQUANTIZE, DEQUANTIZE_LOW_BIT, QUANTIZE
+from fxq.quant.descriptor import integer_bounds
 from fxq.reporting.content import Histogram, TensorRange
 from fxq.reporting.graph import scale_owner
 
 BINS = 64
+_BITS = re.compile(r"int(\d+)")
 
 
 def ranges_of_prepared(gm: GraphModule) -> Iterator[TensorRange]:
@@ -32,8 +38,11 @@ def ranges_of_prepared(gm: GraphModule) -> Iterator[TensorRange]:
             yield _from_quantizer(paths[id(quantizer)], quantizer, True, histogram_of(weight))
 
 
-def ranges_of_converted(gm: GraphModule, data: Data | None) -> Iterator[TensorRange]:
-    """Yield the ranges of a converted model; activations have a histogram where there is data to run it on."""
+def ranges_of_converted(gm: GraphModule, data: Data | None, formats: Mapping[str, str]) -> Iterator[TensorRange]:
+    """Yield the ranges of a converted model; activations have a histogram where there is data to run it on.
+
+    ``formats``: of quantizers by path, in words as of ``fxq.explain``.
+    """
     quantize = [node for node in gm.graph.nodes if node.target is QUANTIZE]
     seen = {} if data is None else _observed(gm, quantize, data)
     by_owner: dict[str, HistogramCalibrator | None] = {}
@@ -56,7 +65,8 @@ def ranges_of_converted(gm: GraphModule, data: Data | None) -> Iterator[TensorRa
             owner, _, name = str(codes.target).rpartition(".")
             values = function_of(gm, node, {})(*map_arg(node.args, lambda one: _stored(gm, one)))
             path = f"{owner}.{quantizer_name(name)}".lstrip(".")
-            yield TensorRange(path, True, None, None, _stored(gm, node.args[1]).numel(), histogram_of(values))
+            low, high = _range_of_codes(gm, node, formats.get(path, "")) or (None, None)
+            yield TensorRange(path, True, low, high, _stored(gm, node.args[1]).numel(), histogram_of(values))
 
 
 def histogram_of(values: Tensor) -> Histogram | None:
@@ -76,6 +86,27 @@ def _from_quantizer(path: str, quantizer: TensorQuantizer, is_weight: bool, seen
         return TensorRange(path, is_weight, None, None, 1, seen)
     low, high = (bound.detach() for bound in quantizer.range)
     return TensorRange(path, is_weight, float(low.min()), float(high.max()), low.numel(), seen)
+
+
+def _range_of_codes(gm: GraphModule, node: Node, format_in_words: str) -> tuple[float, float] | None:
+    """Return the outermost range of stored codes; None of a bias, whose 32 bits are no fitted range."""
+    dtype, scale = _stored(gm, node.args[0]).dtype, _stored(gm, node.args[1]).double()
+    if dtype is torch.int32:
+        return None
+    is_low_bit = node.target is DEQUANTIZE_LOW_BIT
+    zero_point = torch.zeros_like(scale) if is_low_bit else _stored(gm, node.args[2]).double()
+    low, high = ((code - zero_point) * scale for code in _outermost_codes(node, dtype, format_in_words))
+    return float(low.min()), float(high.max())
+
+
+def _outermost_codes(node: Node, dtype: torch.dtype, format_in_words: str) -> tuple[int, int]:
+    if dtype.is_floating_point:
+        largest = int(torch.finfo(dtype).max)
+        return -largest, largest
+    told = _BITS.search(format_in_words)  # codes of fewer bits may be stored in 8
+    bits = node.args[2] if node.target is DEQUANTIZE_LOW_BIT else int(told[1]) if told else torch.iinfo(dtype).bits
+    assert isinstance(bits, int)
+    return integer_bounds(bits, not dtype.is_signed, narrow_range=False)
 
 
 def _kept_by(calibrator: object) -> Histogram | None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fxq
+from fxq.calibration import needs_data
+from fxq.reporting.tensors import ranges_of_converted
 from fxq.runtimes import Latency
 from fxq.verification.bench_report import BenchReport, BenchRow
 from fxq.verification.finding import Finding
@@ -108,6 +110,70 @@ def test_activations_of_a_converted_model_are_seen_with_batches(model: nn.Module
     assert sum(found["stem_input_quantizer"].histogram.counts) == X.numel()
     assert found["stem_input_quantizer"].low == pytest.approx(float(X.min()), rel=0.05)
     assert {"conv._weight_quantizer", "conv._bias_quantizer"} <= found.keys()
+
+
+def in_bits(bits: int) -> fxq.Recipe:
+    weight = fxq.QuantDescriptor(num_bits=bits, axis=0)
+    return fxq.recipe("tensorrt").with_rules(("*", fxq.QConfig(weight=weight)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lowest_code", "highest_code"),
+    [
+        ("tensorrt", -128, 127),
+        (in_bits(4), -8, 7),  # stored in eight bits
+        ("tensorrt-fp8", -448, 448),
+        ("weight_only_int4", -8, 7),
+    ],
+    ids=["int8", "int4-in-int8", "float8", "int4-in-blocks"],
+)
+def test_stored_weights_have_the_range_of_their_codes(
+    recipe: str | fxq.Recipe, lowest_code: int, highest_code: int
+) -> None:
+    torch.manual_seed(0)
+    prepared = fxq.prepare(nn.Sequential(nn.Linear(64, 8, bias=False)).eval(), torch.randn(4, 64), recipe)
+    if needs_data(prepared):
+        fxq.calibrate(prepared, [torch.randn(8, 64)], progress=False)
+    fxq.calibrate_weights(prepared)
+    (fitted,) = [one for one in fxq.report(prepared).tensors if one.is_weight]
+    (stored,) = [one for one in fxq.report(fxq.convert(prepared)).tensors if one.is_weight]
+    assert (stored.quantizer, stored.ranges) == (fitted.quantizer, fitted.ranges)
+    # The scale is stored in float32.
+    assert stored.high == pytest.approx(fitted.high, rel=1e-6)
+    assert stored.low == pytest.approx(fitted.high * lowest_code / highest_code, rel=1e-6)
+
+
+def test_packed_weights_tell_their_bits_themselves() -> None:
+    torch.manual_seed(0)
+    prepared = fxq.prepare(nn.Sequential(nn.Linear(64, 8)).eval(), torch.randn(4, 64), "weight_only_int4")
+    converted = fxq.convert(prepared)
+    (with_words,) = fxq.report(converted).tensors
+    assert list(ranges_of_converted(converted, None, {})) == [with_words]
+
+
+def test_stored_weights_of_an_affine_range_have_its_bounds_and_biases_have_none(model: nn.Module) -> None:
+    affine = fxq.QConfig(weight=fxq.QuantDescriptor(symmetric=False, unsigned=True))
+    prepared = calibrated(model, fxq.recipe("onnxruntime").with_rules(("stem", affine)))
+    (fitted,) = [one for one in fxq.report(prepared).tensors if one.quantizer == "stem._weight_quantizer"]
+    found = {one.quantizer: one for one in fxq.report(fxq.convert(prepared)).tensors}
+    stored, bias = found["stem._weight_quantizer"], found["stem._bias_quantizer"]
+    # The zero point is rounded: both ends move by less than a step.
+    step = (fitted.high - fitted.low) / 255
+    assert (stored.low, stored.high) == pytest.approx((fitted.low, fitted.high), abs=step)
+    assert stored.low < -step < step < stored.high
+    assert (bias.low, bias.high) == (None, None)
+
+
+def test_a_fusion_that_costs_accuracy_is_in_the_notes(model: nn.Module, tmp_path: Path) -> None:
+    prepared = calibrated(model)
+    file = fxq.export_onnx(fxq.convert(prepared), tmp_path / "model.onnx")
+    without = fxq.report(prepared, file=file).notes
+    costly = dataclasses.replace(file, fusion="it is MatMulScaleFusion")
+    fxq.report(prepared, tmp_path / "report.html", file=costly)
+    assert "it is MatMulScaleFusion" in (tmp_path / "report.html").read_text()
+    assert fxq.report(prepared, file=costly).notes == (*without, "it is MatMulScaleFusion")
+    islands = dataclasses.replace(file, islands={"body": costly, "head": file})
+    assert fxq.report(prepared, file=islands).notes == (*without, "body: it is MatMulScaleFusion")
 
 
 def test_figures_are_those_of_compare_sensitivity_and_calibrate(model: nn.Module) -> None:

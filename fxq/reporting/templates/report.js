@@ -269,7 +269,7 @@
       );
       parts.push(element("h4", {}, "SQNR"), element("p", {}, figures.join(", ")));
     }
-    for (const found of data.findings.filter((one) => one.path === node.path || one.node === node.node)) {
+    for (const found of data.findings.filter((_, place) => layout.findings[place].includes(index))) {
       parts.push(element("h4", {}, `${found.severity}: ${found.rule}`), element("p", {}, `${found.what} ${found.fix}`));
     }
     byId("details").replaceChildren(...parts);
