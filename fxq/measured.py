@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# By degrees of freedom; of a single sample there is no standard error to multiply.
+_STUDENT_95 = (0.0, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
+_NORMAL_95 = 1.645
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -30,12 +34,15 @@ class Measured:
         return min(in_sum, typical) >= -self._error(before) / 2
 
     def gains_for_certain(self, before: "Measured") -> bool:
-        """Return whether the mean gain over ``before`` is at least half of its standard error over samples.
+        """Return whether the mean gain over ``before`` is more than chance makes of these samples once in 20 times.
 
-        Nor may the noise over all samples be more: what gains in most and loses more in one may lose in others.
+        That is Student's t test, one-sided: the error of a model that returns a few numbers scatters tenfold from one
+        sample to the next. Nor may the noise over all samples be more: what gains in most and loses more in one may
+        lose in others.
         """
         is_less = bool(self.noise.sum() <= before.noise.sum())
-        return is_less and float(self._gains(before).mean()) >= self._error(before) / 2
+        least = _student_95(len(self.noise) - 1) * self._error(before)
+        return is_less and float(self._gains(before).mean()) >= least
 
     def _error(self, before: "Measured") -> float:
         """Return the standard error of the mean of the gains over samples."""
@@ -45,6 +52,11 @@ class Measured:
     def _gains(self, before: "Measured") -> Tensor:
         """Return for each sample how much less its noise is, as a logarithm."""
         return _log_ratio(before.noise, self.noise)
+
+
+def _student_95(freedom: int) -> float:
+    """Return what Student's t with so many degrees of freedom exceeds once in 20 times; beyond the table to 0.01."""
+    return _STUDENT_95[freedom] if freedom < len(_STUDENT_95) else _NORMAL_95 + 1.7 / freedom
 
 
 def _log_ratio(before: Tensor, after: Tensor) -> Tensor:
