@@ -46,6 +46,9 @@ def verify(
 ) -> None:
     """Show what keeps an ONNX file from running in integers, and ask the runtime itself.
 
+    TensorRT must know open sizes: from --shape, or from the bounds that fxq stored in the file (fxq quantize
+    --dynamic x:0=batch:1-32).
+
     Exit codes: 0 no rule is broken, 1 one is, 2 the file cannot be verified.
     """
     from fxq.cli.verify import run_verify

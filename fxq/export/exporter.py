@@ -28,6 +28,7 @@ from fxq.export.other_sizes import adaptive_pools, check_like_original, run_othe
 from fxq.export.parity import Reference, check_parity, dtype_hint
 from fxq.export.qdq_rules import check_qdq, count_ops
 from fxq.export.sixteen_bits import change_float_side, check_float_dtype
+from fxq.export.size_bounds import sizes_as_metadata
 from fxq.export.stored_weights import make_weight_only_fast
 from fxq.export.translate import GELU_OPSET, has_gelu, needed_by_dtype, required_opset
 from fxq.export.written_file import WrittenFile
@@ -170,7 +171,7 @@ def _build(reference: Reference, options: ExportOptions, shapes: OpenShapes) -> 
     apply_names(model, *names, captured.symbols)
     model.graph.name = type(gm).__name__
     model.producer_name, model.producer_version = "fxq", version("fxq")
-    model.metadata_props.update(options.metadata)
+    model.metadata_props.update({**options.metadata, **sizes_as_metadata(captured.shapes, inputs)})
     return captured
 
 
@@ -221,7 +222,7 @@ def _finish(
         found.update(change_float_side(captured.model, save, path, reference, options, captured.shapes))
         file = WrittenFile(path)
     if options.check:
-        found.update(judged(file, reference, options, captured.shapes, found.get("optimized_parity", ())))
+        found.update(judged(file, reference, options, captured.shapes, is_changed))
     return found
 
 

@@ -1,21 +1,32 @@
 """How good the file is: what ONNX Runtime makes of it, as its users run it, against the float model."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxq.batches import Inputs
 from fxq.compare.outputs import Named
 from fxq.compare.quality import Quality
 from fxq.export.open_shapes import OpenShapes
 from fxq.export.written_file import WrittenFile
-from fxq.float_reference import FloatReference
+from fxq.float_reference import FloatReference, run_all
+from fxq.graph.moved import follow_move
 
 # With a static batch each run loads the file.
 _MOST_RUNS = 4
+
+
+class Part(NamedTuple):
+    """Samples that fit a file: its inputs in order, what the float model made of them, how many, and as it got them."""
+
+    tensors: list[Tensor]
+    outputs: Named
+    samples: int
+    inputs: Inputs
 
 
 def measure_file(
@@ -39,15 +50,34 @@ def measure_file(
     Returns:
         None where the samples do not fit the sizes that the file declares.
     """
+
+    def run(part: Part) -> list[Tensor]:
+        is_optimized = without is not None and file.is_optimized_right
+        return [torch.from_numpy(array) for array in file.run(part.tensors, is_optimized, without or ())]
+
+    return _measure(run, fitting_parts(gm, examples, reference, shapes), reference)
+
+
+def measure_module(
+    gm: fx.GraphModule, examples: tuple[Any, ...], reference: FloatReference, shapes: OpenShapes
+) -> Quality | None:
+    """Run the converted model on what :func:`measure_file` runs its file on; the arguments are the same."""
+
+    def run(part: Part) -> list[Tensor]:
+        (found,) = run_all(gm, follow_move(gm, (part.inputs,)))
+        return [value.cpu() for _, value in found]
+
+    return _measure(run, fitting_parts(gm, examples, reference, shapes), reference)
+
+
+def _measure(run: Callable[[Part], list[Tensor]], parts: Iterator[Part], reference: FloatReference) -> Quality | None:
     expected: list[Named] = []
     found: list[Named] = []
     samples = 0
-    for part, outputs, size in fitting_parts(gm, examples, reference, shapes):
-        is_optimized = without is not None and file.is_optimized_right
-        arrays = file.run(part, is_optimized, without or ())
-        expected.append(outputs)
-        found.append([(name, torch.from_numpy(array)) for (name, _), array in zip(outputs, arrays, strict=True)])
-        samples += size
+    for part in parts:
+        expected.append(part.outputs)
+        found.append([(name, value) for (name, _), value in zip(part.outputs, run(part), strict=True)])
+        samples += part.samples
     is_comparable = all(
         want.shape == have.shape
         for wants, haves in zip(expected, found, strict=True)
@@ -58,8 +88,8 @@ def measure_file(
 
 def fitting_parts(
     gm: fx.GraphModule, examples: tuple[Any, ...], reference: FloatReference, shapes: OpenShapes
-) -> Iterator[tuple[list[Tensor], Named, int]]:
-    """Yield inputs that fit a file, what the float model makes of them, and how many samples they are; a few runs."""
+) -> Iterator[Part]:
+    """Yield what fits a file, a few runs of it."""
     wanted = _leaves(examples)
     runs = 0
     batch = 0 if shapes.is_batch_open(examples) else next((len(leaf) for leaf in wanted if leaf.dim()), 0)
@@ -75,8 +105,9 @@ def fitting_parts(
             if runs == _MOST_RUNS:
                 return
             whole = size == (count or 1)
-            part = [leaf if whole else leaf[start : start + size] for leaf in leaves]
-            yield part, [(name, value if whole else value[start : start + size]) for name, value in outputs], size
+            tensors = [leaf if whole else leaf[start : start + size] for leaf in leaves]
+            wanted_outputs = [(name, value if whole else value[start : start + size]) for name, value in outputs]
+            yield Part(tensors, wanted_outputs, size, inputs if whole else inputs.part(start, start + size))
             runs += 1
 
 

@@ -90,8 +90,8 @@ class ExportReport:
         dynamic_nodes: how many operators quantize on the fly.
         quality: of the file in ONNX Runtime, optimized, against the float model; None where nothing was kept to compare
             on, or it does not fit the file's sizes.
-        fusion: which optimization of ONNX Runtime makes an output worse by more than 0.3 dB than the file is as it is
-            written, what it makes, and how to leave it out; "" where none does.
+        fusion: why an output of the file is worse in ONNX Runtime than the converted model's by more than 0.3 dB: which
+            optimization it is, what it makes, and how to leave it out, or that none is; "" where no output is.
         coverage: which layers compute with integers.
         float_dtype: of the file's float side, where it was to be another than the model's; ``optimized_parity`` is then
             empty, and ``other_sizes`` are of the file before.

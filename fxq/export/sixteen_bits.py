@@ -97,7 +97,7 @@ def _samples(reference: Reference, options: ExportOptions, shapes: OpenShapes) -
     runs = [_tensors(reference.inputs)]
     if options.float_reference is not None:
         parts = fitting_parts(reference.gm, reference.inputs, options.float_reference, shapes)
-        runs += [part for part, _, _ in parts]
+        runs += [part.tensors for part in parts]
     return runs
 
 

@@ -77,7 +77,7 @@ class TensorRtRtx(Runtime):
         parser = trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(path)):
             raise self._refusal(
-                path, _without_gpu(parser.get_error(index).desc() for index in range(parser.num_errors))
+                path, _without_gpu(_in_words(parser.get_error(index)) for index in range(parser.num_errors))
             )
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -113,6 +113,14 @@ class TensorRtRtx(Runtime):
                 raise InputError(
                     f"profile: {shapes} are not a smallest, usual and largest shape of input {name!r}, {declared[name]}"
                 )
+
+
+def _in_words(error: Any) -> str:
+    """Return what the parser says of a node, with its name: the description of one that it does not know is "false"."""
+    name, words = str(error.node_name()), str(error.desc())
+    if not name or words.startswith("Invalid Node - "):
+        return words
+    return f"In node {error.node()} with name: {name} and operator: {error.node_operator()}: {words}"
 
 
 def _without_gpu(words: Iterable[str]) -> str:

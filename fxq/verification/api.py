@@ -24,8 +24,9 @@ def verify(
         path: of the file.
         target: a name, such as "tensorrt", "onnxruntime" or "openvino", the path of a .toml file, or a target.
         shapes: for inputs with open sizes, by name: "1x3x224x224" or (1, 3, 224, 224), or a smallest, a usual and a
-            largest, "1x3x224x224/8x3x224x224/32x3x224x224". TensorRT needs them; with a single one its activation
-            traffic can be counted.
+            largest, "1x3x224x224/8x3x224x224/32x3x224x224". TensorRT needs them, unless the file
+            stores bounds (those of ``dynamic_shapes`` in an export); with a single one its activation traffic can be
+            counted.
 
     Returns:
         The findings; ``.ok``, ``.table()``.

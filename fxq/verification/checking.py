@@ -1,7 +1,6 @@
 """``fxq.verify``: the rules of a target on the file itself, then the runtime's own word, in a process of its own."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
@@ -13,17 +12,21 @@ from fxq.registry import get_target, target_from_file
 from fxq.runtimes import RUNTIMES, ExecutedOp, get_runtime
 from fxq.runtimes.child import in_child
 from fxq.targets import Target
-from fxq.verification.case import Case
+from fxq.verification.case import Case, name_of
 from fxq.verification.executed_rules import EXECUTED_RULES
 from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
 from fxq.verification.onnx_file import OnnxFile
+from fxq.verification.refusals import refused_node
 from fxq.verification.report import VerifyReport
 from fxq.verification.rules import FILE_RULES, INTEGER_FILE_RULES
-from fxq.verification.shapes import Profile, Shapes, check_all_known, read_profile
+from fxq.verification.shapes import Profile, Shapes, check_all_known, read_profile, with_stored_sizes
 
-# How TensorRT names the node that it does not take.
-_NODE = re.compile(r"Invalid Node - ([^;\n]+)")
 _ORDER = (ERROR, WARNING, NOTE)
+_RULES_ALONE = "only the rules of the file were checked"
+_NAME_ONE = (
+    f"name one in the target's file rules (runtime, under [file] in its .toml): {', '.join(RUNTIMES)}; or load the "
+    "file yourself in the runtime that it is for"
+)
 
 
 def check_file(
@@ -33,9 +36,7 @@ def check_file(
     file = OnnxFile.read(path)
     case = Case(file, _target(target))
     name = case.target.file.runtime
-    profile = read_profile(file.path, file.model, shapes)
-    if "profile" in _options(name):
-        check_all_known(file.path, file.model, profile, name)
+    profile = with_stored_sizes(file.model, read_profile(file.path, file.model, shapes))
     rules = INTEGER_FILE_RULES if is_integer_file(file.model) else FILE_RULES
     findings = [finding for rule in rules for finding in rule(case)]
     executed, more = _execute(case, name, profile)
@@ -68,16 +69,19 @@ def _options(runtime: str) -> tuple[str, ...]:
 def _execute(case: Case, name: str, profile: Profile) -> tuple[tuple[ExecutedOp, ...], list[Finding]]:
     """Return what the runtime executes, and what it says about that."""
     if not name:
-        return (), [_of_the_file("runtime", NOTE, f"target {case.target.name!r} names no runtime to ask", "", "")]
+        what = f"target {case.target.name!r} names no runtime to ask"
+        return (), [_of_the_file("runtime", NOTE, what, _RULES_ALONE, _NAME_ONE)]
     options: Mapping[str, Any] = {"profile": profile} if "profile" in _options(name) else {}
     path = case.file.path
     try:
         if not get_runtime(name).is_installed():
             raise RuntimeUnavailableError(f"{name} is not installed")
+        if options:  # asked for no sooner: the rules need no sizes
+            check_all_known(path, case.file.model, profile, name)
         ops = in_child(get_runtime(name, **options).executed_ops, path, what=f"{name} on {path.name}")
     except RuntimeUnavailableError as error:
-        fix = f"pip install {RUNTIMES[name].package}" if name in RUNTIMES else ""
-        return (), [_of_the_file("runtime", NOTE, str(error), "only the rules of the file were checked", fix)]
+        fix = f"pip install {RUNTIMES[name].package}" if name in RUNTIMES else _NAME_ONE
+        return (), [_of_the_file("runtime", NOTE, str(error), _RULES_ALONE, fix)]
     except RuntimeCrashedError as error:
         fix = "report it to the makers of the runtime, with the file; the other findings may say what it stumbles over"
         return (), [_of_the_file("crash", ERROR, str(error), "the runtime does not survive the file", fix)]
@@ -88,12 +92,12 @@ def _execute(case: Case, name: str, profile: Profile) -> tuple[tuple[ExecutedOp,
 
 
 def _refusal(case: Case, words: str) -> Finding:
-    named = _NODE.search(words)
-    node = None if named is None else case.file.node_of(named[1])
+    node, words = refused_node(case.file, words), " ".join(words.split())
     cost, fix = "the file does not load", "mend what the runtime names; other findings may say how"
     if node is None:
         return _of_the_file("refused", ERROR, words, cost, fix)
-    return Finding("refused", node.name or "", case.file.path_of(node), ERROR, fix, words, cost)
+    name = name_of(node)
+    return Finding("refused", name, case.file.path_of(node) or name, ERROR, fix, words, cost)
 
 
 def _of_the_file(rule: str, severity: str, what: str, cost: str, fix: str) -> Finding:

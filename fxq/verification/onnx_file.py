@@ -1,8 +1,7 @@
 """An ONNX file that somebody wrote, read for its rules; what cannot be verified is refused in one message."""
 
-import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from onnx_ir.passes import common
 
 from fxq.errors import InputError, OnnxFileError
 from fxq.runtimes.runtime import FilePath
+from fxq.verification.module_paths import ModulePaths
 
 # From here on ONNX has QuantizeLinear; per channel and in blocks later.
 _FIRST_OPSET, _AXIS_OPSET, _BLOCK_OPSET = 10, 13, 21
@@ -23,7 +23,6 @@ _QUANTIZED = (
     "QAttention", "MatMulNBits", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
     "DynamicQuantizeLSTM",
 )  # fmt: skip
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -67,21 +66,33 @@ class OnnxFile:
 
     def path_of(self, node: ir.Node) -> str:
         """Return the path of the module that a node came from; its name where the file does not tell."""
-        scopes = node.metadata_props.get(_SCOPES)
-        if scopes:
-            found = [scope for scope in _scopes(scopes)[:-1] if scope]
-            return found[-1] if found else node.name or ""
-        name = node.name or ""
-        return name.rpartition("/")[0] if self.model.producer_name == "fxq" and "/" in name else name
+        return self._paths.of(node) or node.name or ""
 
     def node_of(self, name: str) -> ir.Node | None:
         """Return the node of that name, or that writes a tensor of that name; runtimes tell either."""
         return self._nodes.get(name)
 
+    @property
+    def names(self) -> Collection[str]:
+        """What :meth:`node_of` knows."""
+        return self._nodes
+
+    @cached_property
+    def all_nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes of the graph, those of branches and loops among them."""
+        return tuple(_all_nodes(self.model))
+
+    @cached_property
+    def _paths(self) -> ModulePaths:
+        return ModulePaths(self.model)
+
     @cached_property
     def _nodes(self) -> dict[str, ir.Node]:
-        written = {str(value.name): node for node in self.model.graph for value in node.outputs}
-        return written | {node.name: node for node in self.model.graph if node.name}
+        nodes = (*self.all_nodes, *self.model.graph)  # of one name, that of the graph goes before that of a branch
+        written = {value.name: node for node in nodes for value in node.outputs if value.name}
+        # TensorRT calls a node without a name by its first output.
+        nameless = {f"node_of_{node.outputs[0].name}": node for node in nodes if node.outputs and not node.name}
+        return written | nameless | {node.name: node for node in nodes if node.name}
 
 
 def read_any(path: FilePath) -> ir.Model:
@@ -170,11 +181,3 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def _quantizes(node: ir.Node) -> bool:
     return node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
-
-
-def _scopes(text: str) -> list[str]:
-    try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return []
-    return [str(scope) for scope in found] if isinstance(found, list) else []

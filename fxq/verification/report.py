@@ -94,13 +94,13 @@ class VerifyReport:
         table.columns[1].ratio = 1
         for group in _alike(self.findings):
             first = group[0]
-            where = Text(literal("\n".join(_places(group)), kept="\n"), style="bold")
+            where = Text("\n".join(_capped([literal(_place(finding)) for finding in group])), style="bold")
             where.append(f"\n{first.severity}", style=_STYLES[first.severity]).append(f" {first.rule}", style="dim")
             text = Text(literal(first.what))
             text.append(f" (and {len(group) - 1} more)" if len(group) > 1 else "", style="dim")
-            for label, part in (("cost: ", first.cost), ("fix: ", first.fix)):
+            for label, part in (("cost: ", literal(first.cost)), ("fix: ", _fix(group))):
                 if part:
-                    text.append(f"\n{label}", style="dim").append(literal(part))
+                    text.append(f"\n{label}", style="dim").append(part)
             table.add_row(where, text)
         yield table
 
@@ -121,7 +121,19 @@ def _alike(findings: tuple[Finding, ...]) -> Iterator[list[Finding]]:
     yield from groups.values()
 
 
-def _places(group: list[Finding]) -> list[str]:
-    places = [finding.path or finding.node or "the file" for finding in group]
-    more = [f"... {len(places) - _MOST_PLACES} more"] if len(places) > _MOST_PLACES else []
-    return [*places[:_MOST_PLACES], *more]
+def _place(finding: Finding) -> str:
+    path, node = finding.path or finding.node, finding.node
+    return f"{path} ({node})" if node not in ("", path) else path or "the file"
+
+
+def _fix(group: list[Finding]) -> str:
+    """Return what to do, place by place where that differs."""
+    if len({finding.fix for finding in group}) == 1:
+        return literal(group[0].fix)
+    fixes = [literal(f"{finding.node or 'the file'}: {finding.fix}") for finding in group]
+    return "\n".join(["", *_capped(fixes)])
+
+
+def _capped(lines: list[str]) -> list[str]:
+    more = [f"... {len(lines) - _MOST_PLACES} more, all in --json"] if len(lines) > _MOST_PLACES else []
+    return [*lines[:_MOST_PLACES], *more]

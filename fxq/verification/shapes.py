@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fxq.errors import InputError, OnnxFileError
+from fxq.export.size_bounds import stored_sizes
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
@@ -36,6 +37,27 @@ def read_profile(path: Path, model: ir.Model, shapes: Shapes | None) -> Profile:
     return profile
 
 
+def with_stored_sizes(model: ir.Model, profile: Profile) -> Profile:
+    """Return ``profile`` with the inputs that it says nothing of and whose open sizes are known all the same.
+
+    Sizes of one name are equal: a name is known where a shape was given for an input that has it, or where the file
+    itself stores its bounds.
+    """
+    inputs = [value for value in model.graph.inputs if value.shape is not None and not value.is_initializer()]
+    known: dict[str, Shape] = {**stored_sizes(model)}
+    for value in inputs:
+        for size, *told in zip(value.shape or (), *profile.get(str(value.name), ()), strict=False):
+            if told and isinstance(size, ir.SymbolicDim) and size.value:
+                known[size.value] = tuple(told)
+    found: Profile = {}
+    for value in inputs:
+        ranges = [(size,) * 3 if isinstance(size, int) else known.get(size.value or "") for size in value.shape or ()]
+        if is_open(value) and None not in ranges:
+            smallest, usual, largest = zip(*ranges, strict=True)
+            found[str(value.name)] = smallest, usual, largest
+    return found | profile
+
+
 def check_all_known(path: Path, model: ir.Model, profile: Profile, who: str) -> None:
     """Refuse a file with open sizes that nobody told.
 
@@ -46,9 +68,14 @@ def check_all_known(path: Path, model: ir.Model, profile: Profile, who: str) -> 
         name = str(value.name)
         if value.is_initializer() or name in profile or not is_open(value):
             continue
+        if value.shape is None:
+            raise OnnxFileError(
+                f"{path.name} does not tell the shape of input {name!r}, nor how many sizes it has, and {who} needs to "
+                f"know it: give all its sizes, as --shape {name}:1x3x224x224 does for one image; in Python "
+                f"shapes={{{name!r}: '1x3x224x224'}}"
+            )
         one, more = (
-            "x".join(str(size) if isinstance(size, int) else str(usual) for size in value.shape or ())
-            for usual in (1, 8)
+            "x".join(str(size) if isinstance(size, int) else str(usual) for size in value.shape) for usual in (1, 8)
         )
         raise OnnxFileError(
             f"input {name!r} of {path.name} has open sizes, {_shown(value.shape)}, and {who} needs to know them: "

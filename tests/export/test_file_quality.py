@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from support.small import images, residual
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxq
+from fxq.runtimes import get_runtime
 
 DATA = images(32)
 SHOWN = torch.cat([batch[:4] for batch in DATA.split(8)])
@@ -32,10 +32,8 @@ def test_the_report_has_what_onnxruntime_makes_of_the_samples(tmp_path: Path, dy
     assert report.quality is not None
     # A static batch is that of the example inputs, two samples, and four runs tell enough.
     samples = SHOWN if dynamic else SHOWN[:8]
-    session = onnxruntime.InferenceSession(report.path)
-    (name,) = [value.name for value in session.get_inputs()]
     parts = [samples] if dynamic else samples.split(2)
-    found = np.concatenate([session.run(None, {name: part.numpy()})[0] for part in parts])
+    found = np.concatenate([get_runtime("onnxruntime").run(report.path, part.numpy())[0] for part in parts])
     with torch.no_grad():
         want = model(samples)
     assert report.quality.samples == len(samples)

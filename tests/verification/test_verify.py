@@ -1,6 +1,7 @@
 """``fxq.verify``: the rules of the file and the runtime's own word, in one report."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,14 @@ def test_tensorrt_shows_the_skip_that_travels_as_float(tmp_path: Path) -> None:
     assert good.traffic_mb < bad.traffic_mb
 
 
+@pytest.mark.parametrize("batch", [1, "batch"], ids=["fixed", "open"])
 def test_a_runtime_that_is_not_installed_leaves_the_rules_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int | str
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
-    report = fxq.verify(residual_block(tmp_path / "model.onnx", on_skip=False), "tensorrt")
+    file = QdqFile(shape=(batch, 4, 8, 8))
+    file.save(tmp_path / "model.onnx", file.op("Add", file.conv(file.qdq("x", "a"), "conv"), "x", name="add"))
+    report = fxq.verify(tmp_path / "model.onnx", "tensorrt")
     assert [(finding.severity, finding.rule) for finding in report] == [
         (WARNING, "residual-quantizer"),
         (NOTE, "runtime"),
@@ -143,6 +147,11 @@ def test_a_target_without_a_runtime_is_verified_by_its_rules(tmp_path: Path) -> 
     target = fxq.Target("mine", (fxq.OpRule("conv", inputs=True, weight=True),))
     report = fxq.verify(residual_block(tmp_path / "model.onnx"), target)
     assert [(finding.severity, finding.rule) for finding in report] == [(NOTE, "runtime")]
+    assert report.findings[0].cost
+    assert "onnxruntime" in report.findings[0].fix
+    unknown = fxq.verify(tmp_path / "model.onnx", replace(target, file=fxq.FileRules(runtime="hers")))
+    assert "unknown runtime 'hers'" in unknown.findings[0].what
+    assert unknown.findings[0].fix == report.findings[0].fix
     file = tmp_path / "mine.toml"
     file.write_text(target.to_toml())
     assert fxq.verify(tmp_path / "model.onnx", str(file)).target == "mine"
