@@ -1,7 +1,7 @@
-"""Run the benchmarks: ``uv run python -m benchmarks [NAME ...]``; without a name, all but the last three.
+"""Run the benchmarks: ``uv run python -m benchmarks [NAME ...]``; without a name, all but the last four.
 
-``zoo``, ``accuracy`` and ``latency`` have options of their own (``--help``): one sweeps architectures, the others need
-a folder, of trained models and for the files that are timed.
+``zoo``, ``accuracy``, ``latency`` and ``traffic`` have options of their own (``--help``): one sweeps architectures, two
+need a folder, of trained models and for the files that are timed, and one compiles files for TensorRT without a GPU.
 """
 
 import os
@@ -20,6 +20,7 @@ from benchmarks import (
     graph_size,
     latency,
     qat_step,
+    traffic,
     weight_only,
     zoo,
 )
@@ -35,7 +36,7 @@ BENCHMARKS = {
     "qat_step": qat_step.run,
 }
 # Their tables are printed as they are, however wide.
-IN_MARKDOWN = {"accuracy": accuracy.run, "latency": latency.run}
+IN_MARKDOWN = {"accuracy": accuracy.run, "latency": latency.run, "traffic": traffic.run}
 
 
 def main(names: list[str]) -> int:
@@ -46,12 +47,12 @@ def main(names: list[str]) -> int:
             print(part, flush=True)
         return 0
     if {"-h", "--help"} & set(names):
-        print(f"{__doc__}\nThere are {', '.join(BENCHMARKS)}, zoo, accuracy, latency.")
+        print(f"{__doc__}\nThere are {', '.join(BENCHMARKS)}, zoo, accuracy, latency, traffic.")
         return 0
     unknown = sorted(set(names) - set(BENCHMARKS))
     console = Console(width=120)
     if unknown:
-        there = f"{', '.join(BENCHMARKS)}; zoo, accuracy and latency, each alone"
+        there = f"{', '.join(BENCHMARKS)}; zoo, accuracy, latency and traffic, each alone"
         console.print(f"unknown benchmark {', '.join(unknown)}; there are {there}")
         return 2
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")

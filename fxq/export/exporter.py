@@ -213,7 +213,7 @@ def _finish(
     path: Path, reference: Reference, options: ExportOptions, captured: Captured, is_changed: bool
 ) -> dict[str, Any]:
     """Check the file, change its float side where that is asked for, and judge it; return fields of the report."""
-    file, found = WrittenFile(path), dict[str, Any]()
+    file, found = WrittenFile(path, is_changed), dict[str, Any]()
     if options.check:
         found.update(_check(file, reference, options, captured))
     if is_changed:

@@ -23,6 +23,8 @@ _SUMS = frozenset({
     "MeanVarianceNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
     "ReduceSum", "ReduceSumSquare", "Softmax",
 })  # fmt: skip
+# TensorRT's parser takes them in float32 and float16 (RTX 1.7).
+_NOT_IN_BFLOAT16 = frozenset({"HardSwish", "Mish"})
 _ADDING = frozenset({"Add", "Sub", "Sum"})
 # What makes a large result of a small value, or hands one on.
 _STEEP = frozenset({"Clip", "Div", "Expand", "Log", "Max", "Mul", "Pow", "Reciprocal", "Sqrt"})
@@ -72,6 +74,8 @@ def _reason(node: ir.Node, side: FloatSide) -> str:
     word = side.dtype.name.lower()
     if node.op_type in _SUMS:
         return f"{node.op_type} sums up, which {word} is too coarse for"
+    if node.op_type in _NOT_IN_BFLOAT16 and side.dtype == ir.DataType.BFLOAT16:
+        return f"TensorRT has no {node.op_type} in bfloat16"
     for value in (*node.inputs, *node.outputs):
         if value is None or value.dtype != FLOAT:
             continue

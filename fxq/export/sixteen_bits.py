@@ -77,7 +77,9 @@ def change_float_side(
     dtype = DTYPES[options.float_dtype]
     before = None
     if options.check and options.float_reference is not None:
-        before = measure_file(WrittenFile(path), reference.gm, reference.inputs, options.float_reference, shapes)
+        before = measure_file(
+            WrittenFile(path, is_for_others=True), reference.gm, reference.inputs, options.float_reference, shapes
+        )
     if options.rules.channel_scales_behind:
         move_channel_scales(model)
     largest = {}

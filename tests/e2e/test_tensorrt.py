@@ -5,20 +5,17 @@ from pathlib import Path
 import pytest
 from support.exports import Exports
 from support.models import random_images, torchvision_model
+from support.plans import dtypes_read
 
 import fxq
 from fxq.errors import InputError
-from fxq.runtimes import ExecutedOp, get_runtime, traffic_mb
+from fxq.runtimes import get_runtime, traffic_mb
 from fxq.runtimes.tensorrt_rtx import weighted_ops
 
 # Megabytes of activations at 1x3x224x224, to one decimal: what NVIDIA's own placement tool reaches. Without residual
 # quantizers they are 37.2, 143.1 and 91.9.
 TRAFFIC_MB = {"resnet18": 26.8, "resnet50": 115.0, "mobilenet_v2": 90.3}
 WEIGHTED = {"resnet18": 21, "resnet50": 54, "mobilenet_v2": 53}
-
-
-def dtypes_convolved(plan: tuple[ExecutedOp, ...]) -> set[str]:
-    return {dtype for kernel in weighted_ops(plan) for dtype in kernel.input_dtypes}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +28,7 @@ def dtypes_convolved(plan: tuple[ExecutedOp, ...]) -> set[str]:
 def test_activations_travel_as_int8(exports: Exports, name: str) -> None:
     plan = get_runtime("tensorrt_rtx").executed_ops(exports.path(name, "tensorrt", dynamic_batch=False))
     assert len(weighted_ops(plan)) == WEIGHTED[name]
-    assert dtypes_convolved(plan) == {"int8"}
+    assert dtypes_read(plan) == {"int8"}
     assert round(traffic_mb(plan), 1) <= TRAFFIC_MB[name]
 
 
@@ -49,7 +46,7 @@ def test_a_dynamic_batch_compiles_with_an_optimization_profile(exports: Exports)
     image = (3, 64, 64)
     profile = {"x": ((1, *image), (4, *image), (16, *image))}
     plan = get_runtime("tensorrt_rtx", profile=profile).executed_ops(path)
-    assert dtypes_convolved(plan) == {"int8"}
+    assert dtypes_read(plan) == {"int8"}
     assert weighted_ops(plan)[0].inputs[0].shape[0] == -1
     with pytest.raises(InputError, match="with the option profile="):
         get_runtime("tensorrt_rtx").executed_ops(path)
@@ -58,4 +55,4 @@ def test_a_dynamic_batch_compiles_with_an_optimization_profile(exports: Exports)
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"], ids=["concat", "squeeze-and-excitation"])
 def test_other_structures_compile(exports: Exports, name: str) -> None:
     plan = get_runtime("tensorrt_rtx").executed_ops(exports.path(name, "tensorrt", size=64, dynamic_batch=False))
-    assert dtypes_convolved(plan) == {"int8"}
+    assert dtypes_read(plan) == {"int8"}
