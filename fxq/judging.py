@@ -150,7 +150,11 @@ def _power(value: Tensor) -> float:
 
 
 def _by_sample(errors: list[Tensor], samples: int) -> Tensor:
-    """Return the sum of ``errors`` for each sample; their sum alone where a tensor does not count samples."""
-    if all(error.dim() and error.shape[0] == samples for error in errors):
-        return torch.stack([error.flatten(1).sum(1) if error.dim() > 1 else error for error in errors]).sum(0).cpu()
+    """Return the sum of ``errors`` for each sample; their sum alone where a tensor does not count samples.
+
+    The first dimension of their number counts them: some models put time before it.
+    """
+    if all(samples in error.shape for error in errors):
+        first = [error.movedim(error.shape.index(samples), 0) for error in errors]
+        return torch.stack([error.reshape(samples, -1).sum(1) for error in first]).sum(0).cpu()
     return torch.stack([error.sum() for error in errors]).sum().reshape(1).cpu()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# By degrees of freedom; of a single sample there is no standard error to multiply.
+# By degrees of freedom; of a single figure nobody knows how others scatter, and any gain counts.
 _STUDENT_95 = (0.0, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 _NORMAL_95 = 1.645
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fxq.judging import _by_sample
 from fxq.measured import Measured
 
 
@@ -43,3 +44,13 @@ def test_of_a_single_sample_any_gain_counts() -> None:
 
 def test_one_sample_that_scatters_is_no_evidence_against_a_single_pass() -> None:
     assert measured(0.5, 0.6, 0.5, 12.0).is_no_worse_than(measured(1.0, 1.0, 1.0, 10.0))
+
+
+def test_samples_are_told_apart_where_time_is_counted_first() -> None:
+    first, second = torch.rand(4, 7, 3), torch.rand(4)
+    expected = first.sum((1, 2)) + second
+    torch.testing.assert_close(_by_sample([first, second], 4), expected)
+    torch.testing.assert_close(_by_sample([first.transpose(0, 1), second], 4), expected)
+    torch.testing.assert_close(
+        _by_sample([first.transpose(0, 1), second[:3]], 4), expected.new_tensor([0]) + first.sum() + second[:3].sum()
+    )

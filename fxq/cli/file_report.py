@@ -14,7 +14,7 @@ from fxq import api, reporting
 from fxq.cli.calibration_data import Batches
 from fxq.cli.console import is_quiet
 from fxq.cli.file_latency import time_beside_float, why_not_timed
-from fxq.errors import FxqError
+from fxq.errors import ExportError, FxqError
 from fxq.runtimes import Latency
 from fxq.stage import Stage
 from fxq.state import require_state
@@ -41,7 +41,11 @@ def file_to_measure(prepared: GraphModule, path: Path) -> "ExportReport | str":
     """Write the file that ``fxq quantize`` would; return its report, or in words why there is none."""
     logger.info("writing the model as a file, to measure that")
     try:
-        return api.export_onnx(api.convert(prepared), path)
+        converted = api.convert(prepared)
+        try:
+            return api.export_onnx(converted, path)
+        except ExportError:  # a model may take one batch size alone
+            return api.export_onnx(converted, path, dynamic_batch=False)
     except FxqError as error:
         logger.warning("no file of the model is in the report: %s", error)
         return str(error)

@@ -17,6 +17,7 @@ from fxq.runtimes import count_kinds, get_runtime
 
 # What rounding may do to an SQNR.
 LOST_DB = 0.3
+_AS_GOOD_AS_EXACT_DB = 60.0
 # Those that may move numbers, by ONNX Runtime's names, the suspicious ones first: integer kernels, scales that are
 # multiplied into others, weights that are quantized anew, and then what computes in another order.
 OPTIMIZERS = (
@@ -65,19 +66,19 @@ def why_worse(path: Path, optimized: Quality, module: Quality | None, measure: M
         module: what the converted model is worth on the same samples.
         measure: what the file is worth with these optimizations left out, or without any.
     """
-    name = _loss(optimized, module)
+    name = None if module is None else _worst(optimized, module)
     written = None if name is None else measure(None)
     if name is None or module is None or written is None:
         return ""
     after, wanted, before = (_sqnr_db(one, name) for one in (optimized, module, written))
     what = f"output {name!r} has {after:.1f} dB against the float model with ONNX Runtime's optimizations, "
-    if _loss(optimized, written) is None:
+    if _loss_db(optimized, written, name) <= LOST_DB:
         return (
             f"{what}{before:.1f} as the file is written and {wanted:.1f} in the converted model: the runtime adds in "
             "another order, and the model amplifies what is rounded; no optimization is why"
         )
     what += f"and {before:.1f} as the file is written: "
-    guilty = next((name for name in OPTIMIZERS if _loss(measure((name,)), written) is None), None)
+    guilty = next((one for one in OPTIMIZERS if _loss_db(measure((one,)), written, name) <= LOST_DB), None)
     if guilty is None:
         return f"{what}no optimization alone explains it; graph_optimization_level = ORT_DISABLE_ALL leaves all out"
     made = count_kinds(get_runtime("onnxruntime").executed_ops(path))
@@ -93,12 +94,15 @@ def _sqnr_db(quality: Quality, name: str) -> float | None:
     return next(one.sqnr_db for one in quality.outputs if one.name == name)
 
 
-def _loss(found: Quality | None, wanted: Quality | None) -> str | None:
-    """Return the name of an output that is worse than it might be by more than rounding, None where none is."""
-    if found is None or wanted is None:
-        return None
-    for after, before in zip(found.outputs, wanted.outputs, strict=True):
-        is_known = after.sqnr_db is not None and before.sqnr_db is not None
-        if is_known and after.sqnr_db < before.sqnr_db - LOST_DB:  # type: ignore[operator]  # is_known
-            return after.name
-    return None
+def _worst(found: Quality, wanted: Quality) -> str | None:
+    """Return the name of the output that loses most, None where none loses more than rounding makes it."""
+    losses = {one.name: _loss_db(found, wanted, one.name) for one in found.outputs}
+    name = max(losses, key=losses.__getitem__, default=None)
+    return name if name is not None and losses[name] > LOST_DB else None
+
+
+def _loss_db(found: Quality | None, wanted: Quality, name: str) -> float:
+    """Return how much worse an output is than it might be; beyond 60 dB both are as good as exact."""
+    values = [None if one is None else _sqnr_db(one, name) for one in (wanted, found)]
+    before, after = (None if value is None else min(value, _AS_GOOD_AS_EXACT_DB) for value in values)
+    return 0.0 if before is None or after is None else round(before - after, 3)

@@ -36,4 +36,4 @@ def stored_sizes(model: ir.Model) -> dict[str, Range]:
 
 def _is_range(sizes: Any) -> bool:
     is_three = isinstance(sizes, list) and len(sizes) == 3 and all(type(size) is int for size in sizes)
-    return is_three and 1 <= sizes[0] <= sizes[1] <= sizes[2]
+    return is_three and 1 <= sizes[0] <= sizes[1] <= sizes[2] < 2**31

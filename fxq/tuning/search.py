@@ -232,8 +232,8 @@ class Search:
         chosen = list(dict.fromkeys((_NOTHING, self._all, self._best) if self._float_runs else (_NOTHING, self._best)))
         # Of the model in float the file is made already: it has no ranges.
         built = {one: self._builder.result(self._rules(one)) for one in chosen if one != self._all or not one}
-        times = self._last_times({one: built[one].path if one in built else self._files[one] for one in chosen})
-        best = self._fastest(times)
+        times, dead = self._last_times({one: built[one].path if one in built else self._files[one] for one in chosen})
+        best = self._fastest(times, dead)
         default = _measured(built[_NOTHING], times[_NOTHING])
         result = default
         if best != _NOTHING:
@@ -245,31 +245,39 @@ class Search:
             tuple(self._trials), tuple(self._notes), self._seconds,
         )  # fmt: skip
 
-    def _last_times(self, paths: dict[frozenset[int], Path]) -> dict[frozenset[int], Latency]:
-        """Return the times of the results in turn; of one that does not run there is none, and a note."""
+    def _last_times(
+        self, paths: dict[frozenset[int], Path]
+    ) -> tuple[dict[frozenset[int], Latency], set[frozenset[int]]]:
+        """Return the times of the results in turn, and which do not run; of these there is none, and a note."""
         timed = time_survivors(lambda files: self._time_files(files, 2 * self._rounds), list(paths.values()))
+        dead = {list(paths)[place] for place in timed.errors}
         for place, error in timed.errors.items():
             self._notes.append(f"in the last measurement {self._name(list(paths)[place])} did not run: {error}")
         if timed.failure:
             what_then = "in a second try they did" if timed.in_turn else "they were not compared"
-            self._notes.append(f"the results run, but did not in turn, {what_then}: {timed.failure}")
+            self._notes.append(
+                f"{'others' if dead else 'the results'} run, but did not in turn, {what_then}: {timed.failure}"
+            )
         found = [latency if timed.in_turn else None for latency in timed.latencies]
-        return {one: latency or _NOT_TIMED for one, latency in zip(paths, found, strict=True)}
+        return {one: latency or _NOT_TIMED for one, latency in zip(paths, found, strict=True)}, dead
 
-    def _fastest(self, times: dict[frozenset[int], Latency]) -> frozenset[int]:
+    def _fastest(self, times: dict[frozenset[int], Latency], dead: set[frozenset[int]]) -> frozenset[int]:
         """Return the result by the last measurement, in which neither the default nor float is faster."""
         timed = [one for one in times if times[one].rounds_ms]
         is_held = self._best in timed
-        best = self._best if is_held or not timed else timed[0]
+        running = [one for one in (self._best, _NOTHING, self._all) if one in times and one not in dead]
+        best = self._best if is_held or not running else (timed or running)[0]
         for other in timed:
             if Speedup.of(times[other], times[best]).is_faster(0.0):
                 best = other
-        if not timed:
+        if not timed and best != self._best:
+            self._notes.append(f"the result is {self._name(best)}, which runs")
+        elif not timed:
             self._notes.append("the result is what the search kept, not held to the default and to float once more")
         elif best != self._best:
             why = "faster than what the search kept" if is_held else "the fastest that ran"
             self._notes.append(f"calibrated on the data, {self._name(best)} is {why}: taken instead")
-        if self._groups and (is_held or not timed):
+        if self._groups and (is_held or (not timed and best == self._best)):
             if best == _NOTHING:
                 self._notes.append("nothing that was tried is faster than the default")
             if best == self._all:

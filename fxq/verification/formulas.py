@@ -4,6 +4,7 @@ A formula is known by its values: what computes with one tensor and stored numbe
 compared with each activation there, in whatever order it adds and multiplies.
 """
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 POINTS = np.linspace(-8, 8, 65)
+POINTS.setflags(write=False)
 _erf = np.vectorize(math.erf)
 _GATE = np.clip(POINTS / 6 + 0.5, 0, 1)
 ACTIVATIONS: Mapping[str, np.ndarray] = MappingProxyType(
@@ -43,8 +45,8 @@ _OPERATORS: Mapping[str, Callable[..., np.ndarray]] = MappingProxyType(
         "Erf": _erf,
         "Tanh": np.tanh,
         "Relu": lambda x: np.maximum(x, 0),
-        "Min": np.minimum,
-        "Max": np.maximum,
+        "Min": lambda *operands: functools.reduce(np.minimum, operands),  # any number of them
+        "Max": lambda *operands: functools.reduce(np.maximum, operands),
         "Softplus": lambda x: np.logaddexp(x, 0),
         "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     }
@@ -104,6 +106,8 @@ def _formula(last: ir.Node, order: Mapping[ir.Node, int], constants: Collection[
         reads = reads.difference(latest.outputs) | {
             without_dequantizer(value) for value in operands if value not in constants
         }
+        if not reads:
+            return None  # stored numbers alone
         if len(reads) > 1:
             continue
         (source,) = reads

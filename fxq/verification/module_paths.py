@@ -101,6 +101,6 @@ def _before_quantizers(value: ir.Value | None) -> ir.Value | None:
 def _listed(text: str) -> list[str]:
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever somebody wrote there
         return []
     return [str(scope) for scope in found] if isinstance(found, list) else []

@@ -1,5 +1,6 @@
 """Which of ONNX Runtime's optimizations makes a file worse is found by leaving them out, and named."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def test_what_is_as_good_as_the_module_costs_no_run(path: Path) -> None:
     measure = Measure("none of them")
     assert fusions.why_worse(path, worth(20), worth(20.3), measure) == ""
     assert measure.asked == []
+
+
+@pytest.mark.parametrize("wanted", [146.2, math.inf])
+def test_an_output_as_good_as_exact_loses_nothing(path: Path, wanted: float) -> None:
+    measure = Measure("none of them")
+    assert fusions.why_worse(path, worth(135), worth(wanted), measure) == ""
+    assert measure.asked == []
+
+
+def test_the_output_that_loses_most_is_told_of(path: Path) -> None:
+    def of_two(logits: float) -> Quality:
+        outputs = OutputQuality("hidden", 40.0 if logits > 20 else 39.0, None), OutputQuality("logits", logits, None)
+        return Quality(outputs, 8, "the original model")
+
+    found = fusions.why_worse(path, of_two(12.0), of_two(25.0), lambda without: of_two(25.0 if without != () else 12.0))
+    assert found.startswith("output 'logits' has 12.0 dB against")
 
 
 def test_what_is_as_bad_as_it_is_written_is_no_optimization(path: Path) -> None:

@@ -100,8 +100,8 @@ def test_a_shape_that_is_given_goes_before_what_is_stored_for_sizes_of_its_name(
 @pytest.mark.parametrize(
     "stored",
     ["", "{", "[]", '{"batch": 8}', '{"batch": [1, 8]}', '{"batch": [2, 1, 8]}', '{"batch": [0, 1, 8]}',
-     '{"batch": [1, 2, "8"]}', '{"batch": [true, true, true]}', "[" * 100_000],
-    ids=["empty", "no JSON", "a list", "a number", "two", "falling", "zero", "text", "truth", "deep"],
+     '{"batch": [1, 2, "8"]}', '{"batch": [true, true, true]}', "[" * 100_000, '{"batch": [1, 2, 2147483648]}'],
+    ids=["empty", "no JSON", "a list", "a number", "two", "falling", "zero", "text", "truth", "deep", "too large"],
 )  # fmt: skip
 def test_what_is_no_range_is_left_out(open_inputs: ir.Model, stored: Any) -> None:
     open_inputs.metadata_props["fxq.sizes"] = stored

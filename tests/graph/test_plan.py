@@ -150,6 +150,31 @@ def test_half_a_plan_is_not_carried_out_wherever_it_was_made(comes: str) -> None
     assert "its weight stays in float" in fxq.explain(prepared)["conv"].reason
 
 
+class StoredFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.matrix @ x
+
+
+def test_a_stored_matrix_that_stands_first_is_not_taken_for_its_input() -> None:
+    class PlansMatrix(fxq.Pass):
+        name, stage = "plans_matrix", fxq.Stage.PLANNED
+
+        def run(self, rw: fxq.Rewriter) -> None:
+            for node in rw.nodes(lambda node: node.name == "matmul"):
+                rw.plan_input(node, 0, PER_CHANNEL, why="a test", role="weight")
+
+    gm, record = trace(StoredFirst().eval(), (X,)), Record()
+    settings = Settings(fxq.get_target("tensorrt"), example_inputs=(X,))
+    for step in (PlansMatrix(), SolveScales(), InsertQuantizers(), AttachObservers()):
+        run_passes(gm, [step], settings, record, complete=False)
+    assert not [module for module in gm.modules() if isinstance(module, fxq.TensorQuantizer)]
+    assert [entry.text for entry in record.skipped("matmul")][-1].startswith("its input is not quantized")
+
+
 @pytest.mark.parametrize(("slot", "name"), [(0, "conv"), ("weight", "conv"), ("output", "tanh")])
 def test_a_plan_that_was_carried_out_is_not_taken_back(slot: int | str, name: str) -> None:
     class TakesBack(fxq.Pass):

@@ -134,6 +134,15 @@ def test_results_that_run_by_themselves_alone_are_not_compared(run: Run) -> None
     assert not tuned.speedup.is_known
 
 
+def test_what_does_not_run_at_last_is_not_the_result_where_another_runs(run: Run) -> None:
+    tuned = run(Deadly(lambda stage, names: stage == AT_LAST and (len(names) > 1 or names == ["_b"])))
+    assert rules(tuned) == []
+    assert tuned.notes[-2:] == (
+        "others run, but did not in turn, they were not compared: killed by _, _abcd",
+        "the result is the default, which runs",
+    )
+
+
 def test_a_crash_by_chance_at_last_is_told_and_the_second_try_counts(run: Run) -> None:
     crashes = iter([True])
     tuned = run(Deadly(lambda stage, names: stage == AT_LAST and next(crashes, False)))

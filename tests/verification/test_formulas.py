@@ -127,7 +127,7 @@ def found(path: Path) -> list[tuple[str, str]]:
 )
 def test_what_formulas_are_compared_with_is_what_torch_computes(kind: str, module: nn.Module) -> None:
     # both in 64 bits
-    np.testing.assert_allclose(ACTIVATIONS[kind], module(torch.from_numpy(POINTS)).numpy(), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(ACTIVATIONS[kind], module(torch.tensor(POINTS)).numpy(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("write", FORMULAS, ids=lambda write: write.__name__)
@@ -207,6 +207,21 @@ def test_numbers_stored_in_16_bits_are_near_enough(tmp_path: Path) -> None:
     file.stored.update(numbers)
     path = file.save(tmp_path / "model.onnx", file.op("Cast", y, name="float", to=TensorProto.FLOAT))
     assert found(path) == [("gelu", y.removesuffix("_out"))]
+
+
+@pytest.mark.parametrize("operands", [(), (2.0,), (-3.0, 2.0)], ids=["one", "two", "three"])
+@pytest.mark.parametrize("op_type", ["Min", "Max"])
+def test_any_number_of_operands_is_bounded(tmp_path: Path, op_type: str, operands: tuple[float, ...]) -> None:
+    file, before = Nodes(), POINTS.copy()
+    x = integer_conv(file)
+    assert found(file.save(tmp_path / "model.onnx", file.add("Mul", file.add(op_type, *operands, x), 2.0))) == []
+    assert np.array_equal(POINTS, before)
+
+
+def test_a_product_of_stored_numbers_is_no_formula(tmp_path: Path) -> None:
+    file = Nodes()
+    path = file.save(tmp_path / "model.onnx", file.add("Add", integer_conv(file), file.add("Mul", 2.0, 3.0)))
+    assert found(path) == []
 
 
 def test_bounds_may_be_attributes_as_they_were(tmp_path: Path) -> None:

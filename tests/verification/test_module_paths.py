@@ -141,8 +141,10 @@ def test_of_two_modules_whose_names_differ_by_a_number_stored_tensors_tell(tmp_p
         ("[]", "conv"),
         ("(", "conv"),
         ("1", "conv"),
+        ("-" * 100_000 + "1", "conv"),
+        ("{[]: 1}", "conv"),
     ],
-    ids=["a module", "of the model itself", "nothing", "no list", "a number"],
+    ids=["a module", "of the model itself", "nothing", "no list", "a number", "deep", "no key"],
 )
 def test_scopes_are_told_by_torch_and_else_the_name_is(tmp_path: Path, scopes: str, path: str) -> None:
     file = QdqFile()

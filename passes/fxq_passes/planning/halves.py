@@ -32,7 +32,8 @@ def _takes_both(rw: Rewriter, node: Node) -> bool:
 
 
 def _reads_quantized(rw: Rewriter, node: Node) -> bool:
-    edge = tensor_edges(node)[0]
+    edges = tensor_edges(node)
+    edge = next((one for one in edges if one.producer.op != "get_attr"), edges[0])  # a stored matrix may stand first
     return is_quantized(edge) or is_quantized_by_hand(rw, edge.producer)
 
 
