@@ -24,7 +24,7 @@ _SUMS = frozenset({
     "ReduceSum", "ReduceSumSquare", "Softmax",
 })  # fmt: skip
 # TensorRT's parser takes them in float32 and float16 (RTX 1.7).
-_NOT_IN_BFLOAT16 = frozenset({"HardSwish", "Mish"})
+_NOT_IN_BFLOAT16 = frozenset({"ConvTranspose", "HardSwish", "Mish"})
 _ADDING = frozenset({"Add", "Sub", "Sum"})
 # What makes a large result of a small value, or hands one on.
 _STEEP = frozenset({"Clip", "Div", "Expand", "Log", "Max", "Mul", "Pow", "Reciprocal", "Sqrt"})

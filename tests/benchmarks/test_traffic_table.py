@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks import traffic
 from benchmarks.traffic import Plan, Row, plans_of, table, verdicts
+from fxq.runtimes import ExecutedOp, OpTensor
 
 METHODS = ("float", "fxq", "modelopt")
 
@@ -33,6 +34,21 @@ def test_kernels_integers_and_traffic_are_those_of_the_plan():
     assert plans["float32"].traffic_mb == pytest.approx(fixed + 4 * results, rel=0.01)
     assert plans["float16"].traffic_mb == pytest.approx(fixed + 2 * results, rel=0.01)
     assert [(plan.in_int8, plan.weighted) for plan in plans_of(model, "float").values()] == [(0, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_in_int8"),
+    [
+        ({"correlation": "int8", "kgen": "float32"}, True),  # what is behind it scales its sums
+        ({"kgen": "int8", "gemm": "float32"}, False),  # what is in front of it dequantizes
+        ({"kgen": "int8"}, True),  # attention as one kernel
+        ({}, False),
+    ],
+    ids=["scaled behind", "in float", "fused whole", "unknown"],
+)
+def test_an_operation_is_in_int8_if_the_kernel_that_multiplies_reads_int8(kinds, is_in_int8):
+    ops = [ExecutedOp(kind, kind, (OpTensor("x", dtype, (1,)),), (), ("product",)) for kind, dtype in kinds.items()]
+    assert traffic._is_in_int8("product", ops) is is_in_int8
 
 
 @pytest.mark.parametrize(

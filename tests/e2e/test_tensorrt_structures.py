@@ -39,7 +39,6 @@ from support.structures import (
 from torch import Tensor, nn
 
 import fxq
-from fxq.errors import RuntimeRefusedError
 from fxq.runtimes import ExecutedOp, traffic_mb
 
 DTYPES = (None, torch.float16, torch.bfloat16)
@@ -201,7 +200,6 @@ def test_a_transposed_convolution_costs_no_more_than_in_float(tmp_path: Path) ->
     assert traffic_mb(plan) <= traffic_mb(other)
 
 
-@pytest.mark.xfail(raises=RuntimeRefusedError, strict=True, reason="TensorRT-RTX 1.7 has none in bfloat16")
 def test_a_transposed_convolution_compiles_with_a_float_side_in_bfloat16(tmp_path: Path) -> None:
     plan = plan_of(quantized(UNet(is_transposed=True), image()), tmp_path / "model.onnx", torch.bfloat16)
     assert "int8" in dtypes_read(plan)

@@ -183,7 +183,7 @@ def test_passes_that_improve_run_island_by_island() -> None:
     model = made(Gated)
     prepared = fxq.prepare(model, X, recipe, untraceable="islands")
     before = copy.deepcopy(prepared.state_dict())
-    report = fxq.calibrate(prepared, [X + index for index in range(16)], progress=False)
+    report = fxq.calibrate(prepared, [X + index / 8 for index in range(16)], progress=False)
     assert [step.name for step in report.steps] == [
         "observe_ranges", "fit_ranges", "correct_bias @ first", "correct_bias @ last",
     ]  # fmt: skip

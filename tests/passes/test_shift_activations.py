@@ -82,8 +82,8 @@ def test_a_reader_that_makes_the_next_shifted_tensor_takes_both() -> None:
 
 
 def test_what_samples_held_out_reach_is_not_cut_off_by_the_rectifier() -> None:
-    model, x = mlp(), rows()
-    x[-8:] *= 3  # those are held out
+    model, x = mlp(), rows(128)
+    x[-16:] *= 3  # those are held out
     plain, gm = (fxq.prepare(model, x[:2], recipe) for recipe in (PLAIN, RECIPE))
     fxq.calibrate(plain, [x])
     assert fxq.calibrate(gm, [x]).steps[-1].kept
