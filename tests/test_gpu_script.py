@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent.parent / ".ci" / "cuda"
 CODE = """
 import sys
@@ -22,7 +24,8 @@ for recipe in ("tensorrt", "onnxruntime"):
 """
 
 
-def test_fxq_quantizes_with_what_the_script_asks_for() -> None:
+@pytest.mark.slow
+def test_a_sample_is_quantized_with_what_the_script_asks_for() -> None:
     found = re.search(r"for name in \((.*?)\) if not", SCRIPT.read_text())
     assert found is not None
     asked = set(re.findall(r'"(\w+)"', found[1]))

@@ -63,7 +63,9 @@ def exporting(blocks: int) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:.* got a single value from all of the data:UserWarning")  # random weights fade
-@pytest.mark.parametrize("stage", [tracing, preparing, calibrating, converting, exporting])
+@pytest.mark.parametrize(
+    "stage", [tracing, preparing, calibrating, converting, pytest.param(exporting, marks=pytest.mark.slow)]
+)
 def test_each_further_block_costs_the_same(stage: Callable[[int], int]) -> None:
     # Twice each: what is imported, looked up or emptied once, at any point of a long session, is no cost of a block.
     few, more, most = (min(stage(blocks), stage(blocks)) for blocks in (4, 8, 12))

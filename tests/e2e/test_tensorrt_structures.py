@@ -57,13 +57,19 @@ OF_TOKENS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+MADE = (*OF_IMAGES, *OF_TOKENS)
+MOSTLY_ALIKE = ("bilinear pyramid", "convnext of convolutions", "squeeze and excite", "transformer")
+
+
 def made(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     x = tokens() if name in OF_TOKENS else image()
     return with_batch_statistics({**OF_IMAGES, **OF_TOKENS}[name](), x), x
 
 
-@pytest.mark.parametrize("name", [*OF_IMAGES, *OF_TOKENS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in MOSTLY_ALIKE else ()) for name in MADE]
+)
 def test_every_convolution_and_product_computes_in_int8(tmp_path: Path, name: str) -> None:
     converted, path = quantized(*made(name)), tmp_path / "model.onnx"
     for dtype in DTYPES:
@@ -89,6 +95,7 @@ def test_a_linear_layer_of_tokens_is_written_with_a_float_side_in_bfloat16(tmp_p
     fxq.export_onnx(quantized(*made("mlp")), tmp_path / "model.onnx", dynamic_batch=False, float_dtype=torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="TensorRT-RTX 1.7 pools bfloat16 as float32, with a kernel more behind it")
 def test_a_max_pool_travels_as_int8_with_a_float_side_in_bfloat16_too(tmp_path: Path) -> None:
     converted, path = quantized(*made("unet")), tmp_path / "model.onnx"
@@ -177,6 +184,7 @@ def test_what_norms_and_gelu_give_is_quantized_without_a_kernel_more(tmp_path: P
     assert dtypes_read(plan) < dtypes_read(other)
 
 
+@pytest.mark.slow
 def test_an_integer_depthwise_convolution_reads_four_bytes_a_channel(tmp_path: Path) -> None:
     model, x = made("squeeze and excite")
     converted = quantized(model, x)
@@ -189,6 +197,7 @@ def test_an_integer_depthwise_convolution_reads_four_bytes_a_channel(tmp_path: P
     assert traffic[1][0] > 1.1 * traffic[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="TensorRT-RTX 1.7 has no transposed convolution in int8: it dequantizes weights")
 def test_a_transposed_convolution_costs_no_more_than_in_float(tmp_path: Path) -> None:
     x = image()

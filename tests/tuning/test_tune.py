@@ -34,7 +34,7 @@ def test_a_model_is_tuned_in_a_real_runtime() -> None:
     assert torch.equal(again(BATCHES[0]), tuned.converted(BATCHES[0]))
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_search_to_its_end_returns_what_was_measured(name: str, tmp_path: Path) -> None:
     """Whatever is faster here: what is claimed is what was timed, and the recipe makes that model."""
     torch.manual_seed(0)
