@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -16,6 +15,7 @@ import fxq
 from benchmarks.accuracy_peers import PEERS, failure, measure_peer, run_file
 from benchmarks.accuracy_rows import Row, ahead_of_peers, file_as_module, model_table, never_worse, summary
 from benchmarks.lab import Case, Lab, NoLabError, load
+from benchmarks.telling import say, write_parts
 from fxq.runtimes import get_runtime
 
 TARGETS, LEVELS = ("tensorrt", "onnxruntime", "openvino"), ("plain", "fast", "best")
@@ -35,13 +35,13 @@ def run(arguments: Sequence[str] = ()) -> Iterator[str]:
         raise SystemExit(f"accuracy: {error}") from error
     rows: list[Row] = []
     parts = [_heading(lab)]
-    _write(options.out, parts)  # a path that cannot be written fails before anything is measured
+    write_parts(options.out, parts)  # a path that cannot be written fails before anything is measured
     yield parts[0]
     for name in names:
         found: list[Row] = []
         for row in _measure(name, lab, options):
             found.append(row)
-            _write(options.out, [*parts, model_table(found), *_over_all([*rows, *found])])
+            write_parts(options.out, [*parts, model_table(found), *_over_all([*rows, *found])])
         rows += found
         parts.append(model_table(found))
         yield f"\n{parts[-1]}"
@@ -74,7 +74,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _measure(name: str, lab: Lab, options: argparse.Namespace) -> Iterator[Row]:
-    _say(f"{name}: loading")
+    say(f"{name}: loading")
     try:
         case = load(lab, name)
     except NoLabError as error:
@@ -83,10 +83,10 @@ def _measure(name: str, lab: Lab, options: argparse.Namespace) -> Iterator[Row]:
     yield float_row(case)
     for target in options.targets:
         for level in options.levels:
-            _say(f"{name}: {target}, {level}")
+            say(f"{name}: {target}, {level}")
             yield measure(case, target, level, lab.seed)
     for peer in options.peers:
-        _say(f"{name}: {peer}")
+        say(f"{name}: {peer}")
         yield measure_peer(peer, name, lab, options.peers_path)
 
 
@@ -127,12 +127,3 @@ def _file_db(case: Case, converted: torch.fx.GraphModule) -> float:
 
 def _over_all(rows: list[Row]) -> list[str]:
     return [summary(rows), never_worse(rows), file_as_module(rows), ahead_of_peers(rows)]
-
-
-def _write(path: Path | None, parts: list[str]) -> None:
-    if path is not None:
-        path.write_text("\n\n".join(parts) + "\n")
-
-
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from benchmarks.float_files import signal_to_noise_db
 from benchmarks.latency_files import FLOAT, FXQ, PEERS, write_files
 from benchmarks.latency_rows import Row, table, verdicts, what_is_left
 from benchmarks.models import check_names, noise_images
+from benchmarks.telling import say, write_parts
 from fxq.errors import RuntimeCrashedError, RuntimeRefusedError
 from fxq.runtimes import get_runtime, time_in_turn
 from fxq.runtimes.child import in_child
@@ -50,10 +50,10 @@ def run(arguments: Sequence[str] = ()) -> Iterator[str]:
     heading = _HEADING.format(threads=options.threads, versions=versions, cores=os.cpu_count(), tuned=tuned)
     rows: list[Row] = []
     notes: list[str] = []
-    _write(options.out, [heading])  # a path that cannot be written fails before anything is measured
+    write_parts(options.out, [heading])  # a path that cannot be written fails before anything is measured
     for model in options.models:
         for runtime in options.runtimes:
-            _say(f"{model}: files for {runtime}")
+            say(f"{model}: files for {runtime}")
             files, failures = write_files(
                 model, runtime, options.folder, tuple(options.peers), options.peers_path, options.tuned
             )
@@ -61,10 +61,10 @@ def run(arguments: Sequence[str] = ()) -> Iterator[str]:
             notes += failures + crashes
             files = {method: files[method] for method in left}
             if FLOAT in files and FXQ in files:
-                _say(f"{model}: {runtime}")
+                say(f"{model}: {runtime}")
                 rows.append(measure(model, runtime, files, left, options.rounds, options.threads))
-                _write(options.out, [heading, table(rows), *verdicts(rows), *notes])
-                _say(table(rows[-1:]).splitlines()[-1])
+                write_parts(options.out, [heading, table(rows), *verdicts(rows), *notes])
+                say(table(rows[-1:]).splitlines()[-1])
     yield from (heading, "", table(rows), "", *verdicts(rows), *notes)
 
 
@@ -120,12 +120,3 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="written anew after each row")
     return parser.parse_args(arguments)
-
-
-def _write(path: Path | None, parts: list[str]) -> None:
-    if path is not None:
-        path.write_text("\n\n".join(parts) + "\n")
-
-
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)

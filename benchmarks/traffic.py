@@ -9,7 +9,6 @@ import math
 import multiprocessing
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +27,7 @@ from benchmarks.accuracy_rows import markdown
 from benchmarks.float_files import write_float
 from benchmarks.latency import MODELS
 from benchmarks.models import check_names, network, noise_images
+from benchmarks.telling import say, write_parts
 from fxq.runtimes import ExecutedOp, get_runtime, traffic_mb
 from fxq.runtimes.tensorrt_rtx import weighted_ops
 
@@ -79,14 +79,14 @@ def run(arguments: Sequence[str] = ()) -> Iterator[str]:
     heading = f"TensorRT for RTX {get_runtime('tensorrt_rtx').version}. " + " ".join((__doc__ or "").split("\n\n")[1:])
     heading = " ".join(heading.split())
     rows: list[Row] = []
-    _write(options.out, [heading])  # a path that cannot be written fails before anything is compiled
+    write_parts(options.out, [heading])  # a path that cannot be written fails before anything is compiled
     for model in options.models:
-        _say(model)
+        say(model)
         plans = {method: _in_child(model, method, options.peers_path) for method in methods}
         rows += [Row(model, side, {method: found[side] for method, found in plans.items()}) for side in SIDES]
-        _write(options.out, [heading, table(rows, methods), *verdicts(rows)])
+        write_parts(options.out, [heading, table(rows, methods), *verdicts(rows)])
         for line in table(rows[-len(SIDES) :], methods).splitlines()[2:]:
-            _say(line)
+            say(line)
     yield from (heading, "", table(rows, methods), "", *verdicts(rows))
 
 
@@ -226,12 +226,3 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--peers-path", type=Path, metavar="FOLDER", help="of peers' packages that are not installed")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="written anew after each model")
     return parser.parse_args(arguments)
-
-
-def _write(path: Path | None, parts: list[str]) -> None:
-    if path is not None:
-        path.write_text("\n\n".join(parts) + "\n")
-
-
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)

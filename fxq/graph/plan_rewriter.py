@@ -175,7 +175,7 @@ def _is_carried_out(node: Node, plan: plans.Plan | None) -> bool:
         return False
     if isinstance(plan.slot, str) and plan.slot != plans.OUTPUT:
         return isinstance(module_of(node), Quantized)
-    beside = [node.all_input_nodes, node.users][plan.slot == plans.OUTPUT]
+    beside = node.users if plan.slot == plans.OUTPUT else node.all_input_nodes
     return any(plan in plans.inserted_for(one) for one in beside)
 
 

@@ -37,7 +37,7 @@ class InsertQuantizers(Pass):
     def run(self, rw: Rewriter) -> None:
         """Insert quantizers that are disabled until attach_observers: this pass changes no numbers.
 
-        Here is the last look at the plans: one of use only together with another that is missing is not carried out.
+        Here is the last look at the plans: that of a weight without its input, or the reverse, is not carried out.
         """
         drop_halves(rw)
         swap_modules(rw)

@@ -92,7 +92,11 @@ def test_an_activation_is_in_the_one_kernel_behind_its_convolution(tmp_path: Pat
 
 
 def test_a_linear_layer_of_tokens_is_written_with_a_float_side_in_bfloat16(tmp_path: Path) -> None:
-    fxq.export_onnx(quantized(*made("mlp")), tmp_path / "model.onnx", dynamic_batch=False, float_dtype=torch.bfloat16)
+    path = tmp_path / "model.onnx"
+    report = fxq.export_onnx(quantized(*made("mlp")), path, dynamic_batch=False, float_dtype=torch.bfloat16)
+    assert report.float_dtype == "bfloat16"
+    assert report.parity  # it was checked, as it is written
+    assert dtypes_read(compiled(path)) == {"int8"}
 
 
 @pytest.mark.slow

@@ -159,15 +159,21 @@ class StoredFirst(nn.Module):
         return self.matrix @ x
 
 
-def test_a_stored_matrix_that_stands_first_is_not_taken_for_its_input() -> None:
+class StoredLast(StoredFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+@pytest.mark.parametrize(("model", "position"), [(StoredFirst, 0), (StoredLast, 1)])
+def test_a_stored_matrix_alone_is_dropped_wherever_it_stands(model: type[nn.Module], position: int) -> None:
     class PlansMatrix(fxq.Pass):
         name, stage = "plans_matrix", fxq.Stage.PLANNED
 
         def run(self, rw: fxq.Rewriter) -> None:
             for node in rw.nodes(lambda node: node.name == "matmul"):
-                rw.plan_input(node, 0, PER_CHANNEL, why="a test", role="weight")
+                rw.plan_input(node, position, PER_CHANNEL, why="a test", role="weight")
 
-    gm, record = trace(StoredFirst().eval(), (X,)), Record()
+    gm, record = trace(model().eval(), (X,)), Record()
     settings = Settings(fxq.get_target("tensorrt"), example_inputs=(X,))
     for step in (PlansMatrix(), SolveScales(), InsertQuantizers(), AttachObservers()):
         run_passes(gm, [step], settings, record, complete=False)
