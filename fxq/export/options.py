@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fxq.compare.parity import MAX_LSB, MAX_MEAN_LSB, OutputParity
+from fxq.compare.parity import MAX_BEYOND, MAX_LSB, MAX_MEAN_LSB, OutputParity
 from fxq.compare.quality import Quality
 from fxq.coverage import Coverage
 from fxq.export.dynamic_shapes import Shapes, open_shapes
@@ -155,13 +155,14 @@ class ExportReport:
             **{f"optimized, {run}": run.parity for run in self.other_sizes},
         }
         lines += [
-            f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, {100 * p.beyond:.2f} % beyond 1 LSB, "
+            f"  {p.name}: max {p.max_lsb:.2f} LSB, mean {p.mean_lsb:.3f} LSB, {p.beyond:.2%} beyond 1 LSB, "
             f"max abs {p.max_abs:.3g} ({run})"
             for run, parity in runs.items()
             for p in parity
         ]
         lines += [
-            f"  1 LSB of {p.name} is {p.step:.3g}; {MAX_LSB:g} at most, {MAX_MEAN_LSB:g} on average count as rounding"
+            f"  1 LSB of {p.name} is {p.step:.3g}; {MAX_LSB:g} at most, {MAX_MEAN_LSB:g} on average and, as it is written, "
+            f"{MAX_BEYOND:.2%} beyond 1 count as rounding"
             for p in self.parity
         ]
         if self.coverage.total:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import timm
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import fxq
+from fxq.compare.outputs import output_steps
 from fxq.errors import ExportError, RuntimeRefusedError
 from fxq.export import ExportOptions, export_onnx
 from fxq.export.parity import MAX_MEAN_LSB, Reference, check_parity
@@ -166,6 +168,31 @@ def test_parity_finds_one_wrong_scale_among_all(good_file: Path, tmp_path: Path)
     ir.save(model, wrong)
     with pytest.raises(ExportError, match="computes another 'output'"):
         check_parity(WrittenFile(wrong), Reference.run(gm, (x,)))
+
+
+@pytest.mark.parametrize(("moved", "is_right"), [(3, True), (4, False)])
+def test_a_file_may_be_off_by_more_than_one_lsb_at_few_of_its_values(
+    good_file: Path, tmp_path: Path, moved: int, is_right: bool
+) -> None:
+    # On average it is off by next to nothing, and nowhere by more than 2 LSB.
+    gm, x = lowered_residual()
+    step = output_steps(gm, Reference.run(gm, (x,)).outputs)[0]
+    model = onnx.load(good_file)
+    shape = gm(x).shape
+    offset = np.zeros(shape, np.float32)
+    offset.flat[:moved] = 2 * step
+    result = model.graph.output[0].name
+    last = next(node for node in model.graph.node if result in node.output)
+    last.output[0] = "before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(offset, "offset"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "offset"], [result]))
+    path = tmp_path / "moved.onnx"
+    onnx.save(model, path)
+    if is_right:
+        assert check_parity(WrittenFile(path), Reference.run(gm, (x,)))[0].beyond == moved / offset.size
+        return
+    with pytest.raises(ExportError, match=r"% of the values off by more than one, one LSB being .* and 0\.01%"):
+        check_parity(WrittenFile(path), Reference.run(gm, (x,)))
 
 
 @pytest.mark.slow
