@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from fxq.calibration_report import CalibrationReport
 from fxq.compare.quality import Quality
 from fxq.comparison_report import Comparison
 from fxq.coverage import Coverage
-from fxq.errors import ExportError
+from fxq.errors import ExportError, MissingExtraError
 from fxq.explanation import QuantizedTensor
 from fxq.literal import literal
 from fxq.output_file import OutputFile
@@ -156,8 +157,9 @@ class Report:
 
         Raises:
             ExportError: it cannot be written there, or the suffix is another.
+            MissingExtraError: a page, and bokeh, which draws it, is not installed.
         """
-        from fxq.reporting.page import render_page  # noqa: PLC0415 - the template engine is needed here alone
+        from fxq.reporting.page import render_page  # noqa: PLC0415 - what draws is optional, and takes a second
 
         out = check_place(path)
         text = json.dumps(self.to_dict(), indent=1) if out.path.suffix == ".json" else render_page(self)
@@ -172,4 +174,6 @@ def check_place(path: str | os.PathLike[str]) -> OutputFile:
     out = OutputFile(path)
     if out.path.suffix not in SUFFIXES:
         raise ExportError(f"cannot write {out.path}: the suffix says in which form, .html for a page or .json for data")
+    if out.path.suffix != ".json" and find_spec("bokeh") is None:
+        raise MissingExtraError("a report as a page needs bokeh: pip install 'fxq[report]'; .json does without")
     return out

@@ -24,7 +24,8 @@ def percentages(result: Result) -> list[float]:
     return [float(found) for found in re.findall(r"([\d.]+)%", row)]
 
 
-def test_the_quick_demo_compares_three_files_and_says_where_they_are(fxq: Fxq, tmp_path: Path) -> None:
+@pytest.mark.slow  # it trains
+def test_a_sample_of_the_demo_compares_three_files_and_says_where_they_are(fxq: Fxq, tmp_path: Path) -> None:
     result = fxq("demo", "--quick", "--out", "files/of/demo")
     assert result.exit_code == 0, result.output
     accuracies = percentages(result)

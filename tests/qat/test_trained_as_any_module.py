@@ -84,7 +84,14 @@ def test_checkpointing_repeats_a_call_and_counts_it_once(config: fxq.QConfig, re
             torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
 
-@CONFIGS
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(fxq.QConfig(), id="weights follow", marks=pytest.mark.slow),
+        pytest.param(LEARNED, id="learned"),
+        pytest.param(AVERAGED, id="averages", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_training_is_the_same_and_follows_a_freeze(config: fxq.QConfig) -> None:
     prepared = steady(config)
     other = copy.deepcopy(prepared)

@@ -1,7 +1,10 @@
 """The page of fxq.report: whole in itself, and what a model's names are, text."""
 
+import base64
+import hashlib
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -58,7 +61,10 @@ class Page(HTMLParser):
             for index, (name, given) in enumerate(self.elements)
             if name == tag and all(given.get(key) == value for key, value in attributes.items())
         ]
-        return "".join(data for index, data in self.text if index == found)
+        return "".join(self.parts(found))
+
+    def parts(self, element: int) -> list[str]:
+        return [data for index, data in self.text if index == element]
 
 
 def prepared(name: str = "first") -> torch.fx.GraphModule:
@@ -80,9 +86,11 @@ def test_the_page_holds_the_data_of_the_report(hostile: tuple[fxq.Report, str]) 
     page = Page(text)
     assert page.open == []
     data = json.loads(page.within("script", id="data"))
-    layout = data.pop("layout")
+    states, places = data.pop("states"), data.pop("places")
     assert data == json.loads(json.dumps(report.to_dict()))
-    assert len(layout["x"]) == len(layout["y"]) == len(report.nodes) == 5
+    assert states == ["other", "quantized", "other", "quantized", "other"]
+    assert len(places) == len(report.findings) == 1
+    assert json.loads(page.within("script", id="figures")).keys() == {"drawing", "histogram", "layers", "sensitivity"}
     assert HOSTILE in {node["path"] for node in data["nodes"]}
     for step in report.calibration.steps:
         assert any(step.name == part for _, part in page.text)
@@ -90,7 +98,7 @@ def test_the_page_holds_the_data_of_the_report(hostile: tuple[fxq.Report, str]) 
 
 def test_nothing_of_a_name_is_markup(hostile: tuple[fxq.Report, str]) -> None:
     page = Page(hostile[1])
-    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert [tag for tag, _ in page.elements].count("script") == 4
     assert not any(tag == "img" for tag, _ in page.elements)
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     title = page.within("title")
@@ -104,15 +112,32 @@ def test_the_page_asks_for_nothing_else(hostile: tuple[fxq.Report, str]) -> None
     style = page.within("style")
     assert "url(" not in style
     assert "@import" not in style
-    script = next(data for index, data in page.text if page.elements[index] == ("script", {}))
-    assert not re.search(r"fetch\(|XMLHttpRequest|import[ (]|innerHTML|eval\(", script)
+    _, own = scripts = ["".join(page.parts(index)) for index, one in enumerate(page.elements) if one == ("script", {})]
+    assert not re.search(r"fetch\(|XMLHttpRequest|import[ (]|innerHTML|eval\(", own)
     (policy,) = [
         attributes["content"]
         for tag, attributes in page.elements
         if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
     ]
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert "unsafe" not in policy
+    checksums = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{checksum}'" for checksum in checksums)
+    assert policy == f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'"
+
+
+def test_the_same_report_is_the_same_page(hostile: tuple[fxq.Report, str], tmp_path: Path) -> None:
+    report, text = hostile
+    report.write(tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
+
+
+def test_a_page_without_its_library_is_refused_first_and_json_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    with pytest.raises(fxq.MissingExtraError, match=r"pip install 'fxq\[report\]'"):
+        fxq.report(prepared(), tmp_path / "report.html", [object()], progress=False)
+    fxq.report(prepared(), tmp_path / "report.json", [X], progress=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_inert_json_is_the_same_data_without_markup() -> None:

@@ -151,6 +151,7 @@ def test_a_crash_by_chance_at_last_is_told_and_the_second_try_counts(run: Run) -
     assert tuned.speedup.middle == 1.5
 
 
+@pytest.mark.slow  # a process for each file and round; the crashes above are the same to the search
 def test_a_real_crash_while_float_is_timed_leaves_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = _tuned(monkeypatch, deadly=("2.onnx",))
     assert tuned.notes[0].startswith(
@@ -161,6 +162,7 @@ def test_a_real_crash_while_float_is_timed_leaves_the_default(monkeypatch: pytes
     assert rules(tuned) == []
 
 
+@pytest.mark.slow
 def test_real_crashes_in_the_profile_and_at_last_leave_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """3.onnx is the default, calibrated on the data; one group has no other candidates than float."""
     tuned = _tuned(monkeypatch, deadly=("3.onnx",), survives_profiles=False)

@@ -1,8 +1,8 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const { nodes, edges, tensors, layout } = data;
   const byId = (id) => document.getElementById(id);
+  const [data, figures] = ["data", "figures"].map((id) => JSON.parse(byId(id).textContent));
+  const { nodes, states, tensors } = data;
   // Characters that are not shown, or turn the direction of writing, as their numbers.
   const shown = (text) => String(text).replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
   const number = (value) => (typeof value === "number" ? Number(value.toPrecision(4)).toString() : String(value));
@@ -14,57 +14,81 @@
     for (const child of children) made.append(typeof child === "string" ? shown(child) : child);
     return made;
   }
-  function drawing(name, attributes = {}, text = null) {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== null) made.textContent = shown(text);
-    return made;
+
+  // ---- figures, which Bokeh draws
+  Bokeh.logger.set_level("warn");
+  const drawn = [];
+  async function draw(name, place) {
+    const [{ model }] = (await Bokeh.embed.embed_item(figures[name], place)).roots;
+    drawn.push(model.document);
+    color(model.document);
+    place.classList.add("drawn");
+    return model;
   }
-  const titled = (made, text) => {
-    made.append(drawing("title", {}, text));
-    return made;
-  };
+  function color(figure) {
+    const style = getComputedStyle(document.documentElement);
+    for (const model of figure.all_models) {
+      for (const [property, name] of Object.entries(model.tags[0] ?? {})) {
+        model[property] = { value: style.getPropertyValue(`--${name}`).trim() };
+      }
+    }
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(color));
 
   // ---- histograms
-  const WIDTH = 240, HEIGHT = 74;
+  async function drawHistogram(tensor, place) {
+    const { low: first, high: last, counts, is_absolute: isAbsolute } = tensor.histogram;
+    const [low, high] = [isAbsolute ? null : tensor.low, tensor.high];
+    const plot = await draw("histogram", place);
+    const find = (name) => plot.document.get_model_by_name(name);
+    const width = (last - first) / counts.length;
+    const filled = [...counts.keys()].filter((bin) => counts[bin] > 0);
+    find("bins").data = {
+      left: filled.map((bin) => first + bin * width),
+      right: filled.map((bin) => (width ? first + (bin + 1) * width : first + 1)),
+      count: filled.map((bin) => counts[bin]),
+    };
+    plot.x_range.setv({ start: Math.min(first, low ?? first), end: Math.max(width ? last : first + 1, high ?? last) });
+    plot.y_range.end = 1.3 * Math.max(1, ...counts);
+    for (const [name, bound, side, area] of [["low", low, "right", "below"], ["high", high, "left", "above"]]) {
+      if (bound === null) continue;
+      find(name).setv({ location: bound, visible: true });
+      find(area).setv({ [side]: bound, visible: true });
+    }
+  }
+  // Those that come into view are drawn, each once: a search hides and shows them, and so does a click on a node.
+  const waiting = new Map();
+  const seen = new IntersectionObserver((entries) => {
+    for (const { target } of entries.filter((entry) => entry.isIntersecting && waiting.has(entry.target))) {
+      drawHistogram(waiting.get(target), target);
+      waiting.delete(target);
+      seen.unobserve(target);
+    }
+  });
   function histogram(tensor) {
-    const figure = element("figure");
-    const kind = tensor.is_weight ? "weight" : "activation";
     const ranges = tensor.ranges > 1 ? `, outermost of ${tensor.ranges}` : "";
     const range = tensor.low === null ? "" : ` [${number(tensor.low)}, ${number(tensor.high)}]${ranges}`;
-    figure.append(element("figcaption", {}, element("b", {}, tensor.quantizer), ` ${kind}${range}`));
-    const found = tensor.histogram;
-    if (found === null) {
+    const kind = tensor.is_weight ? "weight" : "activation";
+    const sign = tensor.histogram?.is_absolute ? "; counts of |x|" : "";
+    const caption = element("figcaption", {}, element("b", {}, tensor.quantizer), ` ${kind}${range}${sign}`);
+    const figure = element("figure", {}, caption);
+    if (tensor.histogram === null) {
       figure.append(element("p", { class: "note" }, "its values were not kept"));
       return figure;
     }
-    const low = tensor.low === null || found.is_absolute ? found.low : Math.min(found.low, tensor.low);
-    const high = tensor.high === null ? found.high : Math.max(found.high, tensor.high);
-    const place = (value) => (WIDTH * (value - low)) / (high - low || 1);
-    const svg = drawing("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT + 14}`, role: "img" });
-    titled(svg, `Histogram of ${tensor.quantizer}`);
-    const most = Math.log1p(Math.max(...found.counts)) || 1;
-    const wide = (found.high - found.low) / found.counts.length;
-    const path = found.counts.map((count, index) => {
-      const left = place(found.low + index * wide), right = wide ? place(found.low + (index + 1) * wide) : WIDTH;
-      const top = HEIGHT - (HEIGHT - 4) * (Math.log1p(count) / most);
-      return count ? `M${left.toFixed(1)} ${HEIGHT}V${top.toFixed(1)}H${right.toFixed(1)}V${HEIGHT}Z` : "";
-    });
-    svg.append(drawing("path", { class: "bar", d: path.join("") }));
-    const bounds = tensor.low === null ? [] : found.is_absolute ? [tensor.high] : [tensor.low, tensor.high];
-    for (const bound of bounds) {
-      const at = place(bound), isHigh = bound === tensor.high;
-      const left = isHigh ? at : 0;
-      const width = isHigh ? WIDTH - at : at;
-      if (width > 0) svg.append(drawing("rect", { class: "outside", x: left, y: 0, width, height: HEIGHT }));
-      svg.append(drawing("path", { class: "bound", d: `M${at.toFixed(1)} 0V${HEIGHT}` }));
-    }
-    svg.append(drawing("text", { x: 0, y: HEIGHT + 11 }, (found.is_absolute ? "|x| " : "") + number(low)));
-    svg.append(drawing("text", { x: WIDTH, y: HEIGHT + 11, "text-anchor": "end" }, number(high)));
-    figure.append(svg);
+    const name = `Histogram of ${shown(tensor.quantizer)}`;
+    const place = element("div", { class: "histogram", role: "img", "aria-label": name });
+    waiting.set(place, tensor);
+    seen.observe(place);
+    figure.append(place);
     return figure;
   }
   const tensorOf = new Map(tensors.map((tensor) => [tensor.quantizer, tensor]));
+  const listed = new Map(), detailed = new Map();
+  function keptIn(histograms, tensor) {
+    if (!histograms.has(tensor)) histograms.set(tensor, histogram(tensor));
+    return histograms.get(tensor);
+  }
   const PAGE = 36;
   let wanted = PAGE;
   function listTensors() {
@@ -72,7 +96,7 @@
     const found = tensors.filter(
       (one) => one.quantizer.toLowerCase().includes(text) && (!kind || one.is_weight === (kind === "weight")),
     );
-    byId("histograms").replaceChildren(...found.slice(0, wanted).map(histogram));
+    byId("histograms").replaceChildren(...found.slice(0, wanted).map((one) => keptIn(listed, one)));
     byId("tensors-count").textContent = `${Math.min(wanted, found.length)} of ${found.length} shown`;
     byId("more-tensors").hidden = found.length <= wanted;
   }
@@ -88,160 +112,75 @@
   });
 
   // ---- the graph
-  const canvas = byId("canvas"), pen = canvas.getContext("2d");
-  const COLUMN = 190, LAYER = 62, BOX = { width: 164, height: 38 };
-  const xs = layout.x.map((x) => x * COLUMN), ys = layout.y.map((y) => y * LAYER);
-  const lanes = layout.lanes.map((lane) => (lane === null ? null : lane * COLUMN));
-  const isQuantized = nodes.map((node) => node.quantized.length > 0 && node.reason === "");
-  const inFloat = new Set(data.coverage.in_float);
-  const isFloatLayer = nodes.map((node, index) => !isQuantized[index] && (inFloat.has(node.path) || inFloat.has(node.node)));
-  const view = { x: 0, y: 0, scale: 1 };
-  let selected = -1, matches = new Set(), waiting = false, colors = {};
-  const label = (node) => node.path || node.node;
+  const frame = byId("drawing");
+  const nameOf = (node) => node.path || node.node;
+  let selected = -1;
+  const graph = draw("drawing", frame).then((plot) => {
+    const find = (name) => plot.document.get_model_by_name(name);
+    const source = find("nodes"), { x: xs, y: ys } = source.data, { x_range: across, y_range: down } = plot;
+    const whole = { left: across.start, right: across.end, bottom: down.start, top: down.end };
+    const view = { x: 0, y: 0, scale: 1 };
 
-  function readColors() {
-    const style = getComputedStyle(document.documentElement);
-    const names = ["card", "ink", "dim", "rule", "quantized", "quantized-fill", "float", "float-fill", "select"];
-    colors = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
-  }
-  function redraw() {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => {
-      waiting = false;
-      draw();
+    function look(x, y, scale) {
+      Object.assign(view, { x, y, scale: Math.min(4, Math.max(0.005, scale)) });
+      const [right, up] = [frame.clientWidth / view.scale / 2, frame.clientHeight / view.scale / 2];
+      across.setv({ start: view.x - right, end: view.x + right });
+      down.setv({ start: view.y - up, end: view.y + up });
+      label();
+    }
+    // Labels are as large as their boxes allow, and none where they could not be read.
+    function label() {
+      const [right, up] = [frame.clientWidth / view.scale / 2 + 100, frame.clientHeight / view.scale / 2 + 30];
+      const isNear = (node) => Math.abs(xs[node] - view.x) < right && Math.abs(ys[node] - view.y) < up;
+      const near = view.scale < 0.35 ? [] : [...nodes.keys()].filter(isNear);
+      if (String(near) !== String(find("labelled").indices)) find("labelled").indices = near;
+      find("name label").text_font_size = { value: `${12 * view.scale}px` };
+      find("words label").text_font_size = { value: `${11 * view.scale}px` };
+    }
+    function start() {
+      const all = frame.clientWidth / (whole.right - whole.left);
+      const scale = Math.max(Math.min(1, all), Math.min(1, Math.max(0.55, all)));
+      look(xs[0], whole.top - frame.clientHeight / scale / 2, scale);
+    }
+    const moves = {
+      zoom: (factor) => look(view.x, view.y, view.scale * factor),
+      shift: (right, up) => look(view.x + right / view.scale, view.y + up / view.scale, view.scale),
+      whole: () => {
+        const [width, height] = [whole.right - whole.left, whole.top - whole.bottom];
+        const scale = Math.min(frame.clientWidth / width, frame.clientHeight / height, 1);
+        look((whole.left + whole.right) / 2, (whole.top + whole.bottom) / 2, scale);
+      },
+      centre: (node) => look(xs[node], ys[node], Math.max(view.scale, 0.8)),
+      select: (node) => (source.selected.indices = [node]),
+      mark: (found) => (find("matches").indices = found),
+    };
+    plot.on_event("rangesupdate", ({ x0, x1, y0, y1 }) => {
+      look((x0 + x1) / 2, (y0 + y1) / 2, frame.clientWidth / (x1 - x0));
     });
-  }
-  function draw() {
-    const ratio = window.devicePixelRatio || 1, { clientWidth: width, clientHeight: height } = canvas;
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
-    }
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, width, height);
-    pen.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
-    const left = -view.x / view.scale - BOX.width, right = (width - view.x) / view.scale + BOX.width;
-    const top = -view.y / view.scale - LAYER, bottom = (height - view.y) / view.scale + LAYER;
-    const line = Math.max(1.3, 0.8 / view.scale);
-    for (const inIntegers of [false, true]) {
-      pen.beginPath();
-      edges.forEach((edge, index) => {
-        if ((edge.quantizer !== null) !== inIntegers) return;
-        const from = edge.source, to = edge.target;
-        if (ys[to] < top || ys[from] > bottom) return;
-        trace(xs[from], ys[from] + BOX.height / 2, xs[to], ys[to] - BOX.height / 2, lanes[index]);
-      });
-      pen.setLineDash(inIntegers ? [] : [5, 4]);
-      pen.lineWidth = inIntegers ? 1.7 * line : line;
-      pen.strokeStyle = inIntegers ? colors.quantized : colors.dim;
-      pen.stroke();
-    }
-    pen.setLineDash([]);
-    pen.textBaseline = "middle";
-    nodes.forEach((node, index) => {
-      const x = xs[index], y = ys[index];
-      if (x < left || x > right || y < top || y > bottom) return;
-      const color = isQuantized[index] ? "quantized" : isFloatLayer[index] ? "float" : "dim";
-      pen.fillStyle = colors[`${color}-fill`] || colors.card;
-      pen.strokeStyle = index === selected || matches.has(index) ? colors.select : colors[color];
-      pen.lineWidth = index === selected ? 3.5 * line : matches.has(index) ? 2.2 * line : line;
-      pen.beginPath();
-      pen.rect(x - BOX.width / 2, y - BOX.height / 2, BOX.width, BOX.height);
-      pen.fill();
-      pen.stroke();
-      if (view.scale < 0.35) return;
-      pen.fillStyle = colors.ink;
-      pen.font = "600 12px system-ui, sans-serif";
-      pen.fillText(shortened(shown(label(node))), x - BOX.width / 2 + 7, y - 8);
-      pen.fillStyle = colors.dim;
-      pen.font = "11px system-ui, sans-serif";
-      const shape = node.shape === null ? "" : ` ${node.shape.join("×")}`;
-      pen.fillText(shortened(shown(node.kind + shape)), x - BOX.width / 2 + 7, y + 9);
+    // Bokeh's own pinch turns spread fingers into a speed; here what they touch stays under them.
+    let pinched = null;
+    plot.on_event("pinchstart", ({ x, y }) => (pinched = { x, y, scale: view.scale }));
+    plot.on_event("pinch", ({ sx, sy, scale }) => {
+      const now = pinched.scale * scale;
+      look(pinched.x - (sx - frame.clientWidth / 2) / now, pinched.y + (sy - frame.clientHeight / 2) / now, now);
     });
-  }
-  function trace(x1, y1, x2, y2, lane) {
-    pen.moveTo(x1, y1);
-    if (lane === null) {
-      pen.bezierCurveTo(x1, y1 + 14, x2, y2 - 14, x2, y2);
-    } else {
-      pen.bezierCurveTo(x1, y1 + 12, lane, y1, lane, y1 + 26);
-      pen.lineTo(lane, y2 - 26);
-      pen.bezierCurveTo(lane, y2, x2, y2 - 12, x2, y2);
-    }
-  }
-  const fits = new Map();
-  function shortened(text) {
-    // The end of a path tells more than its beginning.
-    if (!fits.has(text)) {
-      let kept = text;
-      while (kept.length > 3 && pen.measureText(kept).width > BOX.width - 14) {
-        kept = "…" + kept.slice(kept.length > 40 ? -39 : 2);
-      }
-      fits.set(text, kept);
-    }
-    return fits.get(text);
-  }
-  function fit() {
-    if (!nodes.length) return;
-    const { clientWidth: width, clientHeight: height } = canvas;
-    const all = xs.concat(lanes.filter((lane) => lane !== null));
-    let [left, right] = extremes(all);
-    left -= BOX.width / 2 + 20;
-    right += BOX.width / 2 + 20;
-    const [top, bottom] = extremes(ys);
-    const whole = Math.min(width / (right - left), height / (bottom - top + 2 * LAYER), 1);
-    return { left, right, top, whole, width };
-  }
-  function extremes(values) {
-    let low = Infinity, high = -Infinity;
-    for (const value of values) {
-      low = Math.min(low, value);
-      high = Math.max(high, value);
-    }
-    return [low, high];
-  }
-  function showWhole() {
-    const found = fit();
-    if (!found) return;
-    view.scale = found.whole;
-    view.x = found.width / 2 - (view.scale * (found.left + found.right)) / 2;
-    view.y = view.scale * (LAYER - found.top);
-    redraw();
-  }
-  function showStart() {
-    const found = fit();
-    if (!found) return;
-    view.scale = Math.max(found.whole, Math.min(1, Math.max(0.55, found.width / (found.right - found.left))));
-    view.x = found.width / 2 - view.scale * xs[0];
-    view.y = view.scale * (0.8 * LAYER - found.top);
-    redraw();
-  }
-  function zoom(factor, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
-    const scale = Math.min(4, Math.max(0.005, view.scale * factor));
-    view.x = x - ((x - view.x) * scale) / view.scale;
-    view.y = y - ((y - view.y) * scale) / view.scale;
-    view.scale = scale;
-    redraw();
-  }
-  function nodeAt(x, y) {
-    const px = (x - view.x) / view.scale, py = (y - view.y) / view.scale;
-    const slack = Math.max(0, 4 / view.scale);
-    return nodes.findIndex(
-      (_, index) =>
-        Math.abs(px - xs[index]) <= BOX.width / 2 + slack && Math.abs(py - ys[index]) <= BOX.height / 2 + slack,
-    );
-  }
+    source.selected.properties.indices.change.connect(() => {
+      const [hit] = source.selected.indices;
+      if (hit === undefined && selected >= 0) moves.select(selected); // a click beside all nodes
+      else if (hit !== undefined && hit !== selected) select(hit, false);
+    });
+    if (nodes.length) start();
+    new ResizeObserver(() => look(view.x, view.y, view.scale)).observe(frame);
+    return moves;
+  });
   function select(index, centre = true) {
     selected = index;
     history.replaceState(null, "", `#${encodeURIComponent(nodes[index].node)}`);
-    if (centre) {
-      view.scale = Math.max(view.scale, 0.8);
-      view.x = canvas.clientWidth / 2 - view.scale * xs[index];
-      view.y = canvas.clientHeight / 2 - view.scale * ys[index];
-    }
     describe(index);
-    redraw();
+    graph.then((moves) => {
+      moves.select(index);
+      if (centre) moves.centre(index);
+    });
   }
   function selectNamed() {
     const name = decodeURIComponent(location.hash.slice(1));
@@ -250,7 +189,7 @@
   }
   function describe(index) {
     const node = nodes[index], parts = [];
-    parts.push(element("h3", {}, label(node)));
+    parts.push(element("h3", {}, nameOf(node)));
     const shape = node.shape === null ? "" : `, ${node.shape.join(" × ")}`;
     parts.push(element("p", { class: "note" }, `${node.kind}${shape}; node ${node.node}`));
     if (node.reason) parts.push(element("p", {}, `Nothing is quantized for it: ${node.reason}.`));
@@ -260,16 +199,16 @@
       parts.push(element("p", {}, `range ${one.range}`));
       parts.push(element("p", { class: "note" }, `${one.why} (${one.pass_name})`));
       const tensor = tensorOf.get(one.quantizer);
-      if (tensor) parts.push(histogram(tensor));
+      if (tensor) parts.push(keptIn(detailed, tensor));
     }
     const layer = data.comparison && data.comparison.layers.find((one) => one.path === node.path);
     if (layer) {
-      const figures = ["weight", "local", "accumulated"].map(
+      const sqnrs = ["weight", "local", "accumulated"].map(
         (name) => `${name} ${decibel(layer[name] && layer[name].sqnr_db)}`,
       );
-      parts.push(element("h4", {}, "SQNR"), element("p", {}, figures.join(", ")));
+      parts.push(element("h4", {}, "SQNR"), element("p", {}, sqnrs.join(", ")));
     }
-    for (const found of data.findings.filter((_, place) => layout.findings[place].includes(index))) {
+    for (const found of data.findings.filter((_, place) => data.places[place].includes(index))) {
       parts.push(element("h4", {}, `${found.severity}: ${found.rule}`), element("p", {}, `${found.what} ${found.fix}`));
     }
     byId("details").replaceChildren(...parts);
@@ -279,21 +218,20 @@
     const found = [];
     if (text || onlyFloat) {
       nodes.forEach((node, index) => {
-        if (onlyFloat && !isFloatLayer[index]) return;
+        if (onlyFloat && states[index] !== "float") return;
         if (`${node.path} ${node.node} ${node.kind}`.toLowerCase().includes(text)) found.push(index);
       });
     }
-    matches = new Set(found);
     byId("hits-count").textContent = text || onlyFloat ? `${found.length} of ${nodes.length} nodes` : "";
     byId("hits").replaceChildren(
       ...found.slice(0, 50).map((index) => {
-        const state = isQuantized[index] ? "quantized" : "float";
-        const button = element("button", { type: "button" }, `${label(nodes[index])} · ${nodes[index].kind} · ${state}`);
+        const state = states[index] === "quantized" ? "quantized" : "float", { kind } = nodes[index];
+        const button = element("button", { type: "button" }, `${nameOf(nodes[index])} · ${kind} · ${state}`);
         button.addEventListener("click", () => select(index));
         return element("li", {}, button);
       }),
     );
-    redraw();
+    graph.then((moves) => moves.mark(found));
     return found;
   }
   byId("search").addEventListener("input", search);
@@ -304,127 +242,45 @@
       if (first !== undefined) select(first);
     }
   });
-  byId("zoom-in").addEventListener("click", () => zoom(1.4));
-  byId("zoom-out").addEventListener("click", () => zoom(1 / 1.4));
-  byId("fit").addEventListener("click", showWhole);
-  canvas.addEventListener(
-    "wheel",
-    (event) => {
-      if (!event.ctrlKey && !event.metaKey) return;
-      event.preventDefault();
-      const box = canvas.getBoundingClientRect();
-      zoom(Math.exp(-event.deltaY / 300), event.clientX - box.left, event.clientY - box.top);
-    },
-    { passive: false },
-  );
-  const pointers = new Map();
-  let moved = 0;
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
-    if (pointers.size === 1) moved = 0;
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    const before = pointers.get(event.pointerId);
-    if (!before) return;
-    const now = { x: event.offsetX, y: event.offsetY };
-    const other = [...pointers].find(([id]) => id !== event.pointerId);
-    if (other) {
-      const [, still] = other;
-      const distance = (one) => Math.hypot(one.x - still.x, one.y - still.y) || 1;
-      zoom(distance(now) / distance(before), (now.x + still.x) / 2, (now.y + still.y) / 2);
-    } else {
-      view.x += now.x - before.x;
-      view.y += now.y - before.y;
-      redraw();
-    }
-    moved += Math.abs(now.x - before.x) + Math.abs(now.y - before.y);
-    pointers.set(event.pointerId, now);
-  });
-  for (const name of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(name, (event) => {
-      pointers.delete(event.pointerId);
-      if (name === "pointercancel" || moved > 6) return;
-      const hit = nodeAt(event.offsetX, event.offsetY);
-      if (hit >= 0) select(hit, false);
-    });
-  }
-  canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
-    if (step) {
-      view.x += step[0];
-      view.y += step[1];
-      redraw();
-    } else if (event.key === "+" || event.key === "-") {
-      zoom(event.key === "+" ? 1.2 : 1 / 1.2);
-    } else return;
+  const move = (name, ...how) => graph.then((moves) => moves[name](...how));
+  byId("zoom-in").addEventListener("click", () => move("zoom", 1.4));
+  byId("zoom-out").addEventListener("click", () => move("zoom", 1 / 1.4));
+  byId("fit").addEventListener("click", () => move("whole"));
+  // The wheel alone is the page's; Bokeh does not hear of it.
+  const keepFromBokeh = (event) => event.ctrlKey || event.metaKey || event.stopPropagation();
+  frame.addEventListener("wheel", keepFromBokeh, { capture: true, passive: true });
+  frame.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: [-40, 0], ArrowRight: [40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
+    const factor = { "+": 1.2, "-": 1 / 1.2 }[event.key];
+    if (step) move("shift", ...step);
+    else if (factor) move("zoom", factor);
+    else return;
     event.preventDefault();
   });
 
-  // ---- plots of layers and groups
-  function plot(section, rows, series, unit, isWorstLow) {
-    const wide = 900, high = 230, margin = { left: 44, right: 10, top: 12, bottom: 26 };
+  // ---- plots of layers and groups, and lists of the same, the worst first
+  async function plot(id, rows, isWorstLow) {
     const finite = (value) => (typeof value === "number" ? value : null);
-    const values = rows.flatMap((row) => row.values.map(finite).filter((value) => value !== null));
-    if (!values.length) return;
-    let [low, top] = extremes(values);
-    if (low === top) [low, top] = [low - 1, top + 1];
-    const space = 0.06 * (top - low);
-    [low, top] = [low - space, top + space];
-    const px = (index) => margin.left + ((wide - margin.left - margin.right) * (index + 0.5)) / rows.length;
-    const py = (value) => margin.top + ((high - margin.top - margin.bottom) * (top - value)) / (top - low);
-    const svg = drawing("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img" });
-    titled(svg, `${unit}, in the order in which they run`);
-    for (let index = 0; index <= 4; index += 1) {
-      const value = low + ((top - low) * index) / 4;
-      svg.append(drawing("path", { class: "grid", d: `M${margin.left} ${py(value).toFixed(1)}H${wide - margin.right}` }));
-      const at = { x: margin.left - 5, y: py(value) + 4, "text-anchor": "end" };
-      svg.append(drawing("text", at, Number(value.toPrecision(3)).toString()));
-    }
-    series.forEach((name, index) => {
-      const dots = rows.map((row, place) =>
-        finite(row.values[index]) === null ? "" : `M${px(place).toFixed(1)} ${py(row.values[index]).toFixed(1)}h0`,
-      );
-      svg.append(drawing("path", { class: `dots series-${index}`, d: dots.join("") }));
-      const left = margin.left + 10 + 130 * index;
-      svg.append(drawing("path", { class: `dots series-${index}`, d: `M${left} ${high - 9}h0` }));
-      svg.append(drawing("text", { x: left + 8, y: high - 5 }, name));
-    });
-    const mark = drawing("path", { class: "hover" });
-    const said = drawing("text", { y: 10, x: margin.left + 4 });
-    svg.append(mark, said);
-    const at = (event) => {
-      const box = svg.getBoundingClientRect();
-      const x = ((event.clientX - box.left) * wide) / box.width;
-      const index = Math.floor(((x - margin.left) * rows.length) / (wide - margin.left - margin.right));
-      return Math.min(rows.length - 1, Math.max(0, index));
-    };
-    const text = (row) => row.values.map((value, index) => `${series[index]} ${row.text(value)}`).join(", ");
-    svg.addEventListener("pointermove", (event) => {
-      const index = at(event);
-      mark.setAttribute("d", `M${px(index)} ${margin.top}V${high - margin.bottom}`);
-      said.textContent = shown(`${rows[index].path}: ${text(rows[index])}`);
-    });
-    svg.addEventListener("click", (event) => show(rows[at(event)].path));
-    section.querySelector(".plot").append(svg);
     const rank = (row) => (finite(row.values[0]) === null ? Infinity : isWorstLow ? row.values[0] : -row.values[0]);
     const sorted = [...rows].sort((one, other) => (rank(one) < rank(other) ? -1 : rank(one) > rank(other) ? 1 : 0));
-    const list = section.querySelector(".rows");
-    const show20 = (count) => {
+    const [place, list] = [".plot", ".rows"].map((name) => byId(id).querySelector(name));
+    const showFirst = (count) => {
       const made = sorted.slice(0, count).map((row) => {
-        const figures = element("span", { class: "figures" }, text(row));
-        const button = element("button", { type: "button" }, element("span", {}, row.title), figures);
+        const text = element("span", { class: "figures" }, row.text);
+        const button = element("button", { type: "button" }, element("span", {}, row.title), text);
         button.addEventListener("click", () => show(row.path));
         return button;
       });
       list.replaceChildren(...made);
       if (count < sorted.length) {
         const more = element("button", { type: "button" }, `Show all ${sorted.length}`);
-        more.addEventListener("click", () => show20(sorted.length));
+        more.addEventListener("click", () => showFirst(sorted.length));
         list.append(more);
       }
     };
-    show20(12);
+    showFirst(12);
+    if (!(id in figures)) return;
+    (await draw(id, place)).on_event("tap", ({ x }) => rows[Math.round(x)] && show(rows[Math.round(x)].path));
   }
   function show(path) {
     const index = nodes.findIndex((node) => node.path === path);
@@ -434,33 +290,27 @@
   }
   if (byId("layers")) {
     const names = ["local", "accumulated", "weight"];
-    const rows = data.comparison.layers.map((layer) => ({
-      path: layer.path,
-      title: `${layer.path} · ${layer.kind}`,
-      values: names.map((name) => layer[name] && layer[name].sqnr_db),
-      text: decibel,
-    }));
-    plot(byId("layers"), rows, names, "SQNR in dB", true);
+    const rows = data.comparison.layers.map((layer) => {
+      const values = names.map((name) => layer[name] && layer[name].sqnr_db);
+      const text = names.map((name, index) => `${name} ${decibel(values[index])}`).join(", ");
+      return { path: layer.path, title: `${layer.path} · ${layer.kind}`, values, text };
+    });
+    plot("layers", rows, true);
   }
   if (byId("sensitivity")) {
     const found = data.sensitivity, alone = found.mode === "one_quantized";
+    const percent = (share) => `${(100 * share).toFixed(1)} %`;
+    const value = (group) => (found.has_metric ? number(group.value) : decibel(group.value));
     const rows = found.groups.map((group) => ({
       path: group.paths[0],
-      title: `${group.paths.join(", ")} · ${group.kind}, ${(100 * group.multiplications).toFixed(1)} % of multiplications`,
+      title: `${group.paths.join(", ")} · ${group.kind}, ${percent(group.multiplications)} of multiplications`,
       values: [group.value],
-      text: found.has_metric ? number : decibel,
+      text: `${alone ? "quantized alone" : "alone in float"} ${value(group)}`,
     }));
-    plot(byId("sensitivity"), rows, [alone ? "quantized alone" : "alone in float"], "Sensitivity", alone);
+    plot("sensitivity", rows, alone);
   }
 
-  readColors();
   listTensors();
-  showStart();
   selectNamed();
   addEventListener("hashchange", selectNamed);
-  new ResizeObserver(redraw).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    readColors();
-    redraw();
-  });
 })();
