@@ -161,8 +161,8 @@ class ExportReport:
             for p in parity
         ]
         lines += [
-            f"  1 LSB of {p.name} is {p.step:.3g}; {MAX_LSB:g} at most, {MAX_MEAN_LSB:g} on average and, in the file as "
-            f"it is written, {MAX_BEYOND:.2%} beyond 1 count as rounding"
+            f"  1 LSB of {p.name} is {p.step:.3g}; {MAX_LSB:g} at most, {MAX_MEAN_LSB:g} on average and, in the file "
+            f"as it is written, {MAX_BEYOND:.2%} beyond 1 count as rounding"
             for p in self.parity
         ]
         if self.coverage.total:
