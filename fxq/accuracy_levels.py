@@ -18,7 +18,7 @@ LEVELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 DEFAULT_LEVEL = "fast"
 _OF_ANY_LEVEL = frozenset(name for names in LEVELS.values() for name in names)
-_FOR_WEIGHTS_ALONE = ("round_weights",)
+_FOR_WEIGHTS_ALONE = ("round_weights",)  # at any level but plain: they are all that batches are good for
 _BEHIND = "fit_ranges"
 
 
@@ -45,7 +45,7 @@ def pass_names(names: Sequence[str], target: Target, level: str, recipe: str) ->
             "to improve. Take a recipe with calibrated ranges, such as 'onnxruntime'"
         )
     if not target.needs_data:
-        added = tuple(name for name in added if name in _FOR_WEIGHTS_ALONE)
+        added = _FOR_WEIGHTS_ALONE if added else ()
     kept = [name for name in names if name not in _OF_ANY_LEVEL]
     if not added:
         return tuple(kept)

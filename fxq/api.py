@@ -207,14 +207,15 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     None: of a recipe by name "fast", where four samples can be held out to judge its passes by (of 32); of a Recipe or
     a file what it lists.
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
-    "weight_only" need no batches; with any other, leaving them out is a CalibrationError.
+    "weight_only" need no batches; with any other, leaving them out is a CalibrationError. "weight_only" and
+    "weight_only_int4" round their weights for the batches that they get all the same (the pass round_weights).
     """
     check_least(min_sqnr_db)
     first = None
     if example_inputs is None and forward is None and batches is not None and not isinstance(batches, Data):
         first, batches = first_inputs(as_module(model), batches)
         example_inputs = first
-    chosen, asked = recipe_at(recipe, accuracy, untraceable == "islands")
+    chosen, asked = recipe_at(recipe, accuracy, untraceable == "islands", batches is not None)
     try:
         prepared = prepare(model, example_inputs, chosen, frontend=frontend, untraceable=untraceable)
     except InputError as error:

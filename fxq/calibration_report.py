@@ -54,6 +54,7 @@ class CalibrationReport:
             them, and how many of its steps the small ones have where these are fewer than 4.
         batches: how many were read.
         samples: how many were in them, those held out included; None where ``forward=`` fed them.
+        measuring_seconds: that running both models on the samples held out took, beside the passes.
     """
 
     steps: tuple[CalibrationStep, ...]
@@ -62,6 +63,7 @@ class CalibrationReport:
     crowded_ranges: Mapping[str, str] = field(default_factory=dict)
     batches: int = 0
     samples: int | None = None
+    measuring_seconds: float = field(default=0.0, compare=False)
 
     def table(self) -> str:
         """Return the steps as a table of text, as wide as the terminal; 120 columns where stdout is none."""
@@ -88,6 +90,8 @@ class CalibrationReport:
             figures = (_decibel(step.sqnr_before_db), _decibel(step.sqnr_after_db), step.verdict)
             measured = figures if is_measured else ()
             table.add_row(Text(literal(step.name)), *measured, f"{step.seconds:.2f}")
+        if is_measured:
+            table.add_row(Text("measuring", style="dim"), "", "", "", f"{self.measuring_seconds:.2f}")
         return table
 
     @property

@@ -18,7 +18,7 @@ from fxq.graph.members import crowded_members
 from fxq.graph.observers import empty_ranges, measured_quantizers, observing_quantizers
 from fxq.graph.settings import Settings
 from fxq.graph.stale import fit_again, ranges_behind
-from fxq.judging import Judge, Saved
+from fxq.judging import NOTHING_TO_SEE, Judge, Saved
 from fxq.measured import Measured
 from fxq.module_tree import named_modules, named_parameters
 from fxq.nn import TensorQuantizer
@@ -83,7 +83,7 @@ def run_calibrated_passes(
     few = () if data is None or not data.is_cut_short else (describe_few(gm, data),)
     of_kept = () if together else tuple(judge.notes)
     notes = (*judged, *of_kept, *few, *together, *odd, *about_ranges)
-    return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples)
+    return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples, judge.seconds)
 
 
 def describe_few(gm: GraphModule, data: Data) -> str:
@@ -259,9 +259,10 @@ def _notes(passes: Sequence[Pass], judge: Judge) -> tuple[str, ...]:
     if not judge.samples:
         return (f"{_too_few(data)}: {unmeasured}",)
     if judge.look() is None:
-        return (f"the model returns no floating-point tensor: {unmeasured}",)
+        return (f"{NOTHING_TO_SEE}: {unmeasured}",)
     then = "; ranges took them in" if data.ranges_cover_held_out else ""
-    return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}{then}",)
+    few = "" if judge.has_enough else ": too few to tell a gain from chance"
+    return (f"measured on {judge.samples} samples that no pass saw, of {data.seen}{then}{few}",)
 
 
 def _too_few(data: Data) -> str:

@@ -24,7 +24,7 @@ from fxq.shared_samples import FirstBatches, Share
 
 MAX_SAMPLES = 64
 _FEWEST, _MOST_BYTES = 8, 2**29
-_MOST_HELD_OUT = 32
+_FEWEST_HELD_OUT, _MOST_HELD_OUT = 4, 32
 # On a CPU tensors of more than 32 MiB are mapped anew each time (glibc), which takes longer than most that fills them.
 _FEWEST_OF_PART, _BYTES_OF_PART = 2, 2**24
 
@@ -38,7 +38,7 @@ class Data(BatchSource):
         forward: ``forward(model, batch)`` for batches of any other form; it calls the model it is given.
         max_samples: how many samples to keep, those held out included. ``rw.run_both`` works on all of them at once.
             None for 64, or as many as take 512 MiB where the model's largest tensor is, at least 8; and up to 32 are
-            held out of all that are read, since those are not needed at once.
+            held out of all that are read, or as many as take as much, at least 4.
         held_out: the share of the kept samples to hold out, in [0, 1); with 0 passes are kept unjudged.
         progress: show a bar, if stderr is a terminal.
         share: where torch.distributed runs several processes, the batches are this process's share of the data, and all
@@ -115,13 +115,12 @@ class Data(BatchSource):
         self.team, self.is_unmerged = None, False
         if self._was_read and self._samples.learned and self.is_iterator:
             return
-        self._most_that_fit = (
-            max(_FEWEST, min(MAX_SAMPLES, _MOST_BYTES // sample_bytes)) if sample_bytes else MAX_SAMPLES
-        )
+        fit = _MOST_BYTES // sample_bytes if sample_bytes else MAX_SAMPLES
+        self._most_that_fit = max(_FEWEST, min(MAX_SAMPLES, fit))
         self.team = team_of_now() if self.share else None
         self.progress = self.progress and (self.team is None or self.team.rank == 0)
         share = self.held_out if hold_out else 0.0
-        most_held_out = _MOST_HELD_OUT if self._most_given is None else 0
+        most_held_out = max(_FEWEST_HELD_OUT, min(_MOST_HELD_OUT, fit)) if self._most_given is None else 0
         self._samples = Samples(
             self.max_samples if keep else 0,
             share if keep else 0.0,
@@ -225,7 +224,7 @@ class Data(BatchSource):
         return self._batch_count
 
     def _read(self, gm: GraphModule, description: str, runs: bool) -> None:
-        """Go over the batches; without ``runs`` only until enough samples are kept."""
+        """Go over the batches; without ``runs`` only until enough samples are kept, and held out."""
         if self.team is not None:
             self._read_shared(gm, description, runs, self.team)
             return
@@ -238,7 +237,7 @@ class Data(BatchSource):
                 count += 1
                 with naming_batch(gm, batch, index):
                     self._take(gm, batch, runs, samples)
-                if not runs and samples.is_full:
+                if not runs and samples.is_settled:
                     ended = False
                     break
         if not samples.seen:

@@ -1,6 +1,8 @@
 """How good the quantized model is while its passes run, on the samples held out; and what it was before each."""
 
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,7 @@ from fxq.graph.snapshot import Snapshot
 from fxq.measured import Measured
 from fxq.record import Record
 
+NOTHING_TO_SEE = "the model returns no finite floating-point value"
 _FEWEST_TO_JUDGE_BY = 4
 
 
@@ -44,6 +47,7 @@ class Judge:
         stage: the data, and the float model.
         measured: how good the model is; None where that is not known.
         notes: what to say of its judgements.
+        seconds: that measuring took until now.
     """
 
     def __init__(self, gm: GraphModule, stage: DataStage) -> None:
@@ -51,6 +55,7 @@ class Judge:
         self._expected: list[list[Tensor]] | None = None
         self.notes: list[str] = []
         self.measured: Measured | None = None
+        self.seconds = 0.0
 
     def save(self, record: Record) -> Saved | None:
         """Return the model as it is now; None where nothing tells how good it is."""
@@ -70,16 +75,21 @@ class Judge:
         return 0 if data is None else sum(inputs.samples or 1 for inputs in data.judging(self._gm))
 
     @property
+    def has_enough(self) -> bool:
+        """Are there enough samples to judge by? Fewer hardly say how others scatter."""
+        return self.samples >= _FEWEST_TO_JUDGE_BY
+
+    @property
     def can_judge(self) -> bool:
-        """Are there enough samples that tell how good the model is? Fewer hardly say how others scatter."""
-        return self.samples >= _FEWEST_TO_JUDGE_BY and self.look() is not None
+        """Are there enough samples that tell how good the model is?"""
+        return self.has_enough and self.look() is not None
 
     @property
     def why_not(self) -> str:
         """Why it cannot, in words."""
         data = self.stage.data
-        if self.samples >= _FEWEST_TO_JUDGE_BY:
-            return "the model returns no floating-point tensor to judge by"
+        if self.has_enough:
+            return f"{NOTHING_TO_SEE} to judge by"
         if data is not None and data.held_out == 0:
             return "no sample was held out to judge by (held_out=0)"
         return f"{0 if data is None else data.seen} samples are too few to judge by ({_enough(data)} would do)"
@@ -87,7 +97,9 @@ class Judge:
     def look(self) -> Measured | None:
         """Return how far the quantized model is from the float one now; None where nothing tells."""
         if self.measured is None:
+            start = time.perf_counter()
             self.measured = self._measure()
+            self.seconds += time.perf_counter() - start
         return self.measured
 
     def _measure(self) -> Measured | None:
@@ -95,8 +107,8 @@ class Judge:
             return None
         if self._expected is None:
             with in_float(self._gm, self.stage.weights):
-                self._expected = self._outputs()
-        if not any(self._expected):
+                self._expected = list(self._outputs())
+        if not any(bool(torch.isfinite(value).any()) for batch in self._expected for value in batch):
             return None
         weights = _weights(self._expected)
         signal = sum(
@@ -107,7 +119,7 @@ class Judge:
         inputs = self.stage.data.judging(self._gm)
         for one, expected, found in zip(inputs, self._expected, self._outputs(), strict=True):
             errors = [
-                weight * (want.double() - got.double()).square()
+                weight * _squared_error(want, got)
                 for weight, (want, got) in zip(weights, zip(expected, found, strict=True), strict=False)
             ]
             by_batch.append(_by_sample(errors, one.samples or 1))
@@ -115,17 +127,15 @@ class Judge:
         total = float(noise.sum())
         return Measured(math.inf if total == 0 else 10 * math.log10(signal / total) if signal else -math.inf, noise)
 
-    def _outputs(self) -> list[list[Tensor]]:
-        """Return the floating-point tensors that the model returns, by batch."""
+    def _outputs(self) -> Iterator[list[Tensor]]:
+        """Yield the floating-point tensors that the model returns, batch by batch."""
         assert self.stage.data is not None
-        found = []
-        with torch.no_grad():
-            for inputs in self.stage.data.judging(self._gm):
-                # A model may write into its inputs, which are needed again.
-                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
+        for inputs in self.stage.data.judging(self._gm):
+            # A model may write into its inputs, which are needed again.
+            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
+            with torch.no_grad():
                 leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
-                found.append([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
-        return found
+            yield [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _enough(data: Data | None) -> int:
@@ -146,7 +156,13 @@ def _weights(expected: list[list[Tensor]]) -> list[float]:
 
 
 def _power(value: Tensor) -> float:
-    return float(value.double().square().sum())
+    return float(value.double().nan_to_num(0.0, 0.0, 0.0).square().sum())
+
+
+def _squared_error(want: Tensor, got: Tensor) -> Tensor:
+    """Return it for each value, 0 for what is not finite in float: nothing is as far from a masked score as another."""
+    error = torch.where(torch.isfinite(want), want.double() - got.double(), 0.0)
+    return error.square().nan_to_num(math.inf)
 
 
 def _by_sample(errors: list[Tensor], samples: int) -> Tensor:

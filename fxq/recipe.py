@@ -260,11 +260,14 @@ def recipe(name: str | Path | Recipe) -> Recipe:
     raise RecipeError(f"unknown recipe {str(name)!r}; {hint} are {', '.join(names)}, or name a .toml file")
 
 
-def recipe_at(name: str | Path | Recipe, level: str | None, has_islands: bool = False) -> tuple[Recipe, bool]:
+def recipe_at(
+    name: str | Path | Recipe, level: str | None, has_islands: bool = False, has_batches: bool = False
+) -> tuple[Recipe, bool]:
     """Return a recipe with the passes of an accuracy level, and whether it was asked for them.
 
     Where none is asked for, a recipe that comes by its name gets those of DEFAULT_LEVEL; one's own, and one from a
-    file, stays as it is. So does that of a model with islands: a batch is one sample there, and an island may see few.
+    file, stays as it is. So does that of a model with islands: a batch is one sample there, and an island may see few;
+    and one that needs no data, where there are no batches.
 
     Raises:
         RecipeError: there is no such recipe, or it has no such level.
@@ -273,7 +276,8 @@ def recipe_at(name: str | Path | Recipe, level: str | None, has_islands: bool = 
     if level is not None:
         return found.with_accuracy(level), True
     lists_its_passes = isinstance(name, Recipe) or Path(name).suffix == ".toml"
-    if lists_its_passes or has_islands or found.resolved_target.is_dynamic:
+    learns = has_batches or found.resolved_target.needs_data
+    if lists_its_passes or has_islands or found.resolved_target.is_dynamic or not learns:
         return found, True
     return found.with_accuracy(DEFAULT_LEVEL), False
 

@@ -44,11 +44,6 @@ class Samples:
     _held_count: int = 0
 
     @property
-    def is_full(self) -> bool:
-        """Is there no room for more?"""
-        return self._room_to_learn() == 0
-
-    @property
     def held_count(self) -> int:
         """How many samples are held out."""
         return self._count(self.held_out)
@@ -56,7 +51,7 @@ class Samples:
     @property
     def is_settled(self) -> bool:
         """Is nothing kept any more of what comes, late batches that cannot be taken apart aside?"""
-        return self.is_full and self.seen >= self.most and self._held_count >= self._most_held
+        return self._room_to_learn() == 0 and self.seen >= self.most and self._held_count >= self._most_held
 
     @property
     def _most_held(self) -> int:

@@ -1,5 +1,6 @@
 """Recipe.with_accuracy: which passes a level puts into a recipe."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,22 @@ def test_ranges_that_are_measured_as_the_model_runs_have_nothing_to_improve() ->
 
 
 @pytest.mark.parametrize("name", ["weight_only", "weight_only_int4"])
-def test_weights_alone_are_rounded_at_best(name: str) -> None:
+@pytest.mark.parametrize("level", ["fast", "best"])
+def test_weights_alone_are_rounded_for_batches(name: str, level: str) -> None:
     plain = fxq.recipe(name).with_accuracy("plain")
-    assert plain.with_accuracy("fast") == plain
-    assert [one for one in names(plain.with_accuracy("best")) if one not in names(plain)] == ["round_weights"]
+    assert [one for one in names(plain.with_accuracy(level)) if one not in names(plain)] == ["round_weights"]
+
+
+@pytest.mark.parametrize("name", ["weight_only", "weight_only_int4"])
+def test_batches_that_a_recipe_does_not_need_are_rounded_for(name: str) -> None:
+    assert ran(name)[0] == ["round_weights"]
+
+
+def test_without_batches_nothing_waits_for_them() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = fxq.quantize(residual(), recipe="weight_only", example_inputs=images(2))
+    assert find_state(converted).recipe == fxq.recipe("weight_only")  # type: ignore[union-attr]
 
 
 def test_a_recipe_without_fit_ranges_has_no_place_for_a_level() -> None:
@@ -151,7 +164,7 @@ def test_a_model_without_float_outputs_has_nothing_to_judge_by() -> None:
     model = torch.nn.Sequential(residual(), Classes()).eval()
     converted = fxq.quantize(model, images(32).split(8))
     report = find_state(converted).calibration  # type: ignore[union-attr]
-    assert "the model returns no floating-point tensor to judge by" in report.notes[0]  # type: ignore[union-attr]
+    assert "the model returns no finite floating-point value to judge by" in report.notes[0]  # type: ignore[union-attr]
 
 
 class Classes(torch.nn.Module):
