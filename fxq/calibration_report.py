@@ -25,6 +25,7 @@ class CalibrationStep:
         kept: False where the pass made things worse and was undone.
         seconds: that the pass took, without measuring.
         changed: False where it found nothing to do.
+        error: why it failed, where nobody had asked for it and it was undone.
     """
 
     name: str
@@ -33,12 +34,13 @@ class CalibrationStep:
     kept: bool
     seconds: float
     changed: bool = True
+    error: str = ""
 
     @property
     def verdict(self) -> str:
         """What became of a pass that was measured, in words; "" for others."""
         if self.sqnr_after_db is None:
-            return ""
+            return "failed" if self.error else ""
         return "nothing to do" if not self.changed else "kept" if self.kept else "undone"
 
 

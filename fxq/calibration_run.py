@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from torch.fx import GraphModule
 
 from fxq.calibration_report import CalibrationReport, CalibrationStep
 from fxq.data import Data
-from fxq.errors import PassError
+from fxq.errors import FxqError, PassError
 from fxq.graph.data_stage import DataStage
 from fxq.graph.held_out import narrow_again, widen_observed
 from fxq.graph.largest_sample import largest_sample
@@ -82,7 +83,8 @@ def run_calibrated_passes(
     samples = data.seen if data is not None and data.forward is None else None
     few = () if data is None or not data.is_cut_short else (describe_few(gm, data),)
     of_kept = () if together else tuple(judge.notes)
-    notes = (*judged, *of_kept, *few, *together, *odd, *about_ranges)
+    failed = (f"{step.name} failed, and was undone: {step.error}" for step in steps if step.error)
+    notes = (*judged, *failed, *of_kept, *few, *together, *odd, *about_ranges)
     return CalibrationReport(tuple(steps), notes, empty, crowded, batches, samples, judge.seconds)
 
 
@@ -110,12 +112,18 @@ def _run(
 ) -> CalibrationStep:
     stage, saved = judge.stage, judge.save(record) if step.improves else None
     start, unchanged, entries = time.perf_counter(), len(stage.changed), len(record.entries)
-    run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
-    if not step.keeps_ranges:
-        _fit_stale(gm, step, record, stage, stage.changed[unchanged:])
-    seconds = time.perf_counter() - start
-    if not step.streams:
-        _check_finite(gm, step)
+    try:
+        run_passes(gm, [step], settings, record, complete=False, data_stage=stage)
+        if not step.keeps_ranges:
+            _fit_stale(gm, step, record, stage, stage.changed[unchanged:])
+        seconds = time.perf_counter() - start
+        if not step.streams:
+            _check_finite(gm, step)
+    except FxqError as error:
+        is_shared = stage.data is not None and stage.data.team is not None  # the other processes go on with it
+        if saved is None or stage.runs_unjudged or is_shared:
+            raise
+        return _given_up(step, saved, record, error)
     judge.forget()
     if saved is None:
         return CalibrationStep(step.name, None, None, kept=True, seconds=seconds)
@@ -135,6 +143,15 @@ def _run(
     is_same = torch.equal(before.noise, after.noise)  # what a pass did past the rewriter, no entry tells
     changed = not is_same or any(entry.action == "edit" for entry in record.entries[entries:])
     return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds, changed)
+
+
+def _given_up(step: Pass, saved: Saved, record: Record, error: FxqError) -> CalibrationStep:
+    """Undo a pass that failed and that nobody asked for by name or level: the model is good without it."""
+    saved.restore(record)
+    record.passes.append(step.name)
+    _note_undone(record, step.name, f"it failed: {error}")
+    warnings.warn(f'{step.name} failed, and was undone: {error}. accuracy="plain" leaves it out', stacklevel=2)
+    return CalibrationStep(step.name, saved.measured.sqnr_db, None, kept=False, seconds=0.0, error=str(error))
 
 
 def _corrected(

@@ -55,6 +55,14 @@ class FailsHalfWay(fxq.Pass):
             raise {"RuntimeError": RuntimeError, "KeyboardInterrupt": KeyboardInterrupt}[self.error]("stop")
 
 
+@fxq.register_pass("test_improves_and_fails")
+@dataclass(frozen=True)
+class ImprovesAndFails(FailsHalfWay):
+    """The same, and claims that it helps."""
+
+    improves = True
+
+
 @fxq.register_pass("test_streams_and_sets")
 @dataclass(frozen=True)
 class StreamsAndSets(fxq.Pass):
@@ -435,6 +443,20 @@ def test_a_failure_leaves_everything_as_it_was(error: str, is_first: bool) -> No
     assert gm.training
     with pytest.raises(fxq.CalibrationError, match="no quantizer has seen data"):
         fxq.fit_ranges(gm)
+
+
+def test_an_improvement_that_nobody_asked_for_is_undone_where_it_fails() -> None:
+    without, gm = prepared(CORRECTED), prepared(TRT.with_pass("test_improves_and_fails").with_pass("correct_bias"))
+    fxq.calibrate(without, DATA.split(8), unjudged=False)
+    with pytest.warns(UserWarning, match=r"test_improves_and_fails failed, and was undone: .*RuntimeError: stop"):
+        report = fxq.calibrate(gm, DATA.split(8), unjudged=False)
+    assert tensors(gm) == tensors(without)
+    assert report.steps[-1].kept
+    (failed,) = (step for step in report.steps if step.error)
+    assert failed.verdict == "failed"
+    assert any("test_improves_and_fails failed, and was undone: " in note for note in report.notes)
+    entries = [entry for entry in find_state(gm).record.entries if entry.pass_name == failed.name]  # type: ignore[union-attr]
+    assert [entry.action for entry in entries] == ["skip"]
 
 
 def test_a_pass_that_learns_needs_data_and_says_so() -> None:
