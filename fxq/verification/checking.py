@@ -17,6 +17,7 @@ from fxq.verification.executed_rules import EXECUTED_RULES
 from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
 from fxq.verification.onnx_file import OnnxFile
 from fxq.verification.refusals import refused_node
+from fxq.verification.refuted import not_refuted
 from fxq.verification.report import VerifyReport
 from fxq.verification.rules import FILE_RULES, INTEGER_FILE_RULES
 from fxq.verification.shapes import Profile, Shapes, check_all_known, read_profile, with_stored_sizes
@@ -40,15 +41,9 @@ def check_file(
     rules = INTEGER_FILE_RULES if is_integer_file(file.model) else FILE_RULES
     findings = [finding for rule in rules for finding in rule(case)]
     executed, more = _execute(case, name, profile)
-    findings = [*_not_refuted(findings, more, executed), *more]
+    findings = [*not_refuted(case, findings, more, executed), *more]
     ordered = sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
     return VerifyReport(os.fspath(path), case.target.name, tuple(ordered), _with_version(name), executed)
-
-
-def _not_refuted(findings: list[Finding], told: list[Finding], executed: tuple[ExecutedOp, ...]) -> list[Finding]:
-    """Leave out that a layer's codes keep it in float where the runtime computes it in integers all the same."""
-    in_float = {finding.node for finding in told if finding.rule == "float-kernel"}
-    return [one for one in findings if not executed or one.rule != "activation-codes" or one.node in in_float]
 
 
 def _target(given: str | os.PathLike[str] | Target) -> Target:

@@ -52,6 +52,9 @@ _OPERATORS: Mapping[str, Callable[..., np.ndarray]] = MappingProxyType(
     }
 )
 _POINTWISE = frozenset({"Clip", "HardSigmoid", *_OPERATORS})
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+# Returns where a value comes from that was not computed anew, but dequantized or rounded.
+Exact = Callable[[ir.Value], ir.Value]
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,6 @@ class Formula:
         return self.nodes[-1]
 
 
-def find_formulas(graph: ir.Graph, constants: Collection[ir.Value]) -> dict[ir.Node, Formula]:
-    """Return the formulas of a graph by their last nodes, in the order of these."""
-    order = {node: at for at, node in enumerate(graph)}
-    found = (_formula(node, order, constants) for node in order if node.op_type in _LAST)
-    return {formula.last: formula for formula in found if formula is not None}
-
-
 def without_dequantizer(value: ir.Value) -> ir.Value:
     """Return the codes of what is dequantized, which each reader may do for itself; else the value."""
     producer = value.producer()
@@ -89,7 +85,35 @@ def without_dequantizer(value: ir.Value) -> ir.Value:
     return value if codes is None else codes
 
 
-def _formula(last: ir.Node, order: Mapping[ir.Node, int], constants: Collection[ir.Value]) -> Formula | None:
+def without_pairs(value: ir.Value) -> ir.Value:
+    """Return what was rounded, of what a pair of quantizers rounds; else the value."""
+    while (codes := without_dequantizer(value)) is not value:
+        quantize = codes.producer()
+        rounded = quantize.inputs[0] if quantize is not None and quantize.op_type == "QuantizeLinear" else None
+        if rounded is None:
+            return value
+        value = rounded
+    return value
+
+
+def find_formulas(
+    graph: ir.Graph, constants: Collection[ir.Value], exact: Exact = without_dequantizer
+) -> dict[ir.Node, Formula]:
+    """Return the formulas of a graph by their last nodes, in the order of these.
+
+    Args:
+        graph: which is not changed.
+        constants: what is stored in it, or computed of that alone.
+        exact: ``without_dequantizer``, or ``without_pairs`` for formulas that have quantizers inside.
+    """
+    order = {node: at for at, node in enumerate(graph)}
+    found = (_formula(node, order, constants, exact) for node in order if node.op_type in _LAST)
+    return {formula.last: formula for formula in found if formula is not None}
+
+
+def _formula(
+    last: ir.Node, order: Mapping[ir.Node, int], constants: Collection[ir.Value], exact: Exact
+) -> Formula | None:
     """Walk back from a node until what is read on the way is one tensor, and the whole an activation of it."""
     nodes: set[ir.Node] = set()
     reads = {last.outputs[0]}
@@ -103,16 +127,14 @@ def _formula(last: ir.Node, order: Mapping[ir.Node, int], constants: Collection[
         if any(value in constants and not _is_number(value) for value in operands):
             return None
         nodes.add(latest)
-        reads = reads.difference(latest.outputs) | {
-            without_dequantizer(value) for value in operands if value not in constants
-        }
+        reads = reads.difference(latest.outputs) | {exact(value) for value in operands if value not in constants}
         if not reads:
             return None  # stored numbers alone
         if len(reads) > 1:
             continue
         (source,) = reads
         parts = sorted(nodes, key=lambda node: order[node])
-        kind = _kind(parts, source) if _is_closed(parts) else None
+        kind = _kind(parts, source, exact) if _is_closed(parts, exact) else None
         if kind is not None:
             return Formula(kind, source, tuple(parts))
     return None
@@ -122,25 +144,36 @@ def _is_number(value: ir.Value) -> bool:
     return value.const_value is not None and value.const_value.size == 1
 
 
-def _is_closed(parts: list[ir.Node]) -> bool:
+def _is_closed(parts: list[ir.Node], exact: Exact) -> bool:
     """Is what is computed on the way read by nothing else?"""
-    inner = [value for node in parts[:-1] for value in node.outputs]
-    return not any(value.is_graph_output() or any(node not in parts for node, _ in value.uses()) for value in inner)
+    waiting, inner = [value for node in parts[:-1] for value in node.outputs], set(parts)
+    while waiting:
+        value = waiting.pop()
+        if value.is_graph_output():
+            return False
+        for node, _ in value.uses():
+            if exact is without_pairs and node.op_type in _PAIR:
+                waiting += node.outputs
+            elif node not in inner:
+                return False
+    return True
 
 
-def _kind(parts: Iterable[ir.Node], source: ir.Value) -> str | None:
+def _kind(parts: Iterable[ir.Node], source: ir.Value, exact: Exact) -> str | None:
     values, result = {source: POINTS}, POINTS
     with np.errstate(all="ignore"):  # the logarithm of a negative number is like no activation
         for node in parts:
-            result = values[node.outputs[0]] = _computed(node, [_operand(value, values) for value in node.inputs])
+            result = values[node.outputs[0]] = _computed(
+                node, [_operand(value, values, exact) for value in node.inputs]
+            )
         alike = (np.abs(result - _EXPECTED) <= _TOLERANCE * (1 + np.abs(_EXPECTED))).all(axis=1)
     return next((kind for kind, is_alike in zip(ACTIVATIONS, alike, strict=True) if is_alike), None)
 
 
-def _operand(value: ir.Value | None, values: Mapping[ir.Value, np.ndarray]) -> np.ndarray | None:
+def _operand(value: ir.Value | None, values: Mapping[ir.Value, np.ndarray], exact: Exact) -> np.ndarray | None:
     if value is None:
         return None
-    found = values.get(without_dequantizer(value))
+    found = values.get(exact(value))
     if found is None:
         assert value.const_value is not None
         found = np.asarray(value.const_value.numpy()).astype(np.float64).reshape(())

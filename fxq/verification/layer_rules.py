@@ -51,7 +51,9 @@ def slow_codes(case: Case) -> Iterator[Finding]:
     slow = case.target.file.slow_activation_dtypes
     for node, data, _ in case.ask.layers():
         found = case.ask.dequantizer(data)
-        if found is not None and case.ask.is_integer_layer(node) and codes_dtype(found) in slow:
+        if found is None or case.ask.kind(node) == "linear":
+            continue  # products have as many kernels for one type as for another
+        if case.ask.is_integer_layer(node) and codes_dtype(found) in slow:
             yield case.finding(
                 "activation-codes", node, WARNING, "quantize activations to uint8, with a zero point",
                 what=f"reads {codes_dtype(found)} codes",
@@ -94,13 +96,15 @@ def layer_outputs(case: Case) -> Iterator[Finding]:
         readers = case.ask.readers(value)
         quantizers = [reader for reader in readers if reader.op_type == "QuantizeLinear"]
         if len(quantizers) < len(readers) or value.is_graph_output():
+            is_normalized = any(case.ask.kind(reader) == "batch_norm" for reader in readers)
+            fold = "fold its batch norm into it before the model is quantized, and " if is_normalized else ""
             yield case.finding(
                 "output-quantizer", node, WARNING,
-                "quantize its output, behind its activation, for all that reads it",
+                f"{fold}quantize its output, behind its activation, for all that reads it",
                 what="has integer input and weight, and its output is not quantized",
                 cost=f"{case.target.name} has no integer kernel for it that writes float: it runs in float",
             )  # fmt: skip
-        elif clamp is not None and clamp.op_type == "Relu" and not all(_starts_at_zero(one) for one in quantizers):
+        elif clamp is not None and clamp.op_type == "Relu" and not all(starts_at_zero(one) for one in quantizers):
             yield case.finding(
                 "activation-clamp", clamp, WARNING,
                 "quantize its output to uint8 with zero point 0 (int8: -128), so that the lowest code is 0.0",
@@ -109,15 +113,16 @@ def layer_outputs(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _is_zero(bias: np.ndarray | None) -> bool:
-    # torch writes zeros for a layer that has no bias; runtimes drop them.
-    return bias is not None and not np.any(bias)
-
-
-def _starts_at_zero(quantize: ir.Node) -> bool:
+def starts_at_zero(quantize: ir.Node) -> bool:
+    """Is the lowest code of a quantizer 0.0, so that it takes a ReLU in?"""
     lowest = {"uint8": 0, "int8": -128, "uint16": 0, "int16": -32768}.get(codes_dtype(quantize), 0)
     zero_point = constant_of(quantize, 2)
     return zero_point is None or bool(np.all(zero_point == lowest))
+
+
+def _is_zero(bias: np.ndarray | None) -> bool:
+    # torch writes zeros for a layer that has no bias; runtimes drop them.
+    return bias is not None and not np.any(bias)
 
 
 def _product(case: Case, data: ir.Value, weight: ir.Value) -> np.ndarray | None:

@@ -2,7 +2,8 @@
 
 torch's exporter stores it with each node. Its older one, of TorchScript, names nodes by the modules that were called:
 ``/layer1/layer1.0/conv1/Conv`` came from ``layer1.0.conv1``. Each is called by the end of its path, from the last part
-on that is no number, and ``_1``, ``_2`` count the calls of one module. fxq names nodes ``layer1.0.conv1/Conv``.
+on that is no number, and ``_1``, ``_2`` count the calls of one module. What such a node writes is called by it, and
+tells where tools renamed it or added one in its place. fxq names nodes ``layer1.0.conv1/Conv``.
 
 Source: torch/onnx/_internal/torchscript_exporter/utils.py, ``_setup_trace_module_map``;
 torch/csrc/jit/passes/onnx/naming.cpp, ``ScopedNodeNameGenerator``.
@@ -15,9 +16,14 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "FakeQuantize")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _COUNT = re.compile(r"_\d+$")
+_OUTPUT = re.compile(r"_output_\d+$")
+# ONNX Runtime adds how it fused a node, to its name.
+_FUSION = re.compile(r"(/\w+Fusion/?)+$")
+# NNCF calls what it inserts in a module of torch by the call that it stands behind, and these numbers of it.
+_NNCF_HOOK = re.compile(r"/\d+__\d+\.\d+$")
 
 
 class ModulePaths:
@@ -29,9 +35,11 @@ class ModulePaths:
     def of(self, node: ir.Node) -> str:
         """Return the path of the module; "" where the file does not tell.
 
-        A quantizer that tells nothing itself belongs to what writes the tensor that it rounds, else to what reads it.
+        A quantizer that tells nothing itself belongs to what writes the tensor that it rounds, else to what reads it; a
+        node without a name, as a function that was written out leaves them, to what reads it.
         """
-        around = _around(node) if node.op_type in QUANTIZERS else ()
+        is_quantizer = node.op_type in QUANTIZERS
+        around = (*(_writer(node) if is_quantizer else ()), *(_readers(node) if is_quantizer or not node.name else ()))
         return next(filter(None, map(self._told_by, (node, *around))), "")
 
     def _told_by(self, node: ir.Node) -> str:
@@ -39,11 +47,12 @@ class ModulePaths:
         if scopes:
             found = _listed(scopes)  # from the model's own, "", to the node's name
             return found[-2] if len(found) > 1 else ""
-        called, _, operator = (node.name or "").rpartition("/")
         if self._model.producer_name == "fxq":
-            return called
+            return (node.name or "").rpartition("/")[0]
+        called, _, operator = _name_in_old_exporter(node).rpartition("/")
         # Other tools call a quantizer by the tensor that it rounds, whoever wrote that.
-        is_inserted = node.op_type in QUANTIZERS and _COUNT.sub("", operator) != node.op_type
+        is_named_by_tensor = node.op_type in QUANTIZERS and _COUNT.sub("", operator) != node.op_type
+        is_inserted = is_named_by_tensor or _NNCF_HOOK.search(called) is not None
         return self._of_old_exporter(node, called[1:]) if called.startswith("/") and not is_inserted else ""
 
     def _of_old_exporter(self, node: ir.Node, called: str) -> str:
@@ -56,7 +65,14 @@ class ModulePaths:
 
     @cached_property
     def _all_called(self) -> frozenset[str]:
-        return frozenset((node.name or "").rpartition("/")[0] for node in self._model.graph)
+        return frozenset(_name_in_old_exporter(node).rpartition("/")[0] for node in self._model.graph)
+
+
+def _name_in_old_exporter(node: ir.Node) -> str:
+    """Return the name that torch's older exporter gave a node, "" where it is nobody's."""
+    written = next((str(value.name) for value in node.outputs if _OUTPUT.search(value.name or "")), "")
+    name = node.name if (node.name or "").startswith("/") else _OUTPUT.sub("", written)
+    return _FUSION.sub("", name or "")
 
 
 def _joined(parts: list[str]) -> str:
@@ -76,20 +92,25 @@ def _owners(node: ir.Node) -> Iterator[str]:
             yield str(source.name).rpartition(".")[0]
 
 
-def _around(quantizer: ir.Node) -> Iterator[ir.Node]:
-    """Yield what writes the tensor that a quantizer rounds, then what reads it."""
+def _writer(quantizer: ir.Node) -> Iterator[ir.Node]:
+    """Yield what writes the tensor that a quantizer rounds, if anything does."""
     source = _before_quantizers(quantizer.inputs[0])
     writer = None if source is None else source.producer()
     if writer is not None:
         yield writer
-    waiting, seen = [quantizer], {quantizer}
+
+
+def _readers(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield what reads a node, through quantizers."""
+    waiting, seen = [node], {node}
     while waiting:
-        for reader, _ in waiting.pop(0).outputs[0].uses():
-            if reader.op_type not in QUANTIZERS:
-                yield reader
-            elif reader not in seen:
-                seen.add(reader)
-                waiting.append(reader)
+        for value in waiting.pop(0).outputs:
+            for reader, _ in value.uses():
+                if reader.op_type not in QUANTIZERS:
+                    yield reader
+                elif reader not in seen:
+                    seen.add(reader)
+                    waiting.append(reader)
 
 
 def _before_quantizers(value: ir.Value | None) -> ir.Value | None:

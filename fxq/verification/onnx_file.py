@@ -53,11 +53,7 @@ class OnnxFile:
             onnx.checker.check_model(str(path))
         except onnx.checker.ValidationError as error:
             raise OnnxFileError(f"{path} is not valid ONNX: {str(error).strip()}") from error
-        if not any(_quantizes(node) for node in _all_nodes(model)):
-            raise OnnxFileError(
-                f"{path} is not quantized: it has no QuantizeLinear, DequantizeLinear or integer operator. Quantize it "
-                "first (fxq quantize), or time it with fxq bench"
-            )
+        _check_is_quantized(path, model)
         common.InlinePass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _read_stored_tensors_directly(model.graph)
@@ -171,6 +167,21 @@ def _check_opset(path: Path, model: ir.Model) -> None:
         raise OnnxFileError(
             f"{path} has opset {opset}, and ONNX has {why} from opset {least} on: export the model again in a newer one"
         )
+
+
+def _check_is_quantized(path: Path, model: ir.Model) -> None:
+    if any(_quantizes(node) for node in _all_nodes(model)):
+        return
+    if any(node.op_type == "FakeQuantize" for node in _all_nodes(model)):
+        raise OnnxFileError(
+            f"{path} is quantized in OpenVINO's own operator, FakeQuantize, which no other runtime has, and holds no "
+            "QuantizeLinear. Export it with pairs of these: of NNCF, nncf.strip(model, "
+            "strip_format=nncf.StripFormat.NATIVE) before torch.onnx.export, or nncf.quantize of the ONNX file"
+        )
+    raise OnnxFileError(
+        f"{path} is not quantized: it has no QuantizeLinear, DequantizeLinear or integer operator. Quantize it "
+        "first (fxq quantize), or time it with fxq bench"
+    )
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:

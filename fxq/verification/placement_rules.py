@@ -8,18 +8,14 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from fxq.kinds import ACTIVATIONS
+from fxq.verification.activation_rules import is_in_activation, split_off
 from fxq.verification.case import Case, name_of
 from fxq.verification.finding import NOTE, WARNING, Finding
-from fxq.verification.questions import MOVES_DATA
 
 _ABSORBED = "absorbed_by_conv"
 _ELEMENTWISE = frozenset({"add", "mul", "cat"})
 # All runtimes have integer kernels of these, or copy codes.
 _POOLS = frozenset({"max_pool", "avg_pool", "global_avg_pool", "mean", "resize"})
-# One kernel applies the scales of a convolution or product, any activation and the quantizer behind that: measured with
-# TensorRT-RTX 1.7 and OpenVINO 2026.4. Planning counts on fewer, target.fused_activations.
-_FUSING_ALL_ACTIVATIONS = ("tensorrt_rtx", "openvino")
 
 
 def residual_adds(case: Case) -> Iterator[Finding]:
@@ -56,40 +52,15 @@ def residual_adds(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def quantizers_before_activations(case: Case) -> Iterator[Finding]:
-    """A quantizer between an operation and the activation or batch norm that would fuse into it."""
-    # TensorRT-RTX has both roundings in the one kernel.
-    own_kernel = "" if case.target.file.runtime == "tensorrt_rtx" else "the activation takes a kernel of its own, and "
-    for node in case.nodes:
-        behind = _split_off(case, node)
-        if behind is None:
-            continue
-        source = None if node.inputs[0] is None else node.inputs[0].producer()
-        if case.ask.kind(behind) == "batch_norm":
-            yield case.finding(
-                "quantizer-before-activation", node, WARNING,
-                f"fold {name_of(behind)!r} into {name_of(source)!r} before the model is quantized",
-                what=f"stands between {name_of(source)!r} and its batch norm, {name_of(behind)!r}",
-                cost="the batch norm is an operation of its own, and what it scales was rounded before",
-            )  # fmt: skip
-        else:
-            yield case.finding(
-                "quantizer-before-activation", node, WARNING,
-                f"move the pair behind {name_of(behind)!r}",
-                what=f"stands between {name_of(source)!r} and its activation, {name_of(behind)!r}",
-                cost=f"{own_kernel}codes are spent on values that it drops or flattens",
-            )  # fmt: skip
-
-
 def lone_quantizers(case: Case) -> Iterator[Finding]:
     """A pair with which nothing computes in integers: neither what reads it nor what writes it."""
     for node in case.nodes:
         if node.op_type != "QuantizeLinear" or node.inputs[0] in case.ask.constants:
             continue
-        readers = list(_behind_moves(case, node.outputs[0]))
+        readers = case.ask.computing_readers(node.outputs[0])
         if not readers or any(_is_helped(case, reader) for reader in readers) or _is_output_of_row(case, node):
             continue
-        if case.ask.is_quantized(node.inputs[0]) or _split_off(case, node) is not None:
+        if case.ask.is_quantized(node.inputs[0]) or split_off(case, node) is not None or is_in_activation(case, node):
             continue  # it only carries on what was rounded already, or another rule says it
         names = ", ".join(sorted({f"{reader.op_type} {name_of(reader)!r}" for reader in readers})[:3])
         yield case.finding(
@@ -142,7 +113,7 @@ def equal_ranges(case: Case) -> Iterator[Finding]:
                 "equal-ranges", node, WARNING if kind == "cat" else NOTE,
                 "give all of them the largest range",
                 what="moves codes between quantizers of different ranges",
-                cost="each tensor is rescaled in a kernel of its own",
+                cost="each tensor is rescaled, in a kernel of its own where none before it takes that in",
             )  # fmt: skip
 
 
@@ -164,37 +135,6 @@ def repeated_quantizers(case: Case) -> Iterator[Finding]:
 def _broadcasts(node: ir.Node) -> bool:
     shapes = [None if value is None or value.shape is None else tuple(value.shape)[1:] for value in node.inputs]
     return None not in shapes and shapes[0] != shapes[1]
-
-
-def _split_off(case: Case, quantize: ir.Node) -> ir.Node | None:
-    """Return what a quantizer keeps from fusing into the layer or add before it, None where that is nothing."""
-    value = quantize.inputs[0] if quantize.op_type == "QuantizeLinear" else None
-    source = None if value is None else value.producer()
-    if source is None:
-        return None
-    fused = case.target.fused_activations
-    if case.ask.is_integer_layer(source):
-        is_any = case.target.file.runtime in _FUSING_ALL_ACTIVATIONS
-        fused = fused | (ACTIVATIONS if is_any else frozenset()) | {"batch_norm"}
-    elif case.ask.kind(source) != "add":
-        return None
-    pairs = [reader for reader in case.ask.readers(quantize.outputs[0]) if reader.op_type == "DequantizeLinear"]
-    behind = {reader for dequantize in pairs for reader in case.ask.operations_behind(dequantize.outputs[0])}
-    is_fused = len(behind) == 1 and all(case.ask.kind(one) in fused and one.graph is quantize.graph for one in behind)
-    return behind.pop() if is_fused else None
-
-
-def _behind_moves(case: Case, codes: ir.Value) -> Iterator[ir.Node]:
-    """Yield what computes with the values of some codes, behind what only moves them."""
-    waiting, seen = [codes], {codes}
-    while waiting:
-        for reader in case.ask.operations_behind(waiting.pop()):
-            if reader.op_type == "DequantizeLinear" or case.ask.kind(reader) in MOVES_DATA:
-                new = [value for value in reader.outputs if value not in seen]
-                seen.update(new)
-                waiting += new
-            else:
-                yield reader
 
 
 def _is_helped(case: Case, reader: ir.Node) -> bool:

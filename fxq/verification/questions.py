@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from fxq.export.qdq_rules import constant_of
 from fxq.kinds import ACTIVATIONS
-from fxq.verification.formulas import Formula, find_formulas, without_dequantizer
+from fxq.verification.formulas import Formula, find_formulas, without_dequantizer, without_pairs
 
 # ONNX's operators in the words of fxq/kinds.py; what depends on more than the operator is below.
 OP_KINDS: Mapping[str, str] = MappingProxyType(
@@ -94,6 +94,20 @@ class Questions:
         return find_formulas(self.model.graph, self.constants)
 
     @cached_property
+    def rounded_formulas(self) -> Mapping[ir.Node, Formula]:
+        """Those that have quantizers inside, or several in front; each is computed from what these round."""
+        found = find_formulas(self.model.graph, self.constants, without_pairs)
+        new = {last: formula for last, formula in found.items() if last not in self.formulas}
+        # A hard sigmoid in a hard swish is a part of that.
+        parts = {node for formula in new.values() for node in formula.nodes[:-1]}
+        return {last: formula for last, formula in new.items() if last not in parts}
+
+    @cached_property
+    def in_rounded_formulas(self) -> frozenset[ir.Node]:
+        """The nodes of these."""
+        return frozenset(node for formula in self.rounded_formulas.values() for node in formula.nodes)
+
+    @cached_property
     def _formulas_of(self) -> Mapping[tuple[ir.Value, ir.Node], Formula]:
         # Of two that share nodes, as a hard swish has a hard sigmoid in it, the longer comes last.
         return {(one.source, node): one for one in self.formulas.values() for node in one.nodes}
@@ -126,19 +140,23 @@ class Questions:
 
     def dequantizer(self, value: ir.Value | None) -> ir.Node | None:
         """Return the DequantizeLinear that makes a value, perhaps moved to other places; None where there is none."""
+        found = self._quantized_by(value)
+        return None if found is None or found.op_type == "FakeQuantize" else found
+
+    def is_quantized(self, value: ir.Value | None) -> bool:
+        """Does the value come from integers?"""
+        return self._quantized_by(value) is not None
+
+    def _quantized_by(self, value: ir.Value | None) -> ir.Node | None:
         while value is not None:
             node = value.producer()
-            if node is None or node.op_type == "DequantizeLinear":
+            if node is None or node.op_type in ("DequantizeLinear", "FakeQuantize"):
                 return node
             is_whole_concat = node.op_type == "Concat" and all(map(self.is_quantized, node.inputs[1:]))
             if self.kind(node) not in _KEEPS_VALUES and not is_whole_concat:
                 return None
             value = node.inputs[0]
         return None
-
-    def is_quantized(self, value: ir.Value | None) -> bool:
-        """Does the value come from integers?"""
-        return self.dequantizer(value) is not None
 
     def is_integer_layer(self, node: ir.Node) -> bool:
         """Does a convolution or linear layer read integers, and has it integer weights?"""
@@ -154,6 +172,19 @@ class Questions:
     def readers(self, value: ir.Value) -> list[ir.Node]:
         """Return the nodes that read a value, each once."""
         return list(dict.fromkeys(reader for reader, _ in value.uses()))
+
+    def computing_readers(self, codes: ir.Value) -> list[ir.Node]:
+        """Return what computes with the values of some codes, behind what only moves them."""
+        waiting, seen, found = [codes], {codes}, dict[ir.Node, None]()
+        while waiting:
+            for reader in self.operations_behind(waiting.pop()):
+                if reader.op_type == "DequantizeLinear" or self.kind(reader) in MOVES_DATA:
+                    new = [value for value in reader.outputs if value not in seen]
+                    seen.update(new)
+                    waiting += new
+                else:
+                    found[reader] = None
+        return list(found)
 
     def operations_behind(self, value: ir.Value) -> list[ir.Node]:
         """Return what reads a value, each once, and of an activation written as several nodes the last."""

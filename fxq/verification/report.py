@@ -15,7 +15,7 @@ from fxq.literal import literal
 from fxq.runtimes import ExecutedOp, count_kinds, traffic_mb
 from fxq.verification.finding import ERROR, NOTE, WARNING, Finding
 
-_MOST_PLACES = 6
+_MOST_PLACES, _MOST_NAMES = 6, 3
 _STYLES = {ERROR: "bold red", WARNING: "yellow", NOTE: "dim"}
 
 
@@ -127,11 +127,18 @@ def _place(finding: Finding) -> str:
 
 
 def _fix(group: list[Finding]) -> str:
-    """Return what to do, place by place where that differs."""
-    if len({finding.fix for finding in group}) == 1:
-        return literal(group[0].fix)
-    fixes = [literal(f"{finding.node or 'the file'}: {finding.fix}") for finding in group]
-    return "\n".join(["", *_capped(fixes)])
+    """Return what to do, and where, if not the same everywhere."""
+    places: dict[str, list[str]] = {}
+    for finding in group:
+        places.setdefault(literal(finding.fix), []).append(literal(finding.node) or "the file")
+    if len(places) == 1:
+        return next(iter(places))
+    return "\n".join(["", *_capped([f"{_listed(nodes)}: {fix}" for fix, nodes in places.items()])])
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(names[:_MOST_NAMES])}{more}"
 
 
 def _capped(lines: list[str]) -> list[str]:

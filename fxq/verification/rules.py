@@ -5,6 +5,7 @@ Most are about pairs of quantizers, around which runtimes fuse; a file that comp
 
 from collections.abc import Callable, Iterator
 
+from fxq.verification.activation_rules import quantizers_before_activations, quantizers_in_activations
 from fxq.verification.case import Case
 from fxq.verification.finding import Finding
 from fxq.verification.format_rules import (
@@ -19,7 +20,6 @@ from fxq.verification.placement_rules import (
     equal_ranges,
     lone_quantizers,
     mixed_operands,
-    quantizers_before_activations,
     repeated_quantizers,
     residual_adds,
 )
@@ -34,6 +34,7 @@ FILE_RULES: tuple[FileRule, ...] = (
     half_quantized_layers,
     residual_adds,
     quantizers_before_activations,
+    quantizers_in_activations,
     mixed_operands,
     lone_quantizers,
     layer_outputs,

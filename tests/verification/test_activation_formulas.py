@@ -1,5 +1,6 @@
 """An activation that a file writes as several nodes is one, however it is written."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,68 @@ def test_a_quantizer_between_a_convolution_and_a_formula_is_named(
     assert told(path, "tensorrt") == {(WARNING, "quantizer-before-activation", "early/q")}
     (finding,) = findings(path, "tensorrt")
     assert finding.fix == f"move the pair behind '{y.removesuffix('_out')}'"
+
+
+def rounded(write: Write, *, before: int) -> Write:
+    """Quantize what each node of a formula writes but the last, as quantize_static does, and what it is computed of."""
+
+    def write_rounded(file: Nodes, x: str) -> str:
+        sources = itertools.cycle([file.qdq(x, f"before{at}") for at in range(before)] or [x])
+        first = len(file.nodes)
+        write(file, "source")
+        nodes, file.nodes[first:] = file.nodes[first:], []
+        for node in nodes:
+            node.input[:] = [next(sources) if name == "source" else name for name in node.input]
+            file.nodes.append(node)
+            if node is not nodes[-1]:
+                pair = file.qdq(node.output[0], f"{node.name}_rounded")
+                for reader in nodes:
+                    reader.input[:] = [pair if name == node.output[0] else name for name in reader.input]
+        return nodes[-1].output[0]
+
+    return write_rounded
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("write", FORMULAS, ids=lambda write: write.__name__)
+def test_quantizers_inside_a_formula_are_told_once(tmp_path: Path, write: Write, before: int) -> None:
+    file = Nodes()
+    y = rounded(write, before=before)(file, integer_conv(file))
+    path = file.save(tmp_path / "model.onnx", y)
+    for target in ("tensorrt", "openvino"):
+        told_of = [one for one in findings(path, target) if one.is_broken and one.rule != "mixed-operands"]
+        (finding,) = told_of  # but for what it adds inside
+        assert finding.rule == "quantizer-in-activation"
+        assert finding.what.endswith(f"nodes up to '{y.removesuffix('_out')}'")
+        assert f"inside the activation {FORMULAS[write]}," in finding.what
+        assert finding.fix.startswith("quantize nothing between 'conv' and ")
+    # It computes SiLU on codes.
+    assert "quantizer-in-activation" not in {one.rule for one in findings(path, "onnxruntime")}
+
+
+def test_openvino_takes_kernels_more_for_a_formula_with_quantizers_inside(tmp_path: Path) -> None:
+    file = Nodes()
+    y = rounded(silu, before=2)(file, integer_conv(file))
+    path = file.save(tmp_path / "model.onnx", y)
+    (finding,) = findings(path, "openvino")
+    assert finding.what.startswith("QuantizeLinear 'before0/q' stands as one of 3 inside the activation silu")
+    assert "kernels of its own" in finding.cost
+    assert "kernels of its own" not in findings(path, "tensorrt")[0].cost
+
+
+def test_a_formula_with_quantizers_inside_that_nothing_would_take_in_is_not_judged(tmp_path: Path) -> None:
+    file = Nodes()
+    y = rounded(silu, before=1)(file, file.op("Sin", integer_conv(file), name="sin"))
+    path = file.save(tmp_path / "model.onnx", y)
+    assert "quantizer-in-activation" not in {one.rule for one in findings(path, "openvino")}
+
+
+def test_a_rounded_part_of_a_formula_that_is_read_elsewhere_makes_it_none(tmp_path: Path) -> None:
+    file = Nodes()
+    y = rounded(silu, before=1)(file, integer_conv(file))
+    (gate,) = [node.output[0] for node in file.nodes if node.name.endswith("_rounded/dq")]
+    path = file.save(tmp_path / "model.onnx", file.op("Mean", y, gate, name="mean"))
+    assert "quantizer-in-activation" not in {one.rule for one in findings(path, "openvino")}
 
 
 def steeper_silu(file: Nodes, x: str) -> str:

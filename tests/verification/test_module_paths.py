@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from support.qdq_files import QdqFile
 from torch import Tensor, nn
@@ -131,6 +132,44 @@ def test_of_two_modules_whose_names_differ_by_a_number_stored_tensors_tell(tmp_p
     read = OnnxFile.read(tmp_path / "model.onnx")
     paths = [read.path_of(node) for node in read.model.graph if node.op_type in ("Conv", "Relu")]
     assert paths == ["act", "act_1", "tied", "relu", "relu"]
+
+
+def paths_of(file: QdqFile, output: str, folder: Path) -> dict[str, str]:
+    """Return the path of each node, by its name or what it writes."""
+    read = OnnxFile.read(file.save(folder / "model.onnx", output))
+    return {node.name or str(node.outputs[0].name): read.path_of(node) for node in read.model.graph}
+
+
+def test_what_onnxruntime_fused_before_it_quantized_has_the_path_of_its_module(tmp_path: Path) -> None:
+    """quant_pre_process makes one node of a product and its bias, and writes functions out without names."""
+    file = QdqFile()
+    x = file.qdq("x", "gemm_input_reshape")
+    y = file.op("MatMul", x, file.weight("w", axis=1, shape=(8, 8)), name="/mlp/mlp.0/MatMul/MatMulAddFusion")
+    file.nodes.append(helper.make_node("Identity", [y], ["/mlp/mlp.0/Add_output_0"], name="gemm_output_reshape"))
+    y = file.qdq("/mlp/mlp.0/Add_output_0", "/mlp/mlp.0/Add_output_0_QuantizeLinear")
+    file.nodes.append(helper.make_node("HardSigmoid", [y], ["_inlfunc_HardSwish_HS_X"]))
+    gate = file.qdq("_inlfunc_HardSwish_HS_X", "gate")
+    file.nodes.append(helper.make_node("Mul", [y, gate], ["/act/HardSwish_output_0"]))
+    file.nodes.append(helper.make_node("Sin", ["/act/HardSwish_output_0"], ["unknown"]))
+    paths = paths_of(file, "unknown", tmp_path)
+    assert paths["/mlp/mlp.0/MatMul/MatMulAddFusion"] == "mlp.0"
+    assert paths["gemm_input_reshape/q"] == "mlp.0"
+    assert paths["gemm_output_reshape"] == "mlp.0"
+    assert paths["/mlp/mlp.0/Add_output_0_QuantizeLinear/q"] == "mlp.0"
+    assert paths["_inlfunc_HardSwish_HS_X"] == paths["gate/q"] == paths["/act/HardSwish_output_0"] == "act"
+    assert paths["unknown"] == ""
+
+
+def test_what_nncf_inserts_in_modules_of_torch_belongs_to_what_it_rounds(tmp_path: Path) -> None:
+    file = QdqFile()
+    y = file.op("Relu", file.conv("x", "/conv/Conv", file.store("conv.weight", weight())), name="/block/act/Relu")
+    scaled = file.op("Mul", y, file.store("s", np.ones(1, np.float32)), name="/head/head/mul/0__0.0/Mul")
+    for name, value in (("/block/act/block/act/relu/0__0.0", y), ("/head/head/conv2d/0__1.0", scaled)):
+        y = file.qdq(value, name)
+        file.nodes[-1].name, file.nodes[-2].name = f"{name}/DequantizeLinear", f"{name}/QuantizeLinear"
+    paths = paths_of(file, file.conv(y, "/head/Conv", file.store("head.weight", weight())), tmp_path)
+    assert paths["/block/act/block/act/relu/0__0.0/QuantizeLinear"] == "block.act"
+    assert paths["/head/head/conv2d/0__1.0/QuantizeLinear"] == "head"
 
 
 @pytest.mark.parametrize(

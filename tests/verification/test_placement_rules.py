@@ -160,3 +160,17 @@ def test_a_batch_norm_behind_an_add_cannot_be_folded(tmp_path: Path) -> None:
     x = file.qdq("x", "input")
     y = file.qdq(file.op("Add", file.conv(x, "conv"), x, name="add"), "early")
     assert told(file.save(tmp_path / "model.onnx", batch_norm(file, y)), "tensorrt") == {LONE}
+
+
+@pytest.mark.parametrize(
+    ("target", "takes_a_kernel"), [("tensorrt", False), ("openvino", False), ("onnxruntime", True)]
+)
+def test_what_is_split_off_takes_a_kernel_where_the_runtime_does_not_round_in_one(
+    tmp_path: Path, target: str, takes_a_kernel: bool
+) -> None:
+    """One convolution of OpenVINO rounds, applies a ReLU and rounds again; ONNX Runtime leaves the ReLU in float."""
+    file = QdqFile()
+    y = file.op("Relu", conv(file, INT8), name="behind")
+    path = file.save(tmp_path / "model.onnx", file.conv(file.qdq(y, "late"), "conv2"))
+    (finding,) = [one for one in findings(path, target) if one.rule == "quantizer-before-activation"]
+    assert ("takes a kernel of its own" in finding.cost) is takes_a_kernel

@@ -176,6 +176,15 @@ def in_float(path: Path) -> None:
     file.save(path, file.op("Relu", "x", name="relu"))
 
 
+def in_openvinos_operator(path: Path) -> None:
+    file = QdqFile()
+    ends = [file.store(f"end{at}", np.array(value, np.float32)) for at, value in enumerate((-1, 1, -1, 1))]
+    file.save(path, file.op("FakeQuantize", "x", *ends, name="fake", domain="org.openvinotoolkit", levels=256))
+    model = onnx.load(path)
+    model.opset_import.add(domain="org.openvinotoolkit", version=1)
+    onnx.save(model, path)
+
+
 def too_old(path: Path) -> None:
     file = QdqFile(opset=9)
     file.save(path, file.op("Relu", file.qdq("x", "a"), name="relu"))
@@ -230,6 +239,7 @@ def open_sizes(path: Path) -> None:
         (damaged, "is not an ONNX file"),
         (empty, "is not an ONNX file, or an empty one"),
         (in_float, "is not quantized: it has no QuantizeLinear"),
+        (in_openvinos_operator, "is quantized in OpenVINO's own operator, FakeQuantize.*nncf.strip"),
         (too_old, "has opset 9, and ONNX has QuantizeLinear from opset 10 on"),
         (axis_too_old, "has opset 12, and ONNX has quantization per channel from opset 13 on"),
         (without_weights, "keeps its weights in 'weights.bin', which is not beside it"),

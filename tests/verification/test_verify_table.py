@@ -32,6 +32,14 @@ def test_fixes_that_differ_are_told_place_by_place() -> None:
     assert lines.count("... 2 more, all in --json") == 2  # of the places, and of their fixes
 
 
+def test_places_with_one_of_several_fixes_are_told_together() -> None:
+    lines = table(finding("add", fix="fold it"), *(finding(f"conv{index}", fix="quantize it") for index in range(5)))
+    assert "add: fold it" in lines
+    assert "conv0, conv1, conv2 and 2 more: quantize it" in lines
+    two = table(finding("add", fix="fold it"), *(finding(f"conv{index}", fix="quantize it") for index in range(3)))
+    assert "conv0, conv1, conv2: quantize it" in two
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred"])
 def test_names_stay_on_their_line(name: str) -> None:
     shown = table(finding(name, fix="one"), finding("b", fix=f"as {name}"))
