@@ -4,7 +4,8 @@ A narrower range clips the largest values and has finer steps for all others. Wh
 decide: candidates are shares of the fitted range, and what counts is the error of the outputs of the layers that read
 the tensor, without its mean for each output channel, which a bias makes up for. Where no layer reads it, its own error
 counts. Where an activation in float or a softmax reads it, what counts is the error behind that: a hard swish lets
-nothing below -3 through, so that the lower end may move up without the upper one.
+nothing below -3 through, so that the lower end may move up without the upper one. Without an activation both ends of an
+affine range move together first, and then each alone.
 
 A range is narrowed only for a clear gain, with the range that one half of the samples suggests and the error of the
 other half, both ways: values that calibration did not see need room.
@@ -149,12 +150,15 @@ class RefineRanges(Pass):
 def _moves(quantizer: TensorQuantizer, seen: _Seen) -> tuple[tuple[bool, bool], ...]:
     """Return which ends of the range to move together, one after the other.
 
-    An activation may not tell values apart at one end, which is no reason to clip the other.
+    An activation may not tell values apart at one end, or a layer read little of what reaches far there, which is no
+    reason to clip the other.
     """
-    if quantizer.descriptor.symmetric or not seen.has_activation:
-        return ((True, True),)
+    both = ((True, True),)
+    if quantizer.descriptor.symmetric:
+        return both
     low, high = seen.reach
-    return tuple(ends for ends, reach in (((True, False), low), ((False, True), high)) if reach)
+    each = tuple(ends for ends, reach in (((True, False), low), ((False, True), high)) if reach)
+    return each if seen.has_activation or len(each) == 1 else both + each
 
 
 def _leads_back(reader: Node, node: Node) -> bool:

@@ -4,6 +4,7 @@ Layer by layer in execution order, on the inputs that the layers before it give,
 ``accuracy/rounding.py``. What counts is the covariance of the inputs: an error that is the same for all of them the
 bias makes up for, here and now. A rounding is kept where it has the lower error on positions that it was not made
 from. The inputs of very wide layers are taken in pieces that know nothing of each other: the cost grows with the cube.
+Weights of inputs that never vary are rounded to nearest.
 """
 
 from dataclasses import dataclass
@@ -96,14 +97,19 @@ def _covariance(matrix: LayerMatrix, values: list[Tensor], count: int, first_see
     weight, positions = matrix.layer.weight, 0
     products = weight.new_zeros(groups, inputs, inputs, dtype=torch.float32)
     sums = weight.new_zeros(groups, inputs, dtype=torch.float32)
+    origin = None
     for seed in range(first_seed, first_seed + -(-count // _CHUNK)):
         sampled = matrix.sample(values, _CHUNK, seed).float()
         read = sampled.reshape(len(sampled), groups, inputs).transpose(0, 1)  # (groups, positions, inputs)
+        # Less one of them, what never varies has a variance of 0, and not what is left of a difference of large sums.
+        origin = read[:, :1] if origin is None else origin
+        read = read - origin
         products += read.mT @ read
         sums += read.sum(1)
         positions += read.shape[1]
     mean = sums / positions
-    return products / positions - mean.unsqueeze(2) * mean.unsqueeze(1), mean
+    assert origin is not None
+    return products / positions - mean.unsqueeze(2) * mean.unsqueeze(1), mean + origin.squeeze(1)
 
 
 def _pieces(matrix: LayerMatrix) -> int:

@@ -31,9 +31,11 @@ def conv(channels: int = 6, inputs: int = 6, kernel: int = 1, **options: Any) ->
     return nn.Conv2d(inputs, channels, kernel, padding=kernel // 2, **options)
 
 
-def groups_of(model: nn.Module, x: Tensor = X, target: str = "tensorrt") -> list[ChannelGroup]:
+def groups_of(
+    model: nn.Module, x: Tensor = X, target: str = "tensorrt", *rules: tuple[str, fxq.QConfig]
+) -> list[ChannelGroup]:
     torch.manual_seed(0)
-    recipe = fxq.recipe(target).replace(calibrator="max").with_pass("test_find_groups")
+    recipe = fxq.recipe(target).replace(calibrator="max").with_rules(*rules).with_pass("test_find_groups")
     fxq.calibrate(fxq.prepare(model.eval(), x, recipe), [x])
     return list(FOUND)
 
@@ -144,9 +146,11 @@ class Factor(nn.Module):
         self.last = conv(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.sin()
+        x = x.sin().to(x.dtype)
         y: Tensor = self.last(self.factor * x)
-        return y + (x + self.factor).mean() if self.kind == "read" else y
+        if self.kind == "twice":
+            y = y + (self.factor * x.cos())[:, :4]
+        return y + (x + self.factor)[:, :4] if self.kind == "read" else y
 
 
 @pytest.mark.parametrize(
@@ -158,13 +162,23 @@ class Factor(nn.Module):
         ((1, 1, 1), "", []),
         ((6, 8, 1), "", []),
         ((6, 1, 1), "read", []),
+        ((6, 1, 1), "twice", []),
         ((6, 1, 1), "buffer", []),
     ],
 )
-def test_a_stored_factor_of_a_product_takes_others(shape: tuple[int, ...], kind: str, expected: list[str]) -> None:
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])  # reads it as it is, and through a quantizer
+def test_a_stored_factor_of_a_product_takes_others(
+    shape: tuple[int, ...], kind: str, expected: list[str], target: str
+) -> None:
     x = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = [group for group in groups_of(Factor(shape, kind), x) if group.blocked is None]
+    found = [group for group in groups_of(Factor(shape, kind), x, target) if group.blocked is None]
     assert [f"{group.producers[0].name} > {group.consumers[0].name}" for group in found] == expected
+
+
+def test_a_stored_factor_whose_range_is_given_stays() -> None:
+    x = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = fxq.QConfig(activation=fxq.QuantDescriptor(amax=2.0))
+    assert groups_of(Factor((6, 1, 1)), x, "onnxruntime", ("mul", given)) == []
 
 
 class Tied(nn.Module):

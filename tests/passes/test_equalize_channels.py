@@ -80,6 +80,13 @@ class WrittenRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
 
 
+class CastRMSNorm(WrittenRMSNorm):
+    """The cast of half precision is no computation in float: ONNX Runtime's placement has integers behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
 def rms_norm(channels: int) -> nn.Module:
     norm: Any = nn.RMSNorm(channels)
     norm.bias = None
@@ -138,6 +145,7 @@ MODELS = {
     "norm before": (pre_norm, tokens),
     "root mean square": (lambda: pre_norm(rms_norm), tokens),
     "written norm": (lambda: pre_norm(WrittenRMSNorm), tokens),
+    "written norm with a cast": (lambda: pre_norm(CastRMSNorm), tokens),
     "norm behind": (post_norm, tokens),
 }
 
@@ -175,6 +183,60 @@ def test_ranges_fit_the_scaled_tensors(make: Callable[[], nn.Module], data: Call
     for path, quantizer in quantizers:
         if quantizer in reached:
             assert float(quantizer.amax) == pytest.approx(reached[quantizer], rel=1e-5), path
+
+
+def test_a_stored_factor_that_is_quantized_is_divided_and_its_range_fits_it_again() -> None:
+    """ONNX Runtime multiplies integers: the channels of the factor are as far apart as those of its product."""
+    model, x = pre_norm(CastRMSNorm), tokens()
+    recipe = fxq.recipe("onnxruntime").replace(calibrator="max")
+    plain, gm = (calibrated(model, x, one) for one in (recipe, recipe.with_pass("equalize_channels")))
+    (read,) = (node for node in gm.graph.nodes if node.target == "norm.weight")
+    (quantizer,) = (str(user.target) for user in read.users)
+    weight = gm.get_submodule("norm").weight.detach()
+    assert float(weight.max() / weight.min()) < 0.1 * float(SPREAD_C.max() / SPREAD_C.min())
+    for one, reached in ((plain, float(SPREAD_C.max())), (gm, float(weight.max()))):
+        assert float(one.get_submodule(quantizer).range[1]) == pytest.approx(reached, rel=1e-5)  # type: ignore[index]
+
+
+def zero_convolution() -> nn.Module:
+    """A residual branch that training has not begun to use: its last layer is zero."""
+    model: Any = residual_stream()
+    model.up.weight.data.mul_(50)
+    model.down.weight.data.zero_()
+    return model  # type: ignore[no-any-return]
+
+
+def zero_linear() -> nn.Module:
+    model: Any = pre_norm()
+    model.up.weight.data.zero_()
+    return model  # type: ignore[no-any-return]
+
+
+def zero_channels() -> nn.Module:
+    model: Any = pre_norm()
+    model.up.weight.data[:, 2:5] = 0
+    model.up.weight.data[3] = 0
+    return model  # type: ignore[no-any-return]
+
+
+ZEROS = {
+    "convolution": (zero_convolution, images),
+    "linear": (zero_linear, tokens),
+    "channels": (zero_channels, tokens),
+}
+
+
+@pytest.mark.parametrize(("make", "data"), ZEROS.values(), ids=ZEROS.keys())
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", "openvino"])
+def test_weights_that_are_zero_have_no_say(
+    make: Callable[[], nn.Module], data: Callable[..., Tensor], target: str
+) -> None:
+    model, x = make(), data()
+    recipe = fxq.recipe(target).replace(calibrator="max")
+    plain = calibrated(model, x, recipe)
+    gm = calibrated(model, x, recipe.with_pass("equalize_channels"))
+    torch.testing.assert_close(float_outputs(gm, x), model(x).detach(), rtol=1e-4, atol=1e-4)
+    assert noise(model, gm, x) < 1.05 * noise(model, plain, x) + 1e-6  # such a branch is a constant: next to no noise
 
 
 def test_a_relu6_gets_the_bound_of_the_largest_factor() -> None:

@@ -49,6 +49,19 @@ def test_a_range_is_narrowed_where_readers_do_not_ask_for_its_ends(target: str) 
     assert error(model, gm, x) < 0.5 * error(model, plain, x)
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["above", "below"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_one_end_that_readers_do_not_ask_for_is_clipped_alone(target: str, sign: int) -> None:
+    """Clipping both costs more at the other end than finer steps bring."""
+    model, x = outliers(0.0)
+    x[:, 3] = sign * x[:, 3].abs() * (torch.arange(256) % 3 == 0)
+    plain, gm = refined(model, x, target, most_error=0.0), refined(model, x, target)
+    assert error(model, gm, x) < 0.1 * error(model, plain, x)
+    kept, clipped = (float(end.abs()) for end in gm.get_submodule("0_input_quantizer").range[::sign])  # type: ignore
+    assert kept > 0.8 * float((-sign * x).max())
+    assert clipped < 0.3 * float((sign * x).max())
+
+
 def test_a_range_whose_ends_count_is_left_alone() -> None:
     model, x = outliers(1.0)
     plain, gm = refined(model, x, most_error=0.0), refined(model, x)

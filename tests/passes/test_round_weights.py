@@ -182,6 +182,15 @@ def test_int4_in_blocks_is_rounded_for_inputs_where_there_are_batches() -> None:
         torch.testing.assert_close(quantizer(weight), weight, rtol=0, atol=1e-6)
 
 
+class Residual(nn.Module):
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)  # type: ignore[no-any-return]
+
+
 class CalledTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +227,40 @@ def test_inputs_without_variance_leave_weights_as_they_are() -> None:
     model, x = nn.Sequential(nn.Linear(8, 4)).eval(), torch.ones(16, 8)
     with pytest.warns(UserWarning, match="single value"):
         gm = calibrated(model, x)
-    assert entries(gm, "skip") == ["rounded to nearest: the covariance of its inputs has no inverse"]
+    assert entries(gm, "skip") == ["rounded to nearest: no rounding has a lower error"]
+
+
+@pytest.mark.filterwarnings("ignore:1 quantizer got a single value")
+@pytest.mark.parametrize("level", [0.0, 0.37, 100.0])
+def test_a_layer_that_reads_the_same_always_is_left_alone(level: float) -> None:
+    """As behind a norm whose weight is zero, where training begins: its bias is what is read, whatever came in."""
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(12)
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.copy_(level * seeded(12))
+    model, x = Residual(nn.Sequential(norm, nn.Linear(12, 12))).eval(), correlated(64, 12)
+    plain, gm = calibrated(model, x, PLAIN), calibrated(model, x)
+    assert torch.equal(gm.get_submodule("branch.1").weight, plain.get_submodule("branch.1").weight)
+    assert entries(gm, "skip") == ["rounded to nearest: no rounding has a lower error"]
+
+
+def test_a_dead_channel_is_rounded_to_nearest_and_others_for_their_inputs() -> None:
+    model, x, fresh = images_model(), images(), images(seed=5)
+    with torch.no_grad():
+        model.conv.bias[2:4] = torch.tensor([-100.0, 100.0])  # type: ignore
+        model.conv.weight[3] = 0  # type: ignore
+    plain, gm = calibrated(model, x, PLAIN), calibrated(model, x)
+    rounded, nearest = (one.get_submodule("depthwise").quantized_weight() for one in (gm, plain))  # type: ignore
+    assert torch.equal(rounded[2:4], nearest[2:4])
+    assert not torch.equal(rounded, nearest)
+    assert noise(model, gm, fresh) < 0.9 * noise(model, plain, fresh)
+
+
+def test_what_cannot_be_a_covariance_rounds_nothing() -> None:
+    """Its pivot is 0, with the damping, and a matrix that has one is not inverted."""
+    weight, covariance = seeded(1, 3, 2), torch.diag(torch.tensor([0.01, -0.01])).unsqueeze(0)
+    assert round_for_inputs(weight, covariance, Grid(torch.ones_like(weight), torch.zeros_like(weight), -8, 7)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=["double", "half", "bfloat16"])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from fxq import Rewriter, TensorQuantizer
-from fxq.graph import is_weighted, kind, shape_of, tensor_edges, why_altered
+from fxq.graph import is_quantizer, is_weighted, kind, shape_of, tensor_edges, why_altered
 from fxq.graph.kinds import reads_shape
 from fxq.nn import computed_tensors
 from fxq_passes.accuracy.channel_axes import CARRIERS, carried_axis
@@ -243,13 +243,21 @@ class UsableLayers:
         stored = self._rw.tensor(node)
         if not isinstance(stored, nn.Parameter):
             return f"{node.target!r} is no parameter"
-        is_alone = self._paths[id(stored)] == 2 and len(node.users) == 1  # its own path, and this node
-        return None if is_alone else f"{node.target!r} is read elsewhere"
+        quantizers = [reader for reader in node.users if is_quantizer(reader)]
+        has_one_path = self._paths[id(stored)] == 2  # its own path, and this node
+        if not has_one_path or any(len(one.users) != 1 for one in (node, *quantizers)):
+            return f"{node.target!r} is read elsewhere"
+        is_given = any(self._rw.module(one).calibrator is None for one in quantizers)
+        return f"the range of {node.target!r} is given" if is_given else None
 
 
 def stored_factor(node: Node) -> Node | None:
-    """Return the read of a stored tensor that ``node`` multiplies by, None where it is no such product."""
-    return next((one for one in node.all_input_nodes if one.op == "get_attr"), None) if kind(node) == "mul" else None
+    """Return the read of a stored tensor that ``node`` multiplies by, None where it is no such product.
+
+    It may be read through a quantizer, whose range follows the tensor.
+    """
+    read = [one.all_input_nodes[0] if is_quantizer(one) else one for one in node.all_input_nodes]
+    return next((one for one in read if one.op == "get_attr"), None) if kind(node) == "mul" else None
 
 
 def is_clip_at_zero(module: nn.Module) -> bool:

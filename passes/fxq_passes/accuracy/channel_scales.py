@@ -91,8 +91,8 @@ class _Search:
         self._readers, self._extremes, self._quantizer = readers, extremes, quantizer
         self._centers = start is not None
         reach_c = torch.stack([reader.weight_reach() for reader in readers]).amax(0)
-        smallest = max(float(reach_c.max()) * _SMALLEST_SHARE, torch.finfo(reach_c.dtype).tiny)
-        self._reach_c = reach_c.clamp(min=smallest)
+        largest = float(reach_c.max()) or 1.0  # weights that are all zero: each channel has the same say, which is none
+        self._reach_c = reach_c.clamp(min=largest * _SMALLEST_SHARE)
         self.best, self._tried = (0.0, 0.0), {(0.0, 0.0)}
         self.start = [self._error(self.best, fold) for fold in FOLDS] if start is None else start
         self._least = worst_ratio(partial(self._error, self.best), self.start, math.inf) if self._centers else 1.0

@@ -67,14 +67,17 @@ def error(weight: Tensor, rounded: Tensor, covariance: Tensor) -> Tensor:
 
 
 def _mean_variance(covariance: Tensor) -> Tensor:
+    """Return that of the inputs of each group, (groups, 1, 1); 1 where none varies, which rounds to nearest."""
     variance = covariance.diagonal(dim1=1, dim2=2).mean(1)
-    return variance.clamp(min=torch.finfo(variance.dtype).tiny).reshape(-1, 1, 1)
+    return torch.where(variance > 0, variance, 1).reshape(-1, 1, 1)
 
 
 def _sweep(weight: Tensor, covariance: Tensor, grid: Grid) -> Tensor | None:
     lower, failed = torch.linalg.cholesky_ex(covariance)
-    upper, failed_again = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    if bool(failed.any()) or bool(failed_again.any()):
+    if bool(failed.any()):
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if bool(failed.any()):
         return None
     free, rounded = weight.clone(), torch.empty_like(weight)
     inputs = weight.shape[-1]
