@@ -5,23 +5,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from fxq.api import convert, prepare
+from fxq.auto_metric import KeptMetric, UnfitMetricError
 from fxq.auto_report import Attempt, AutoQuantized
 from fxq.batches import ExampleInputs, Inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.data import Data
 from fxq.errors import MetricError
-from fxq.given_model import as_module
 from fxq.graph.groups import Group, find_groups
 from fxq.graph.modules import copy_graph
 from fxq.graph.multiplications import count_multiplications
 from fxq.graph.switchboard import Switchboard
 from fxq.metric import Metric, measured
-from fxq.nn import TensorQuantizer
 from fxq.progress import Say
 from fxq.recipe import Recipe
 from fxq.sensitivity import check_one_graph, make_switchboard, measure_groups, read_samples
@@ -29,12 +27,13 @@ from fxq.stage import Stage
 from fxq.state import require_state
 
 _RANKED_SAMPLES, _FEW_SAMPLES = 16, 8
+_NEEDED_IN_A_ROW = 16  # of groups that cost less and less, so that to go on gains little
 _ASIDE = 1.25  # times the seconds that a first conversion took: what is kept of the budget for the last one
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What ``auto_quantize`` was asked for; its arguments."""
+    """What ``auto_quantize`` was asked for; its arguments, and with ``unjudged`` as of ``fxq.calibrate``."""
 
     model: nn.Module
     data: Data
@@ -44,6 +43,7 @@ class Asked:
     max_drop: float
     max_float: float | None
     budget_s: float | None
+    unjudged: bool
 
     def limit(self, groups: int) -> int:
         """Return how many of ``groups`` may be left in float."""
@@ -79,39 +79,44 @@ class Search:
     def __init__(self, asked: Asked, say: Say) -> None:
         self._asked, self._say = asked, say
         self._start = time.perf_counter()
-        self._float_value = self._quantized_value = math.nan
+        say("the float model")
+        self._metric = KeptMetric(asked.metric, asked.model, asked.max_drop)
+        self._quantized_value = math.nan
         self._build_s = 0.0
         self._groups = 0
         self._chosen: list[Group] = []  # with these in float the switched model keeps the metric
         self._best: _Built | None = None
         self._one: Inputs | None = None
         self._attempts: list[Attempt] = []
+        self._asides: list[str] = []  # how it was searched, whatever was reached
         self._notes: list[str] = []
 
     def run(self) -> AutoQuantized:
         """Return the best model that was found; errors as of ``auto_quantize``."""
-        self._say("the float model")
-        self._float_value = measured(self._asked.metric, as_module(self._asked.model), "the float model")
-        if not math.isfinite(self._float_value):
-            raise MetricError(f"the metric is {self._float_value} for the float model: nothing can be kept of that")
         try:
             first = self._build([])
             self._quantized_value, self._build_s = first.value, self._seconds
-            if self._groups and first.value == self._float_value:
-                self._check_depends_on_model(first.prepared)
-            if abs(first.value - self._float_value) > self._asked.max_drop:
-                self._check_says_the_same_again()
-            if not self._holds(first.value):
+            if self._groups and first.value == self._metric.float_value:
+                self._metric.check_depends_on_model(first.prepared)
+            if abs(first.value - self._metric.float_value) > self._asked.max_drop:
+                self._metric.check_says_the_same_again()
+            if not self._metric.is_kept(first.value):
                 self._leave_some_in_float(first.prepared)
-        except KeyboardInterrupt:
+        except UnfitMetricError as error:
+            raise MetricError(str(error)) from None
+        except (KeyboardInterrupt, MetricError) as error:
             if self._best is None:
                 raise
-            found = ", ".join(path for group in self._chosen for path in group.paths)
-            self._notes.append(
-                "interrupted: this is the best converted model by then"
-                + (f"; not converted yet, with these in float the metric was kept: {found}" if found else "")
-            )
+            self._end_early(error)
         return self._result()
+
+    def _end_early(self, error: BaseException) -> None:
+        why = str(error) if isinstance(error, MetricError) else "interrupted"
+        found = ", ".join(path for group in self._chosen for path in group.paths)
+        self._notes.append(
+            f"{why}: this is the best converted model by then"
+            + (f"; not converted yet, with these in float the metric was kept: {found}" if found else "")
+        )
 
     def _leave_some_in_float(self, prepared: GraphModule) -> None:
         board = make_switchboard(prepared)
@@ -146,17 +151,17 @@ class Search:
         try:
             found = measure_groups(board, samples, None, "one_quantized", before_each)
         except MetricError as error:
-            self._notes.append(f"groups were ranked by the metric, which takes longer: {error.args[0]}")
-            found = measure_groups(board, samples, self._asked.metric, "one_quantized", before_each)
+            self._asides.append(f"groups were ranked by the metric, which takes longer: {error.args[0]}")
+            found = measure_groups(board, samples, self._metric.metric, "one_quantized", before_each)
         if found.samples < _FEW_SAMPLES:
-            self._notes.append(f"groups were ranked on {found.samples} samples, which says little")
+            self._asides.append(f"groups were ranked on {found.samples} samples, which says little")
         by_path = {group.path: group for group in board.groups}
         return [by_path[one.path] for one in found.worst(len(found))]
 
     def _choose(self, board: Switchboard, ranked: Sequence[Group], limit: int) -> None:
         """Find what to leave in float, and note it whenever it is better: first what keeps the metric, then fewer."""
         low, high = 0, 1
-        while not self._holds(self._switched(board, ranked[:high])):
+        while not self._metric.is_kept(self._switched(board, ranked[:high])):
             if high == limit:
                 self._give_up(len(ranked), limit)
                 self._chosen = list(ranked[:high])
@@ -165,24 +170,41 @@ class Search:
         self._chosen = list(ranked[:high])
         while high - low > 1:
             middle = (low + high) // 2
-            if self._holds(self._switched(board, ranked[:middle])):
+            if self._metric.is_kept(self._switched(board, ranked[:middle])):
                 high = middle
                 self._chosen = list(ranked[:high])
             else:
                 low = middle
+        self._prune(board)
+
+    def _prune(self, board: Switchboard) -> None:
+        """Let go back to integers what is not needed: more and more at once for as long as that holds."""
         board.leave_in_float([])
         counted = count_multiplications(board.gm, self._sample(board.gm))
         cost = {group: sum(counted.get(node, 0) for node in group.nodes) for group in board.groups}
         # The last one is needed: without it, it was tried.
-        for group in sorted(self._chosen[:-1], key=cost.__getitem__, reverse=True):
-            fewer = [other for other in self._chosen if other is not group]
-            if self._holds(self._switched(board, fewer)):
-                self._chosen = fewer
+        waiting = sorted(self._chosen[:-1], key=cost.__getitem__, reverse=True)
+        step, failing, needed = 1, 0, 0  # failing: so many of the first cannot all go back
+        while waiting and needed < _NEEDED_IN_A_ROW:
+            tried = waiting[: failing // 2 or step]
+            fewer = [group for group in self._chosen if group not in tried]
+            if self._metric.is_kept(self._switched(board, fewer)):
+                self._chosen, waiting, failing = fewer, waiting[len(tried) :], max(failing - len(tried), 0)
+                step, needed = 1 if needed else 2 * step, 0
+            else:
+                failing = len(tried)
+            if failing == 1:
+                waiting, step, failing, needed = waiting[1:], 1, 0, needed + 1
+        if waiting:
+            self._asides.append(
+                f"{len(waiting)} of the groups in float were not tried in integers: {needed} others that multiply more "
+                "were all needed"
+            )
 
     def _convert(self, chosen: list[Group], ranked: Sequence[Group], limit: int) -> None:
         """Convert with ``chosen`` in float, and more where the converted model falls short."""
         more, step = [group for group in ranked if group not in chosen], 1
-        while not self._holds(self._build(chosen).value):
+        while not self._metric.is_kept(self._build(chosen).value):
             added = more[: min(step, limit - len(chosen))]
             out_of_time = self._asked.budget_s is not None and self._seconds + self._build_s > self._asked.budget_s
             if not added or out_of_time:
@@ -198,7 +220,9 @@ class Search:
         prepared = prepare(asked.model, asked.example_inputs, recipe)
         check_one_graph(prepared)
         if needs_data(prepared):
-            calibrate(prepared, asked.data, progress=False)
+            report = calibrate(prepared, asked.data, progress=False, unjudged=asked.unjudged)
+            if not asked.unjudged and all(step.sqnr_after_db is None for step in report.steps):
+                recipe = recipe.with_accuracy("plain")  # of the other passes none ran
         converted = convert(prepared, min_sqnr_db=-math.inf)  # it is the metric that judges here
         what = f"the converted model with {len(groups)} groups in float"
         value = self._measured(converted, what, len(groups), True)
@@ -216,16 +240,13 @@ class Search:
         return self._measured(board.gm, f"the model with {len(groups)} groups in float", len(groups), False)
 
     def _measured(self, model: nn.Module, what: str, groups: int, is_converted: bool) -> float:
-        value = measured(self._asked.metric, model, what)
+        value = measured(self._metric.metric, model, what)
         self._attempts.append(Attempt(groups, value, is_converted, self._seconds))
         return value
 
-    def _holds(self, value: float) -> bool:
-        return value >= self._float_value - self._asked.max_drop
-
     def _rank(self, built: _Built) -> tuple[bool, float, float]:
         """Return what is larger for a better model: one that holds with fewer groups in float, else a higher metric."""
-        holds = self._holds(built.value)
+        holds = self._metric.is_kept(built.value)
         return holds, -len(built.in_float) if holds else built.value, built.value
 
     def _keep_time(self) -> None:
@@ -240,52 +261,17 @@ class Search:
                 "are in float"
             )
             return
-        value = self._attempts[-1].value
-        raise MetricError(
-            f"the metric was {self._float_value:.6g} for the float model, and is {value:.6g} for its graph with all in "
-            f"float, which computes the same: {self._within_its_scatter()}"
-        )
-
-    def _check_says_the_same_again(self) -> None:
-        """Refuse a metric whose values for one model are further apart than the drop that is allowed."""
-        again = measured(self._asked.metric, as_module(self._asked.model), "the float model, once more")
-        if abs(again - self._float_value) > self._asked.max_drop:
-            raise MetricError(
-                f"the metric was {self._float_value:.6g} for the float model, and is {again:.6g} for it in a second "
-                f"call: {self._within_its_scatter()}"
-            )
-
-    def _within_its_scatter(self) -> str:
-        return (
-            f"a drop of {self._asked.max_drop:g} is within its own scatter. Let it judge the same data in each call, "
-            "seed what is random, or allow a larger max_drop"
-        )
-
-    def _check_depends_on_model(self, prepared: GraphModule) -> None:
-        """Refuse a metric that is the same for the float model, the quantized one and two broken on purpose."""
-        for factor, what in ((0.0, "zero"), (-1.0, "of the wrong sign")):
-            broken = copy_graph(prepared).eval()
-            with torch.no_grad():
-                for module in broken.modules():
-                    for parameter in () if isinstance(module, TensorQuantizer) else module.parameters(recurse=False):
-                        parameter.mul_(factor)
-            if measured(self._asked.metric, broken, f"a model whose weights are all {what}") != self._float_value:
-                return
-        raise MetricError(
-            f"the metric is {self._float_value:.6g} for the float model, for the quantized one, and for models whose "
-            "weights are all zero or of the wrong sign: it does not depend on the model that it is given. Let it run "
-            "its argument, on data that tells good from bad"
-        )
+        self._metric.refuse_in_float(self._attempts[-1].value)
 
     def _result(self) -> AutoQuantized:
         assert self._best is not None
         best = self._best
-        if not self._holds(best.value) and not self._notes:
+        if not self._metric.is_kept(best.value) and not self._notes:
             self._notes.append("no converted model kept the metric: this is the one that comes nearest")
         return AutoQuantized(
-            best.converted, best.recipe, best.in_float, best.value, self._float_value, self._quantized_value,
+            best.converted, best.recipe, best.in_float, best.value, self._metric.float_value, self._quantized_value,
             self._asked.max_drop, self._groups, best.int8_share, tuple(self._attempts),
-            tuple(self._notes), self._seconds,
+            (*self._asides, *self._notes), self._seconds,
         )  # fmt: skip
 
     def _int8_share(self, prepared: GraphModule) -> float:
@@ -308,6 +294,7 @@ class Search:
 
     @property
     def _known(self) -> str:
+        known = f"float {self._metric.float_value:.4g}"
         if self._best is None:
-            return f"float {self._float_value:.4g}"
-        return f"float {self._float_value:.4g}, all quantized {self._quantized_value:.4g}, best {self._best.value:.4g}"
+            return known
+        return f"{known}, all quantized {self._quantized_value:.4g}, best {self._best.value:.4g}"

@@ -13,6 +13,7 @@ from fxq.api import prepare
 from fxq.batches import Forward, Inputs, naming_batch
 from fxq.compare.figures import Figures, Sums
 from fxq.compare.lockstep import Lockstep
+from fxq.compare.no_figures import listed, without_figures
 from fxq.compare.outputs import Named, named_leaves
 from fxq.comparison_report import Comparison, LayerComparison
 from fxq.data import Data
@@ -38,7 +39,6 @@ from fxq.surroundings import in_plain_surroundings
 
 _ALIKE_DB = 60.0  # what rounding of folded batch norms leaves
 _UNLIKE_DB = 3.0  # half of what is there is error
-_MOST_SHOWN = 5
 
 
 @in_plain_surroundings
@@ -163,18 +163,19 @@ class _Run:
             lost = [rule_path(one) for one in self._float.graph.nodes if _has_weights(one) and one.name not in known]
             if lost:
                 yield (
-                    f"convert took {_listed(lost)} apart: no node of the converted model stands for it, so its error "
+                    f"convert took {listed(lost)} apart: no node of the converted model stands for it, so its error "
                     "counts as that of what reads it; compare the prepared model to see it by itself"
                 )
         nan = [path for path, sums in (*self._accumulated.items(), *self._outputs.items()) if sums.nan]
         if nan:
             yield (
-                f"NaN in the float model, at {_listed(nan)}, counts for nothing in the figures: look for the "
+                f"NaN in the float model, at {listed(nan)}, counts for nothing in the figures: look for the "
                 "batch that holds it, or for a layer that divides by 0 or overflows"
             )
+        yield from without_figures((*self._accumulated.items(), *self._outputs.items()))
         if unread:
             yield (
-                f"the weights of {_listed(unread)} are stored in a form that is not read back here: compare the "
+                f"the weights of {listed(unread)} are stored in a form that is not read back here: compare the "
                 "prepared model to see their error"
             )
 
@@ -286,8 +287,3 @@ def _has_weights(node: Node) -> bool:
 def _sqnr(sums: Sums) -> float:
     figures = sums.figures
     return math.inf if figures is None or figures.sqnr_db is None else figures.sqnr_db
-
-
-def _listed(paths: list[str]) -> str:
-    more = f" and {len(paths) - _MOST_SHOWN} more" if len(paths) > _MOST_SHOWN else ""
-    return ", ".join(map(repr, paths[:_MOST_SHOWN])) + more

@@ -92,7 +92,7 @@ class Comparison:
         return self.table()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        outputs = ", ".join(f"{name} {decibel(found.sqnr_db)}" for name, found in self.outputs.items())
+        outputs = ", ".join(f"{name} {_in_words(found)}" for name, found in self.outputs.items())
         yield Text(literal(f"{len(self.layers)} layers on {self.samples} samples; outputs: {outputs}"), style="italic")
         table = Table("layer", "operation")
         for heading in ("weight", "local", "accumulated", "cosine", "MSE"):
@@ -109,3 +109,7 @@ class Comparison:
         yield Text("SQNR; local: a layer's own error; cosine and MSE are of the accumulated one", style="dim")
         for note in self.notes:
             yield Text(literal(note), style="dim")
+
+
+def _in_words(found: Figures) -> str:
+    return f"0 in float, MSE {found.mse:.3g}" if found.sqnr_db is None else decibel(found.sqnr_db)

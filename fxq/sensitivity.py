@@ -1,22 +1,19 @@
 """sensitivity: what each group of operations costs, quantized alone or alone in float."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from fxq.api import prepare
-from fxq.batches import Forward, Inputs, call, first_inputs
+from fxq.batches import Forward, Inputs, first_inputs
 from fxq.calibration import calibrate, needs_data
-from fxq.compare.figures import Sums
-from fxq.compare.outputs import Named, named_leaves
 from fxq.data import Data
 from fxq.distributed import Team, team_of_now, telling
-from fxq.errors import InputError, MetricError, StageError
+from fxq.errors import InputError, StageError
 from fxq.given_model import as_module
 from fxq.graph.groups import Group
 from fxq.graph.modules import copy_graph
@@ -26,7 +23,8 @@ from fxq.graph.stored import fit_weights
 from fxq.graph.switchboard import Switchboard
 from fxq.metric import Metric, check_metric, measured
 from fxq.progress import saying
-from fxq.recipe import Recipe
+from fxq.recipe import Recipe, recipe_at
+from fxq.sensitivity_judge import Judge
 from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
 from fxq.state import State, find_state, require_state
@@ -51,6 +49,7 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
     A group is what fuses: a convolution with the residual add that it absorbs, all calls of one module. The model is
     calibrated once, and its quantizers are switched: it takes one run of the kept samples (or of the metric) for each
     group. Several processes (torchrun), which all call this, share the groups out; with a metric each measures all.
+    Ctrl-C returns the groups measured by then, with a note; before the first it is a KeyboardInterrupt as ever.
 
     Args:
         model: a float model, which is prepared by ``recipe`` and calibrated on ``batches``; or a calibrated one from
@@ -60,7 +59,8 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
             model, in dB.
         mode: "one_quantized": all else in float, what each group costs by itself; "one_float": all else quantized, what
             leaving it in float gains.
-        recipe: of a model that is not prepared yet.
+        recipe: of a model that is not prepared yet; one that comes by name is calibrated at "fast", as of
+            ``fxq.quantize``, and a Recipe as it is.
         forward: as of ``fxq.calibrate``.
         progress: show a bar, if stderr is a terminal.
 
@@ -68,7 +68,7 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
         CalibrationError: there is no batch, or the prepared model has no ranges yet.
         InputError: a batch does not fit the model, or there is no such mode.
         MetricError: the metric raised or gave no number; or there is none, and the model returns no floating-point
-            tensor, or NaN.
+            tensor with a finite number, or one that is all NaN.
         StageError: the model was converted, or has islands.
     """
     if mode not in MODES:
@@ -80,14 +80,17 @@ def sensitivity(  # noqa: PLR0913 - a model, data, and how to judge
     board, samples = make_switchboard(prepared), read_samples(prepared, data)
     team = team_of_now() if data.share and metric is None else None
     with saying(progress) as say, telling(team):
-        return measure_groups(
-            board,
-            samples,
-            metric,
-            mode,
-            lambda index: say(f"sensitivity: group {index + 1} of {len(board.groups)}"),
-            team,
-        )
+        try:
+            return measure_groups(
+                board,
+                samples,
+                metric,
+                mode,
+                lambda index: say(f"sensitivity: group {index + 1} of {len(board.groups)}"),
+                team,
+            )
+        except PartlyMeasuredError as interrupt:
+            return interrupt.found
 
 
 def make_switchboard(prepared: GraphModule) -> Switchboard:
@@ -115,6 +118,18 @@ def check_one_graph(prepared: GraphModule) -> State:
     return state
 
 
+class PartlyMeasuredError(KeyboardInterrupt):
+    """An interrupt between groups.
+
+    Args:
+        found: the sensitivity of those that were measured.
+    """
+
+    def __init__(self, found: Sensitivity) -> None:
+        super().__init__()
+        self.found = found
+
+
 def measure_groups(
     board: Switchboard,
     samples: Sequence[Inputs],
@@ -126,11 +141,11 @@ def measure_groups(
     """Return the sensitivity of each group of a switchboard, which is all quantized afterwards; see ``sensitivity``.
 
     ``before_each`` is told the index of the group whose turn it is. A ``team`` measures each group in one process.
+
+    Raises:
+        PartlyMeasuredError: it was interrupted when some groups, and not those of a team, were measured.
     """
     judge = Judge(board, samples) if metric is None else None
-    counted = count_multiplications(board.gm, samples[0].part(0, 1))
-    total = sum(counted.values())
-    values: dict[Group, float] = {}
 
     def value(in_float: Sequence[Group], what: str) -> float:
         board.leave_in_float(in_float)
@@ -139,84 +154,45 @@ def measure_groups(
         assert metric is not None
         return measured(metric, board.gm, what)
 
+    def found(values: Mapping[Group, float], *notes: str) -> Sensitivity:
+        rows = tuple(
+            GroupSensitivity(group.paths, group.kind, value, _share(group, counted, total))
+            for group, value in values.items()
+        )
+        count = sum(one.samples or 1 for one in samples)
+        return Sensitivity(rows, mode, metric is not None, in_float, quantized, count, notes)
+
+    counted = count_multiplications(board.gm, samples[0].part(0, 1))
+    total = sum(counted.values())
     in_float = math.inf if metric is None else value(board.groups, "the model with all groups in float")
-    for index, group in enumerate(board.groups):
-        if team is not None and index % team.size != team.rank:
-            continue
-        before_each(index)
-        others = [other for other in board.groups if other is not group]
-        alone = f"the model with {group.path!r} alone " + ("quantized" if mode == "one_quantized" else "in float")
-        values[group] = value(others if mode == "one_quantized" else [group], alone)
+    quantized = value([], "the quantized model")
+    values: dict[Group, float] = {}
+    try:
+        for index, group in enumerate(board.groups):
+            if team is not None and index % team.size != team.rank:
+                continue
+            before_each(index)
+            others = [other for other in board.groups if other is not group]
+            alone = f"the model with {group.path!r} alone " + ("quantized" if mode == "one_quantized" else "in float")
+            values[group] = value(others if mode == "one_quantized" else [group], alone)
+    except KeyboardInterrupt as interrupt:
+        if team is not None or not values:
+            raise
+        note = f"interrupted: {len(values)} of {len(board.groups)} groups were measured"
+        raise PartlyMeasuredError(found(values, note)) from interrupt
+    finally:
+        board.leave_in_float([])
     if team is not None:
         shares = team.exchange(
             "the sensitivities", {board.groups.index(one): found for one, found in values.items()}, True
         )
         measured_by = {index: found for one in shares for index, found in one.items()}
         values = {group: measured_by[index] for index, group in enumerate(board.groups)}
-    quantized = value([], "the quantized model")
-    rows = tuple(
-        GroupSensitivity(group.paths, group.kind, found, _share(group, counted, total))
-        for group, found in values.items()
-    )
-    notes: tuple[str, ...] = (
-        ()
-        if metric is None or len({in_float, quantized, *values.values()}) > 1
-        else (f"the metric is {in_float:g} for every model that it was given: it tells nothing about them",)
-    )
-    if judge is not None and judge.with_nan:
-        notes = (f"NaN in the float model's {', '.join(map(repr, judge.with_nan))} counts for nothing in the dB",)
-    count = sum(one.samples or 1 for one in samples)
-    return Sensitivity(rows, mode, metric is not None, in_float, quantized, count, notes)
-
-
-class Judge:
-    """Compares the model of a switchboard with the float one on some samples.
-
-    Args:
-        board: left with all groups in float.
-        samples: kept.
-
-    Raises:
-        MetricError: the model returns no floating-point tensor, or NaN.
-    """
-
-    def __init__(self, board: Switchboard, samples: Sequence[Inputs]) -> None:
-        self._gm, self._samples = board.gm, samples
-        board.leave_in_float(board.groups)
-        self._expected = self._outputs()
-        if not any(value.is_floating_point() for one in self._expected for _, value in one):
-            raise MetricError("the model returns no floating-point tensor, which has no SQNR: give metric=")
-        known: dict[str, list[bool]] = {}  # is there a number, and is there NaN
-        for name, value in (pair for one in self._expected for pair in one if pair[1].is_floating_point()):
-            has = known.setdefault(name, [False, False])
-            has[0], has[1] = has[0] or bool(value.isfinite().any()), has[1] or bool(value.isnan().any())
-        for name, (has_number, has_nan) in known.items():
-            if has_nan and not has_number:
-                raise MetricError(
-                    f"the float model's {name!r} holds no number but NaN on these samples, which has no SQNR: leave "
-                    "out the batch that does it, or give metric="
-                )
-        self.with_nan = [name for name, (_, has_nan) in known.items() if has_nan]
-
-    def sqnr_db(self) -> float:
-        """Return the SQNR of the worst output of the model as it is switched now."""
-        sums: dict[str, Sums] = {}
-        for expected, found in zip(self._expected, self._outputs(), strict=True):
-            for (name, want), (_, have) in zip(expected, found, strict=True):
-                sums.setdefault(name, Sums()).add(want, have)
-        figures = [one.figures for one in sums.values() if one.figures is not None]
-        # Where the float output is zero throughout, any error is all there is.
-        values = [-math.inf if one.sqnr_db is None and one.mse else one.sqnr_db for one in figures]
-        return min((one for one in values if one is not None), default=math.inf)
-
-    def _outputs(self) -> list[Named]:
-        found = []
-        with torch.no_grad():
-            for inputs in self._samples:
-                # A model may write into its inputs, which are needed again.
-                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
-                found.append(named_leaves(call(self._gm, *args, **kwargs), "output", Tensor))
-        return found
+    if judge is not None:
+        return found(values, *judge.notes)
+    is_idle = len({in_float, quantized, *values.values()}) == 1
+    idle = f"the metric is {in_float:g} for every model that it was given: it tells nothing about them"
+    return found(values, *[idle] * is_idle)
 
 
 def as_kept_data(batches: Iterable[Any] | Data, forward: Forward | None, progress: bool) -> Data:
@@ -224,8 +200,9 @@ def as_kept_data(batches: Iterable[Any] | Data, forward: Forward | None, progres
     if isinstance(batches, Data):
         if forward is not None:
             raise InputError("fxq.Data holds a forward of its own: give forward to it")
-        kept = list(batches.batches) if iter(batches.batches) is batches.batches else batches.batches
-        return Data(kept, batches.forward, batches.max_samples, batches.held_out, batches.progress, batches.share)
+        kept = copy.copy(batches)  # with max_samples None, which holds out more than 64 would
+        kept.batches = list(batches.batches) if batches.is_iterator else batches.batches
+        return kept
     if isinstance(batches, Iterable) and not isinstance(batches, Tensor | Mapping) and iter(batches) is batches:
         batches = list(batches)
     return Data(batches, forward, progress=progress)
@@ -247,9 +224,10 @@ def _calibrated(model: nn.Module, data: Data, recipe: str | Recipe) -> GraphModu
         assert isinstance(model, GraphModule)
         return model
     example_inputs = None if data.forward is not None else first_inputs(as_module(model), data.batches)[0]
-    prepared = prepare(model, example_inputs, recipe)
+    chosen, asked = recipe_at(recipe, None)
+    prepared = prepare(model, example_inputs, chosen)
     if needs_data(prepared):
-        calibrate(prepared, data)
+        calibrate(prepared, data, unjudged=asked)
     return prepared
 
 

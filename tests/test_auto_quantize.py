@@ -127,6 +127,62 @@ def test_what_is_not_needed_goes_back_to_integers() -> None:
     assert [attempt.groups for attempt in found.attempts] == [0, 1, 2, 1, 1]  # b; b and a; a alone; converted
 
 
+class Heads(nn.Module):
+    """Layers side by side, each an output; the further on, the larger, and with it the noise."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(64, 4, bias=False) for _ in range(count))
+        with torch.no_grad():
+            for index, head in enumerate(self.heads):
+                head.weight *= 1.1**index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([head(x.flatten(1)) for head in self.heads], 1)
+
+
+@torch.no_grad()
+def found_of_heads(*exact: int) -> fxq.AutoQuantized:
+    """Return what is found for 24 heads, of which by the metric some have to be exact."""
+    torch.manual_seed(0)
+    model = Heads(24).eval()
+    outputs = [4 * head + index for head in exact for index in range(4)]
+    expected = model(EVALUATED)[:, outputs]
+
+    def metric(gm: Any) -> float:
+        return -float((gm(EVALUATED)[:, outputs] - expected).abs().max())
+
+    return fxq.auto_quantize(model, BATCHES, metric, 1e-5, RECIPE)
+
+
+# What it takes to find that the least noisy is needed: all converted; 1 to 16 and all 24 by doubling; 3 by halving. And
+# the result is converted.
+BESIDE_PRUNING = 1 + 6 + 3 + 1
+
+
+def test_many_that_are_not_needed_go_back_at_once() -> None:
+    found = found_of_heads(0)
+    assert found.in_float == (("heads.0",),)
+    assert len(found.attempts) == BESIDE_PRUNING + 5  # 1, 2, 4, 8 and the other 8
+    assert found.notes == ()
+
+
+def test_one_that_is_needed_among_others_is_found_by_halving() -> None:
+    found = found_of_heads(0, 13)
+    assert found.in_float == (("heads.13",), ("heads.0",))
+    # 23; 22, 21; 20 to 17; not 16 to 9, not 16 to 13; 16, 15; 14: so it is 13. And 12; 11; 10, 9; 8 to 5; 4 to 1.
+    assert len(found.attempts) == BESIDE_PRUNING + 7 + 5
+
+
+def test_where_many_are_needed_not_all_are_tried() -> None:
+    found = found_of_heads(*range(24))
+    assert len(found.in_float) == 24
+    assert found.notes == (
+        "7 of the groups in float were not tried in integers: 16 others that multiply more were all needed",
+    )
+    assert found_of_heads(*range(17)).notes == ()
+
+
 def test_groups_are_tried_by_doubling(model: nn.Module) -> None:
     found = fxq.auto_quantize(model, BATCHES, closeness(model), 24, RECIPE)
     assert [attempt.groups for attempt in found.attempts][:4] == [0, 1, 2, 4]
@@ -153,6 +209,49 @@ def test_nothing_may_be_left_in_float(model: nn.Module) -> None:
     found = fxq.auto_quantize(model, BATCHES, closeness(model), 30, RECIPE, max_float=0)
     assert found.in_float == ()
     assert found.notes == ("there is nothing to leave in float (max_float allows none)",)
+
+
+@pytest.mark.parametrize("recipe", ["tensorrt", RECIPE], ids=["by-name", "of-its-own"])
+@pytest.mark.parametrize("count", [200, 16], ids=["judged", "too-few-to-judge"])
+def test_it_starts_from_the_model_of_quantize(model: nn.Module, recipe: Any, count: int) -> None:
+    """Of a recipe by name at "fast" too, where samples can be held out to judge by: with fewer at "plain"."""
+    metric, data = closeness(model), fxq.Data(images(count, seed=5).split(8))
+    with torch.no_grad():
+        expected = metric(fxq.quantize(model, data, recipe, example_inputs=BATCHES[0]))
+    found = fxq.auto_quantize(model, data, metric, 60, recipe)
+    assert found.value == expected
+    with torch.no_grad():
+        assert metric(fxq.quantize(model, data, found.recipe, example_inputs=BATCHES[0])) == expected
+    ran = any(one.name == "correct_bias" for one in found.recipe.passes)
+    assert ran is (recipe == "tensorrt" and count == 200)
+
+
+def failing_at(metric: Callable[[Any], float], at: int, undefined: Callable[[], float]) -> Callable[[Any], float]:
+    count = itertools.count(1)
+    return lambda gm: undefined() if next(count) == at else metric(gm)
+
+
+@pytest.mark.parametrize("at", range(3, 7))
+@pytest.mark.parametrize(
+    ("undefined", "said"),
+    [(lambda: 1 / 0, "raised ZeroDivisionError on the "), (lambda: math.nan, "returned nan for the ")],
+    ids=["raises", "nan"],
+)
+def test_a_metric_that_fails_later_leaves_a_usable_model(
+    model: nn.Module, at: int, undefined: Callable[[], float], said: str
+) -> None:
+    metric = closeness(model)
+    found = fxq.auto_quantize(model, BATCHES, failing_at(metric, at, undefined), 30, RECIPE)
+    assert f"the metric {said}" in found.notes[-1]
+    assert "this is the best converted model by then" in found.notes[-1]
+    with torch.no_grad():
+        assert metric(found.converted) == found.value
+    assert "NOT reached" in found.table()
+
+
+def test_a_metric_that_fails_before_there_is_a_model_is_an_error(model: nn.Module) -> None:
+    with pytest.raises(fxq.MetricError, match="raised ZeroDivisionError on the converted model"):
+        fxq.auto_quantize(model, BATCHES, failing_at(closeness(model), 2, lambda: 1 / 0), 30, RECIPE)
 
 
 def interrupting(metric: Callable[[Any], float], at: int) -> Callable[[Any], float]:
@@ -261,6 +360,20 @@ def test_a_converted_model_that_falls_short_gets_more_in_float(
     assert len(found.in_float) > len(expected.in_float)
 
 
+def test_that_no_converted_model_keeps_the_metric_is_said_beside_other_notes(model: nn.Module) -> None:
+    metric = closeness(model)
+
+    def worse_when_converted(gm: Any) -> float:
+        is_converted = hasattr(gm, "graph") and any("dequantize" in node.name for node in gm.graph.nodes)
+        return metric(gm) - (50 if is_converted else 0)
+
+    found = fxq.auto_quantize(model, [images(3)], worse_when_converted, 50, RECIPE, max_float=1)
+    assert found.notes == (
+        "groups were ranked on 3 samples, which says little",
+        "no converted model kept the metric: this is the one that comes nearest",
+    )
+
+
 def of_the_model_alone(model: nn.Module) -> Callable[[Any], float]:
     return lambda gm: float(model(EVALUATED).abs().mean())
 
@@ -344,6 +457,20 @@ def test_a_metric_that_is_equal_by_chance_is_none_that_ignores_the_model(model: 
         model, BATCHES, lambda gm: float((gm(EVALUATED).argmax(1) == labels).float().mean()), recipe="tensorrt"
     )
     assert found.is_reached
+
+
+@pytest.mark.parametrize("undefined", [lambda: 1 / 0, lambda: math.nan], ids=["raises", "nan"])
+def test_a_metric_that_is_undefined_on_a_broken_model_looks_at_it(
+    model: nn.Module, undefined: Callable[[], float]
+) -> None:
+    """As precision is where nothing is found, and the cosine where all is zero."""
+
+    def metric(gm: Any) -> float:
+        return 1.0 if gm(EVALUATED).std(0).any() else undefined()
+
+    found = fxq.auto_quantize(model, BATCHES, metric)
+    assert found.is_reached
+    assert found.notes == ()
 
 
 def test_few_samples_are_said_and_batches_may_differ_in_shape(model: nn.Module) -> None:

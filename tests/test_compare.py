@@ -243,6 +243,30 @@ def test_nan_in_the_float_model_is_said(model: nn.Module) -> None:
     assert "NaN in the float model, at 'conv1', 'conv2', 'add', 'fc', 'output', counts for nothing" in notes[0]
 
 
+def test_what_has_no_figure_is_said() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.dead = nn.Linear(8, 4), nn.Linear(8, 4, bias=False)
+            nn.init.zeros_(self.dead.weight)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            scores = self.fc(x)
+            return {"scores": scores, "dead": self.dead(x), "top": scores.argmax(1), "never": scores * math.inf}
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(16, 8)
+    gm = fxq.prepare(model, x[:2], "onnxruntime")
+    fxq.calibrate(gm, [x])
+    found = fxq.compare(model, gm, [x])
+    assert list(found.outputs) == ["scores", "dead"]
+    assert found.notes == (
+        "no SQNR, but an MSE, where the float model is zero throughout: 'dead'",
+        "no figures where the float model holds no finite floating-point number: 'top', 'never'",
+    )
+    assert "dead 0 in float, MSE 0" in found.table()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [

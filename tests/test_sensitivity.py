@@ -1,5 +1,6 @@
 """fxq.sensitivity: groups that fuse, switched in one calibrated model, against models prepared again with rules."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from torch.fx import GraphModule
 import fxq
 from fxq.batches import Inputs
 from fxq.graph.multiplications import count_multiplications
-from fxq.sensitivity import make_switchboard
+from fxq.sensitivity import as_kept_data, make_switchboard
 
 BATCHES = [images(6, seed=3), images(5, seed=4)]
 
@@ -54,6 +55,25 @@ def test_values_are_those_of_models_prepared_again(recipe: str, mode: Any) -> No
     )
     assert found.float_value == math.inf
     assert found.samples == 11
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+def test_a_recipe_by_name_is_calibrated_as_quantize_does(name: str) -> None:
+    torch.manual_seed(0)
+    model, batches = (
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval(),
+        list(torch.randn(64, 8).split(8)),
+    )
+    with torch.no_grad():  # one channel that takes the codes of the others
+        model[0].weight[0] *= 60
+        model[2].weight[:, 0] /= 60
+    found = fxq.sensitivity(model, batches, recipe=name)
+    fast = calibrated(model, fxq.recipe(name).with_accuracy("fast"), batches)
+    assert found.quantized_value == fxq.sensitivity(fast, batches).quantized_value
+    plain = fxq.sensitivity(model, batches, recipe=fxq.recipe(name))
+    assert found.quantized_value > plain.quantized_value
+    few = fxq.sensitivity(model, batches[:2], recipe=name)  # to judge by
+    assert few.quantized_value == fxq.sensitivity(model, batches[:2], recipe=fxq.recipe(name)).quantized_value
 
 
 def test_a_trained_residual_network_gives_the_same_as_prepared_again(digits: Digits) -> None:
@@ -181,6 +201,14 @@ def test_a_generator_serves_for_calibration_and_measuring() -> None:
     assert found.quantized_value == fxq.sensitivity(residual(), BATCHES).quantized_value
 
 
+def test_data_without_a_number_of_samples_holds_out_as_many_as_in_quantize() -> None:
+    data = as_kept_data(fxq.Data(iter(images(300).split(10))), None, progress=False)
+    data.begin(keep=True, hold_out=True)
+    gm = fxq.prepare(residual(), images(2))
+    data.feed(gm)
+    assert sum(one.samples or 0 for one in data.judging(gm)) == 32  # of 64 samples it would be 8
+
+
 def raises(gm: nn.Module) -> float:
     raise KeyError("label")
 
@@ -216,6 +244,11 @@ def raises(gm: nn.Module) -> float:
             fxq.MetricError,
             "float model's 'output' holds no number but NaN",
         ),
+        (
+            lambda m: fxq.sensitivity(nn.Sequential(m, Infinite()).eval(), BATCHES),
+            fxq.MetricError,
+            "float model's outputs hold no finite number",
+        ),
     ],
     ids=[
         "mode",
@@ -230,6 +263,7 @@ def raises(gm: nn.Module) -> float:
         "converted",
         "integers",
         "nan-batch",
+        "infinite",
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -237,6 +271,56 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     with pytest.raises(error, match=match):
         call(residual())
+
+
+@pytest.mark.parametrize("mode", ["one_quantized", "one_float"])
+def test_an_interrupt_leaves_what_was_measured(mode: Any) -> None:
+    model, x = residual(), torch.cat(BATCHES)
+    calls = itertools.count(1)
+
+    def metric(gm: Callable[[Tensor], Tensor]) -> Tensor:
+        if next(calls) == 5:  # the third of three groups: before them all in float, and all quantized
+            raise KeyboardInterrupt
+        return -(gm(x) - model(x)).abs().mean()
+
+    found = fxq.sensitivity(model, BATCHES, metric, mode=mode)
+    whole = fxq.sensitivity(model, BATCHES, metric, mode=mode)
+    assert found.groups == whole.groups[:2]
+    assert (found.float_value, found.quantized_value) == (whole.float_value, whole.quantized_value)
+    assert found.notes == ("interrupted: 2 of 3 groups were measured",)
+    assert found.notes[0] in found.table()
+
+
+def test_an_interrupt_before_anything_is_known_is_one() -> None:
+    calls = itertools.count(1)
+
+    def metric(gm: Callable[[Tensor], Tensor]) -> float:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        fxq.sensitivity(residual(), BATCHES, metric)
+
+
+class Infinite(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * math.inf
+
+
+def test_some_output_that_is_infinite_counts_for_nothing_and_is_said() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.infinite = residual(), Infinite()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.net(x)
+            return x, self.infinite(x)
+
+    found = fxq.sensitivity(Two().eval(), BATCHES)
+    assert found.quantized_value == fxq.sensitivity(residual(), BATCHES).quantized_value
+    assert found.notes == ("infinity in the float model's 'output_1' counts for nothing in the dB",)
 
 
 class Top(nn.Module):

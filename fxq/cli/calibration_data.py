@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fxq.batches import LABELS
+from fxq.cli.console import is_quiet
 from fxq.cli.example_inputs import float_dtype, has_default, input_names, with_defaults
 from fxq.cli.images import ImageOptions, image_batches, image_files, is_image
 from fxq.cli.spread import evenly_spaced
+from fxq.data import Data
 from fxq.errors import ModelError
 
 _ARRAYS = (".npy", ".npz", ".pt", ".pth")
@@ -40,6 +42,7 @@ class DataSource:
         num_samples: how many are used at most, evenly spaced.
         images: how images become tensors.
         skip_bad_images: go on without images that cannot be read.
+        max_samples: as of ``fxq.Data``.
     """
 
     path: Path
@@ -47,11 +50,16 @@ class DataSource:
     num_samples: int = 512
     images: ImageOptions = field(default_factory=ImageOptions)
     skip_bad_images: bool = False
+    max_samples: int | None = None
 
     @property
     def is_arrays(self) -> bool:
         """Is it a file of arrays, rather than images?"""
         return self.path.suffix in _ARRAYS and not self.path.is_dir()
+
+    def as_data(self, batches: "Batches") -> Data:
+        """Return its batches, and how much of them to keep."""
+        return Data(batches, max_samples=self.max_samples, progress=not is_quiet())
 
 
 class Batches(Protocol):

@@ -86,6 +86,7 @@ def compare(  # noqa: PLR0913 - typer makes an option of each argument
     num_classes: options.NumClasses = None,
     recipe: options.Recipe = "tensorrt",
     calibrator: options.Calibrator = None,
+    accuracy: options.Accuracy = None,
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
     frontend: options.Frontend = "auto",
@@ -94,6 +95,7 @@ def compare(  # noqa: PLR0913 - typer makes an option of each argument
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 32,
     num_samples: options.NumSamples = 512,
+    max_samples: options.MaxSamples = None,
     image_size: options.ImageSize = 224,
     resize: options.Resize = None,
     mean: options.Mean = options.IMAGENET_MEAN,
@@ -118,6 +120,7 @@ def sensitivity(  # noqa: PLR0913 - typer makes an option of each argument
     num_classes: options.NumClasses = None,
     recipe: options.Recipe = "tensorrt",
     calibrator: options.Calibrator = None,
+    accuracy: options.Accuracy = None,
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
     frontend: options.Frontend = "auto",
@@ -126,6 +129,7 @@ def sensitivity(  # noqa: PLR0913 - typer makes an option of each argument
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 32,
     num_samples: options.NumSamples = 512,
+    max_samples: options.MaxSamples = None,
     image_size: options.ImageSize = 224,
     resize: options.Resize = None,
     mean: options.Mean = options.IMAGENET_MEAN,
@@ -151,6 +155,7 @@ def report(  # noqa: PLR0913 - typer makes an option of each argument
     num_classes: options.NumClasses = None,
     recipe: options.Recipe = "tensorrt",
     calibrator: options.Calibrator = None,
+    accuracy: options.Accuracy = None,
     leave_in_float: options.LeaveInFloat = None,
     leaf: options.Leaf = None,
     frontend: options.Frontend = "auto",
@@ -159,6 +164,7 @@ def report(  # noqa: PLR0913 - typer makes an option of each argument
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 32,
     num_samples: options.NumSamples = 512,
+    max_samples: options.MaxSamples = None,
     image_size: options.ImageSize = 224,
     resize: options.Resize = None,
     mean: options.Mean = options.IMAGENET_MEAN,
@@ -184,7 +190,14 @@ def layers_job(given: dict[str, Any]) -> "LayersJob":
     from fxq.cli.recipes import RecipeChoice
 
     images = ImageOptions(given["image_size"], given["resize"], given["mean"], given["std"])
-    data = DataSource(given["calib_data"], given["batch_size"], given["num_samples"], images, given["skip_bad_images"])
+    data = DataSource(
+        given["calib_data"],
+        given["batch_size"],
+        given["num_samples"],
+        images,
+        given["skip_bad_images"],
+        given.get("max_samples"),
+    )
     if data.is_arrays:
         refuse_image_options(given["context"], data.path)
     in_float, leaf = (tuple(given[name] or ()) for name in ("leave_in_float", "leaf"))
@@ -193,7 +206,12 @@ def layers_job(given: dict[str, Any]) -> "LayersJob":
         data=data,
         example=ExampleSource(tuple(given["input_shape"] or ()), images),
         recipe=RecipeChoice(
-            given["recipe"], given["calibrator"], None, in_float, leaf, frontend=given.get("frontend", "auto")
+            given["recipe"],
+            given["calibrator"],
+            given.get("accuracy"),
+            in_float,
+            leaf,
+            frontend=given.get("frontend", "auto"),
         ),
         plot=given.get("plot"),
         as_json=given.get("as_json", False),

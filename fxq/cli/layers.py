@@ -104,7 +104,7 @@ def _calibrated(job: LayersJob) -> tuple[nn.Module, GraphModule, Batches, tuple[
     prepared = job.recipe.prepare(model, one)
     if needs_data(prepared):
         logger.info("calibrating on %d batches", len(batches))
-        calibrate(prepared, batches, progress=not is_quiet(), unjudged=job.recipe.runs_unjudged)
+        calibrate(prepared, job.data.as_data(batches), unjudged=job.recipe.runs_unjudged)
     return model, prepared, batches, one
 
 

@@ -88,6 +88,7 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 32,
     num_samples: options.NumSamples = 512,
+    max_samples: options.MaxSamples = None,
     image_size: options.ImageSize = 224,
     resize: options.Resize = None,
     mean: options.Mean = options.IMAGENET_MEAN,
@@ -122,9 +123,11 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
         raise typer.BadParameter(
             f"the recipe {recipe} needs typical inputs; dynamic and weight_only do not", param_hint="--calib-data"
         )
-    data = None if calib_data is None else DataSource(calib_data, batch_size, num_samples, images, skip_bad_images)
-    if data is not None and data.is_arrays:
-        refuse_image_options(context, data.path)
+    data = None
+    if calib_data is not None:
+        data = DataSource(calib_data, batch_size, num_samples, images, skip_bad_images, max_samples)
+        if data.is_arrays:
+            refuse_image_options(context, data.path)
     form = FileForm(static_batch, tuple(dynamic or ()), input_names, output_names, opset, float_dtype, keep_io_types)  # type: ignore[arg-type]  # parsed
     job = QuantizeJob(
         model=ModelSource(model, weights, num_classes, random_weights),

@@ -92,6 +92,17 @@ NumSamples = Annotated[
     int,
     typer.Option(metavar="N", min=1, help="Use at most so many images or rows, evenly spaced.", rich_help_panel=_DATA),
 ]
+MaxSamples = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Keep at most so many of them for what --accuracy adds, which takes memory and time by their number; one "
+        "in eight is held out to judge by.",
+        show_default="64, fewer of a model with large tensors",
+        rich_help_panel=_DATA,
+    ),
+]
 ImageSize = Annotated[int, typer.Option(metavar="N", min=1, help="Pixels of the centre crop.", rich_help_panel=_IMAGES)]
 Resize = Annotated[
     int | None,

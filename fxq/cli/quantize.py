@@ -14,7 +14,7 @@ from fxq import api
 from fxq.batches import Inputs, describe
 from fxq.calibration import calibrate, needs_data
 from fxq.cli.calibration_data import Batches, DataSource, calibration_batches
-from fxq.cli.console import is_quiet, print_result
+from fxq.cli.console import print_result
 from fxq.cli.example_inputs import ExampleSource
 from fxq.cli.file_form import FileForm
 from fxq.cli.file_report import check_places, write_reports
@@ -91,9 +91,9 @@ def run_quantize(job: QuantizeJob) -> None:
             f"the recipe {recipe.name!r} needs calibration data: give --calib-data, or take a recipe that needs none "
             "(dynamic, weight_only)"
         )
-    if waiting and batches is not None:
+    if waiting and job.data is not None and batches is not None:
         logger.info("calibrating on %s", _counted(len(batches), "batch", "batches"))
-        report = calibrate(prepared, batches, progress=not is_quiet(), unjudged=job.recipe.runs_unjudged)
+        report = calibrate(prepared, job.data.as_data(batches), unjudged=job.recipe.runs_unjudged)
         if report.notes or any(step.sqnr_after_db is not None for step in report.steps):
             print_result(report)
     # Of random weights or inputs nothing can be asked.

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import Result
+
+import fxq as package
 
 Fxq = Callable[..., Result]
 
@@ -45,6 +48,29 @@ def test_sensitivity_shows_the_most_sensitive_first(fxq: Fxq, inputs: Path) -> N
     assert found["float_value"] == "inf"
     assert [group["paths"] for group in found["groups"]] == [["conv"], ["conv2", "add"], ["head"]]
     assert max(group["value"] for group in found["groups"]) > found["quantized_value"] > 20
+
+
+@pytest.mark.parametrize("options", [("--accuracy", "best"), ("--accuracy", "best", "--max-samples", 4), ()], ids=str)
+def test_the_model_is_that_of_quantize_with_the_same_options(
+    fxq: Fxq, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 3, 12, 12)).astype(np.float32)
+    np.save(tmp_path / "inputs.npy", values)
+    given = ("nets_of_a_user:small", "--calib-data", "inputs.npy", *options)
+    result = fxq("quantize", *given, "--out", "small.onnx", "--save", "small.fxq")
+    assert result.exit_code == 0, result.output
+    from nets_of_a_user import small
+
+    model = small().eval()
+    expected = package.compare(model, package.load(tmp_path / "small.fxq", model), [torch.from_numpy(values)])
+    compared = json.loads(fxq("compare", *given, "--json").stdout)
+    assert compared["layers"][0]["weight"]["mse"] == expected.layers[0].weight.mse
+    assert compared["outputs"]["output"]["mse"] == pytest.approx(expected.outputs["output"].mse, rel=1e-4)
+    fxq("report", *given, "--no-file", "--out", "report.json")
+    reported = json.loads((tmp_path / "report.json").read_text())
+    assert reported["comparison"]["outputs"]["output"]["mse"] == pytest.approx(expected.outputs["output"].mse, rel=1e-4)
+    sensitive = json.loads(fxq("sensitivity", *given, "--json").stdout)
+    assert sensitive["quantized_value"] == pytest.approx(expected.outputs["output"].sqnr_db, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ def test_no_command_shows_help(fxq: Fxq) -> None:
         assert f"\n│ {command} " in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "quantize", "explain", "targets", "recipe"])
+@pytest.mark.parametrize(
+    "command", ["demo", "quantize", "compare", "sensitivity", "report", "explain", "targets", "recipe"]
+)
 def test_help_has_an_example_and_fits_in_80_columns(fxq: Fxq, command: str) -> None:
     result = fxq(command, "--help")
     assert result.exit_code == 0

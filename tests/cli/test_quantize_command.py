@@ -90,6 +90,15 @@ def test_accuracy_adds_its_passes_and_an_unknown_level_is_refused(fxq: Fxq, inpu
     assert "did you mean 'fast'?" in refused.stderr
 
 
+def test_max_samples_are_kept_for_what_accuracy_adds(fxq: Fxq, tmp_path: Path) -> None:
+    np.save(tmp_path / "inputs.npy", np.random.default_rng(0).standard_normal((40, 3, 12, 12)).astype(np.float32))
+    given = ("quantize", "nets_of_a_user:small", "--calib-data", "inputs.npy", "--out", "small.onnx")
+    assert "did not run" not in fxq(*given).stdout
+    result = fxq(*given, "--max-samples", 8)
+    assert result.exit_code == 0, result.output
+    assert "correct_bias did not run, since" in " ".join(result.stdout.split())
+
+
 def test_leave_in_float_and_explain_show_in_the_table(fxq: Fxq, inputs: Path) -> None:
     result = fxq(
         *("quantize", "nets_of_a_user:small", "--calib-data", inputs, "--out", "small.onnx", "--explain"),
