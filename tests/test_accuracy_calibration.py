@@ -199,7 +199,7 @@ def test_copies_are_calibrated_and_converted_by_themselves() -> None:
     fxq.convert(gm)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("make", "data", "level"), [(mobile, images, "fast"), (post_norm, tokens, "best")], ids=["mobile", "post_norm"]
 )

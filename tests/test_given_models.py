@@ -56,7 +56,12 @@ GIVEN: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+SLOW = ("module of a program", "compiled")  # parts of what "program" and "compiled and parallel" are
+
+
+@pytest.mark.parametrize(
+    "given", [pytest.param(one, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, one in GIVEN.items()]
+)
 def test_the_model_inside_is_quantized_and_compared_with_what_was_given(
     given: Callable[[nn.Module], Any], net: nn.Module, tmp_path: Path
 ) -> None:

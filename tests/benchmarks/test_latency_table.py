@@ -79,6 +79,7 @@ def test_a_file_that_is_there_is_not_written_again_and_one_that_fails_is_said(tm
     assert notes == ["m, nncf for onnxruntime: failed: no nncf.onnx"]
 
 
+@pytest.mark.slow
 def test_a_tuned_file_is_another_one(tmp_path, monkeypatch):
     monkeypatch.setattr(latency_files, "TUNE_BUDGET_S", 0.01)
     (tmp_path / "m").mkdir()

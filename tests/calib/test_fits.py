@@ -186,7 +186,7 @@ def affine_error(x: Tensor, counts: Tensor, bounds: tuple[float, float], num_bit
     return float(((quantized.double() - x.double()).square() * counts).sum())
 
 
-@pytest.mark.parametrize("name", ["normal", "heavy", "hardswish"])
+@pytest.mark.parametrize("name", ["normal", pytest.param("heavy", marks=pytest.mark.slow), "hardswish"])
 def test_affine_mse_is_close_to_the_best_of_all_pairs(name: str) -> None:
     counts, edges = histogram_of(shape_of(name, seed=10), num_bins=128, symmetric=False)
     centres = bin_centres(edges)

@@ -50,7 +50,11 @@ def test_sensitivity_shows_the_most_sensitive_first(fxq: Fxq, inputs: Path) -> N
     assert max(group["value"] for group in found["groups"]) > found["quantized_value"] > 20
 
 
-@pytest.mark.parametrize("options", [("--accuracy", "best"), ("--accuracy", "best", "--max-samples", 4), ()], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(("--accuracy", "best"), marks=pytest.mark.slow), ("--accuracy", "best", "--max-samples", 4), ()],
+    ids=str,
+)
 def test_the_model_is_that_of_quantize_with_the_same_options(
     fxq: Fxq, tmp_path: Path, options: tuple[object, ...]
 ) -> None:

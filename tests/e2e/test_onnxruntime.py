@@ -33,7 +33,9 @@ def test_every_convolution_add_and_gemm_is_fused(exports: Exports, name: str) ->
     assert {kind: operators[kind] for kind in FLOAT if operators[kind]} == {}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnet50" else ()) for name in MODELS]
+)
 def test_values_become_integers_once_and_the_last_layer_gives_floats(exports: Exports, name: str) -> None:
     operators = executed(exports, name)
     assert operators["QuantizeLinear"] <= 2

@@ -32,6 +32,7 @@ def test_activations_travel_as_int8(exports: Exports, name: str) -> None:
     assert round(traffic_mb(plan), 1) <= TRAFFIC_MB[name]
 
 
+@pytest.mark.slow
 def test_without_residual_quantizers_skips_travel_as_float(tmp_path: Path) -> None:
     recipe = fxq.recipe("tensorrt")
     recipe = recipe.without_pass("plan_residual_adds")

@@ -190,6 +190,7 @@ def test_onnxruntime_agrees_for_another_batch_and_length_of_batch(recipe, tmp_pa
     assert weights == {onnx.TensorProto.INT8}
 
 
+@pytest.mark.slow  # smaller ones are quantized whole in tests/frontend
 def test_a_vision_transformer_goes_through_both_static_targets(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)

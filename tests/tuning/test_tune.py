@@ -17,6 +17,7 @@ from fxq.tuning.timing import Speedup
 BATCHES = [images(4, seed=5), images(4, seed=6)]
 
 
+@pytest.mark.slow  # the next one tunes too
 def test_a_model_is_tuned_in_a_real_runtime() -> None:
     model = residual()
     before = snapshot(model)
