@@ -13,7 +13,7 @@ from fxq.metric import Metric, measured
 from fxq.nn import TensorQuantizer
 
 
-class UnfitMetricError(Exception):
+class UnfitMetricError(MetricError):
     """By the metric no model can be told from another, so that none is a result."""
 
 
@@ -25,13 +25,17 @@ class KeptMetric:
         model: the float one.
         max_drop: in the metric's unit.
 
-    Raises:
-        MetricError: the metric raised, or gave no finite number.
+    Attributes:
+        float_value: of the float model; NaN before ``measure_float``.
     """
 
     def __init__(self, metric: Metric, model: nn.Module, max_drop: float) -> None:
         self.metric, self._model, self.max_drop = metric, as_module(model), max_drop
-        self.float_value = measured(metric, self._model, "the float model")
+        self.float_value = math.nan
+
+    def measure_float(self) -> None:
+        """Run the metric on the float model; a MetricError where it raised, or gave no finite number."""
+        self.float_value = measured(self.metric, self._model, "the float model")
         if not math.isfinite(self.float_value):
             raise MetricError(f"the metric is {self.float_value} for the float model: nothing can be kept of that")
 

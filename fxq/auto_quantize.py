@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from fxq.auto_asked import Asked
 from fxq.auto_report import AutoQuantized
-from fxq.auto_search import Asked, Search
+from fxq.auto_search import Search
 from fxq.batches import ExampleInputs, Forward, first_inputs
 from fxq.data import Data
 from fxq.distributed import team_of_now
@@ -76,7 +77,7 @@ def auto_quantize(  # noqa: PLR0913 - a model, data, and what is asked of the re
     """
     check_metric(metric)
     _check_numbers(max_drop, max_float, budget_s)
-    chosen, asked = recipe_at(recipe, accuracy)
+    chosen, asked = recipe_at(recipe, accuracy, has_batches=True)
     data = as_kept_data(batches, forward, progress=False)
     if data.share and team_of_now() is not None:
         raise InputError(

@@ -9,9 +9,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxq.api import convert, prepare
+from fxq.auto_asked import Asked
 from fxq.auto_metric import KeptMetric, UnfitMetricError
 from fxq.auto_report import Attempt, AutoQuantized
-from fxq.batches import ExampleInputs, Inputs
+from fxq.batches import Inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.data import Data
 from fxq.errors import MetricError
@@ -19,7 +20,7 @@ from fxq.graph.groups import Group, find_groups
 from fxq.graph.modules import copy_graph
 from fxq.graph.multiplications import count_multiplications
 from fxq.graph.switchboard import Switchboard
-from fxq.metric import Metric, measured
+from fxq.metric import measured
 from fxq.progress import Say
 from fxq.recipe import Recipe
 from fxq.sensitivity import check_one_graph, make_switchboard, measure_groups, read_samples
@@ -29,27 +30,6 @@ from fxq.state import require_state
 _RANKED_SAMPLES, _FEW_SAMPLES = 16, 8
 _NEEDED_IN_A_ROW = 16  # of groups that cost less and less, so that to go on gains little
 _ASIDE = 1.25  # times the seconds that a first conversion took: what is kept of the budget for the last one
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What ``auto_quantize`` was asked for; its arguments, and with ``unjudged`` as of ``fxq.calibrate``."""
-
-    model: nn.Module
-    data: Data
-    example_inputs: ExampleInputs
-    recipe: Recipe
-    metric: Metric
-    max_drop: float
-    max_float: float | None
-    budget_s: float | None
-    unjudged: bool
-
-    def limit(self, groups: int) -> int:
-        """Return how many of ``groups`` may be left in float."""
-        if self.max_float is None:
-            return groups
-        return min(int(self.max_float * groups) if isinstance(self.max_float, float) else self.max_float, groups)
 
 
 @dataclass(frozen=True)
@@ -79,12 +59,12 @@ class Search:
     def __init__(self, asked: Asked, say: Say) -> None:
         self._asked, self._say = asked, say
         self._start = time.perf_counter()
-        say("the float model")
         self._metric = KeptMetric(asked.metric, asked.model, asked.max_drop)
         self._quantized_value = math.nan
         self._build_s = 0.0
         self._groups = 0
-        self._chosen: list[Group] = []  # with these in float the switched model keeps the metric
+        self._chosen: list[Group] = []  # to be left in float
+        self._is_promise = False  # the switched model keeps the metric with them, and is not converted yet
         self._best: _Built | None = None
         self._one: Inputs | None = None
         self._attempts: list[Attempt] = []
@@ -93,6 +73,8 @@ class Search:
 
     def run(self) -> AutoQuantized:
         """Return the best model that was found; errors as of ``auto_quantize``."""
+        self._say("the float model")
+        self._metric.measure_float()
         try:
             first = self._build([])
             self._quantized_value, self._build_s = first.value, self._seconds
@@ -102,8 +84,8 @@ class Search:
                 self._metric.check_says_the_same_again()
             if not self._metric.is_kept(first.value):
                 self._leave_some_in_float(first.prepared)
-        except UnfitMetricError as error:
-            raise MetricError(str(error)) from None
+        except UnfitMetricError:
+            raise
         except (KeyboardInterrupt, MetricError) as error:
             if self._best is None:
                 raise
@@ -112,11 +94,11 @@ class Search:
 
     def _end_early(self, error: BaseException) -> None:
         why = str(error) if isinstance(error, MetricError) else "interrupted"
-        found = ", ".join(path for group in self._chosen for path in group.paths)
-        self._notes.append(
-            f"{why}: this is the best converted model by then"
-            + (f"; not converted yet, with these in float the metric was kept: {found}" if found else "")
-        )
+        note = f"{why}: this is the best converted model by then"
+        if self._is_promise:
+            found = ", ".join(path for group in self._chosen for path in group.paths)
+            note += f"; not converted yet, with these in float the metric was kept: {found}"
+        self._notes.append(note)
 
     def _leave_some_in_float(self, prepared: GraphModule) -> None:
         board = make_switchboard(prepared)
@@ -167,7 +149,7 @@ class Search:
                 self._chosen = list(ranked[:high])
                 return
             low, high = high, min(2 * high, limit)
-        self._chosen = list(ranked[:high])
+        self._chosen, self._is_promise = list(ranked[:high]), True
         while high - low > 1:
             middle = (low + high) // 2
             if self._metric.is_kept(self._switched(board, ranked[:middle])):
@@ -178,7 +160,11 @@ class Search:
         self._prune(board)
 
     def _prune(self, board: Switchboard) -> None:
-        """Let go back to integers what is not needed: more and more at once for as long as that holds."""
+        """Let go back to integers what is not needed: more and more at once for as long as that holds.
+
+        From turn to turn the metric is kept with ``_chosen`` in float, and what left ``waiting`` either went back or is
+        needed.
+        """
         board.leave_in_float([])
         counted = count_multiplications(board.gm, self._sample(board.gm))
         cost = {group: sum(counted.get(node, 0) for node in group.nodes) for group in board.groups}
@@ -197,14 +183,18 @@ class Search:
                 waiting, step, failing, needed = waiting[1:], 1, 0, needed + 1
         if waiting:
             self._asides.append(
-                f"{len(waiting)} of the groups in float were not tried in integers: {needed} others that multiply more "
-                "were all needed"
+                f"{len(waiting)} of the groups in float were not tried in integers one by one: {needed} others that "
+                "multiply more were all needed"
             )
 
     def _convert(self, chosen: list[Group], ranked: Sequence[Group], limit: int) -> None:
         """Convert with ``chosen`` in float, and more where the converted model falls short."""
         more, step = [group for group in ranked if group not in chosen], 1
-        while not self._metric.is_kept(self._build(chosen).value):
+        while True:
+            value = self._build(chosen).value
+            self._is_promise = False
+            if self._metric.is_kept(value):
+                return
             added = more[: min(step, limit - len(chosen))]
             out_of_time = self._asked.budget_s is not None and self._seconds + self._build_s > self._asked.budget_s
             if not added or out_of_time:
@@ -221,8 +211,7 @@ class Search:
         check_one_graph(prepared)
         if needs_data(prepared):
             report = calibrate(prepared, asked.data, progress=False, unjudged=asked.unjudged)
-            if not asked.unjudged and all(step.sqnr_after_db is None for step in report.steps):
-                recipe = recipe.with_accuracy("plain")  # of the other passes none ran
+            recipe = asked.as_run(recipe, report)
         converted = convert(prepared, min_sqnr_db=-math.inf)  # it is the metric that judges here
         what = f"the converted model with {len(groups)} groups in float"
         value = self._measured(converted, what, len(groups), True)

@@ -70,7 +70,7 @@ def calibrate(
         progress: show a bar, if stderr is a terminal.
         unjudged: run passes that improve even where fewer than four samples can be held out to judge them by (one in
             eight, so of fewer than 32); False leaves them out then, and the report says so. It also undoes one that
-            fails, with a warning: nobody asked for it.
+            fails, with a warning, unless several processes run it: nobody asked for it.
 
     Where torch.distributed runs several processes (torchrun), all of them call this, each with its share of the
     batches: what they saw is merged by one collective, and each ends with the model that one process would have that

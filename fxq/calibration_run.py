@@ -120,10 +120,9 @@ def _run(
         if not step.streams:
             _check_finite(gm, step)
     except FxqError as error:
-        is_shared = stage.data is not None and stage.data.team is not None  # the other processes go on with it
-        if saved is None or stage.runs_unjudged or is_shared:
+        if saved is None or not _may_give_up(stage):
             raise
-        return _given_up(step, saved, record, error)
+        return _given_up(step, saved, record, error, time.perf_counter() - start)
     judge.forget()
     if saved is None:
         return CalibrationStep(step.name, None, None, kept=True, seconds=seconds)
@@ -131,7 +130,7 @@ def _run(
     assert after is not None
     kept, change = after.is_no_worse_than(before), _change(before.sqnr_db, after.sqnr_db)
     if not kept and corrector is not None:
-        first, second = _corrected(gm, saved, corrector, settings, record, judge)
+        first, second = _corrected(gm, saved, corrector, settings, record, judge) or (before, after)
         kept = second.is_no_worse_than(first)
         change += f"; with {corrector.name} behind it {_change(first.sqnr_db, second.sqnr_db)}"
         if kept:
@@ -145,29 +144,41 @@ def _run(
     return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds, changed)
 
 
-def _given_up(step: Pass, saved: Saved, record: Record, error: FxqError) -> CalibrationStep:
-    """Undo a pass that failed and that nobody asked for by name or level: the model is good without it."""
+def _may_give_up(stage: DataStage) -> bool:
+    """May a pass fail? Nobody asked for it by name or level, and no other process goes on with it."""
+    return not stage.runs_unjudged and (stage.data is None or stage.data.team is None)
+
+
+def _given_up(step: Pass, saved: Saved, record: Record, error: FxqError, seconds: float) -> CalibrationStep:
+    """Undo a pass that failed: the model is good without it."""
     saved.restore(record)
     record.passes.append(step.name)
     _note_undone(record, step.name, f"it failed: {error}")
     warnings.warn(f'{step.name} failed, and was undone: {error}. accuracy="plain" leaves it out', stacklevel=2)
-    return CalibrationStep(step.name, saved.measured.sqnr_db, None, kept=False, seconds=0.0, error=str(error))
+    return CalibrationStep(step.name, saved.measured.sqnr_db, None, kept=False, seconds=seconds, error=str(error))
 
 
 def _corrected(
     gm: GraphModule, saved: Saved, corrector: Pass, settings: Settings, record: Record, judge: Judge
-) -> tuple[Measured, Measured]:
+) -> tuple[Measured, Measured] | None:
     """Return how good the model is with a ``corrector``, without the pass that just ran and with it.
 
-    The corrector sees few samples here, since this takes time; all is as it was afterwards.
+    The corrector sees few samples here, since this takes time; all is as it was afterwards. None where it fails, and
+    may: that is told when its own turn comes.
     """
     now, found = judge.save(record), []
     assert now is not None
     assert judge.stage.data is not None
     for state in (saved, now):
         state.restore(record)
-        with judge.stage.data.few(_SAMPLES_TO_CORRECT):
-            run_passes(gm, [corrector], settings, record, complete=False, data_stage=judge.stage)
+        try:
+            with judge.stage.data.few(_SAMPLES_TO_CORRECT):
+                run_passes(gm, [corrector], settings, record, complete=False, data_stage=judge.stage)
+        except FxqError:
+            if not _may_give_up(judge.stage):
+                raise
+            now.restore(record)
+            return None
         judge.forget()
         found.append(judge.look())
     now.restore(record)
@@ -225,10 +236,12 @@ def _undo_what_chance_kept(
         return ()
     change = f"{plain.start.sqnr_db:.2f} dB before all, {after.sqnr_db:.2f} dB after"
     for index, step in enumerate(steps):
-        if step.sqnr_after_db is None:
+        if step.sqnr_after_db is None and not step.error:
             continue
         record.passes.append(step.name)
-        if step.kept:
+        if step.error:
+            _note_undone(record, step.name, f"it failed: {step.error}")
+        elif step.kept:
             _note_undone(record, step.name, f"what is gained may be chance: {change}")
             steps[index] = replace(step, kept=False)
         else:

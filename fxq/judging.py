@@ -20,6 +20,7 @@ from fxq.record import Record
 
 NOTHING_TO_SEE = "the model returns no finite floating-point value"
 _FEWEST_TO_JUDGE_BY = 4
+_ALL_WRONG = 1e150  # finite, so that models with as many such values can be compared by their others
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,16 @@ class Judge:
         inputs = self.stage.data.judging(self._gm)
         for one, expected, found in zip(inputs, self._expected, self._outputs(), strict=True):
             errors = [
-                weight * _squared_error(want, got)
+                _squared_error(want, got, weight)
                 for weight, (want, got) in zip(weights, zip(expected, found, strict=True), strict=False)
             ]
             by_batch.append(_by_sample(errors, one.samples or 1))
         noise = torch.cat(by_batch)
         total = float(noise.sum())
-        return Measured(math.inf if total == 0 else 10 * math.log10(signal / total) if signal else -math.inf, noise)
+        if total == 0:
+            return Measured(math.inf, noise)
+        is_lost = not signal or total >= _ALL_WRONG
+        return Measured(-math.inf if is_lost else 10 * math.log10(signal / total), noise)
 
     def _outputs(self) -> Iterator[list[Tensor]]:
         """Yield the floating-point tensors that the model returns, batch by batch."""
@@ -159,10 +163,13 @@ def _power(value: Tensor) -> float:
     return float(value.double().nan_to_num(0.0, 0.0, 0.0).square().sum())
 
 
-def _squared_error(want: Tensor, got: Tensor) -> Tensor:
-    """Return it for each value, 0 for what is not finite in float: nothing is as far from a masked score as another."""
+def _squared_error(want: Tensor, got: Tensor, weight: float) -> Tensor:
+    """Return ``weight`` times that of each value.
+
+    What is not finite in float does not count; what is not finite in the quantized model alone is all wrong.
+    """
     error = torch.where(torch.isfinite(want), want.double() - got.double(), 0.0)
-    return error.square().nan_to_num(math.inf)
+    return (weight * error.square()).nan_to_num(nan=_ALL_WRONG, posinf=_ALL_WRONG)
 
 
 def _by_sample(errors: list[Tensor], samples: int) -> Tensor:

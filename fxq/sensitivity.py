@@ -146,15 +146,16 @@ def measure_groups(
         PartlyMeasuredError: it was interrupted when some groups, and not those of a team, were measured.
     """
     judge = Judge(board, samples) if metric is None else None
+    notes = () if judge is None else tuple(judge.notes)
 
-    def value(in_float: Sequence[Group], what: str) -> float:
+    def measure(in_float: Sequence[Group], what: str) -> float:
         board.leave_in_float(in_float)
         if judge is not None:
             return judge.sqnr_db()
         assert metric is not None
         return measured(metric, board.gm, what)
 
-    def found(values: Mapping[Group, float], *notes: str) -> Sensitivity:
+    def report(values: Mapping[Group, float], *notes: str) -> Sensitivity:
         rows = tuple(
             GroupSensitivity(group.paths, group.kind, value, _share(group, counted, total))
             for group, value in values.items()
@@ -164,8 +165,8 @@ def measure_groups(
 
     counted = count_multiplications(board.gm, samples[0].part(0, 1))
     total = sum(counted.values())
-    in_float = math.inf if metric is None else value(board.groups, "the model with all groups in float")
-    quantized = value([], "the quantized model")
+    in_float = math.inf if metric is None else measure(board.groups, "the model with all groups in float")
+    quantized = measure([], "the quantized model")
     values: dict[Group, float] = {}
     try:
         for index, group in enumerate(board.groups):
@@ -174,25 +175,23 @@ def measure_groups(
             before_each(index)
             others = [other for other in board.groups if other is not group]
             alone = f"the model with {group.path!r} alone " + ("quantized" if mode == "one_quantized" else "in float")
-            values[group] = value(others if mode == "one_quantized" else [group], alone)
+            values[group] = measure(others if mode == "one_quantized" else [group], alone)
     except KeyboardInterrupt as interrupt:
         if team is not None or not values:
             raise
         note = f"interrupted: {len(values)} of {len(board.groups)} groups were measured"
-        raise PartlyMeasuredError(found(values, note)) from interrupt
+        raise PartlyMeasuredError(report(values, note, *notes)) from interrupt
     finally:
         board.leave_in_float([])
     if team is not None:
-        shares = team.exchange(
-            "the sensitivities", {board.groups.index(one): found for one, found in values.items()}, True
-        )
-        measured_by = {index: found for one in shares for index, found in one.items()}
-        values = {group: measured_by[index] for index, group in enumerate(board.groups)}
-    if judge is not None:
-        return found(values, *judge.notes)
-    is_idle = len({in_float, quantized, *values.values()}) == 1
-    idle = f"the metric is {in_float:g} for every model that it was given: it tells nothing about them"
-    return found(values, *[idle] * is_idle)
+        own = {board.groups.index(group): value for group, value in values.items()}
+        of_all: dict[int, float] = {}
+        for share in team.exchange("the sensitivities", own, True):
+            of_all.update(share)
+        values = {group: of_all[index] for index, group in enumerate(board.groups)}
+    if metric is not None and len({in_float, quantized, *values.values()}) == 1:
+        notes = (f"the metric is {in_float:g} for every model that it was given: it tells nothing about them",)
+    return report(values, *notes)
 
 
 def as_kept_data(batches: Iterable[Any] | Data, forward: Forward | None, progress: bool) -> Data:
@@ -224,7 +223,7 @@ def _calibrated(model: nn.Module, data: Data, recipe: str | Recipe) -> GraphModu
         assert isinstance(model, GraphModule)
         return model
     example_inputs = None if data.forward is not None else first_inputs(as_module(model), data.batches)[0]
-    chosen, asked = recipe_at(recipe, None)
+    chosen, asked = recipe_at(recipe, None, has_batches=True)
     prepared = prepare(model, example_inputs, chosen)
     if needs_data(prepared):
         calibrate(prepared, data, unjudged=asked)

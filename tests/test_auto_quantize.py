@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxq
+from fxq_passes.correct_bias import CorrectBias
 
 # Four bits a weight, one scale a layer: what each layer costs shows.
 RECIPE = fxq.recipe("tensorrt").replace(default=fxq.QConfig(weight=fxq.QuantDescriptor(num_bits=4, axis=None)))
@@ -178,7 +179,7 @@ def test_where_many_are_needed_not_all_are_tried() -> None:
     found = found_of_heads(*range(24))
     assert len(found.in_float) == 24
     assert found.notes == (
-        "7 of the groups in float were not tried in integers: 16 others that multiply more were all needed",
+        "7 of the groups in float were not tried in integers one by one: 16 others that multiply more were all needed",
     )
     assert found_of_heads(*range(17)).notes == ()
 
@@ -211,9 +212,13 @@ def test_nothing_may_be_left_in_float(model: nn.Module) -> None:
     assert found.notes == ("there is nothing to leave in float (max_float allows none)",)
 
 
-@pytest.mark.parametrize("recipe", ["tensorrt", RECIPE], ids=["by-name", "of-its-own"])
+@pytest.mark.parametrize(
+    ("recipe", "learns_by"),
+    [("tensorrt", "correct_bias"), ("weight_only_int4", "round_weights"), (RECIPE, None)],
+    ids=["by-name", "weights-alone", "of-its-own"],
+)
 @pytest.mark.parametrize("count", [200, 16], ids=["judged", "too-few-to-judge"])
-def test_it_starts_from_the_model_of_quantize(model: nn.Module, recipe: Any, count: int) -> None:
+def test_it_starts_from_the_model_of_quantize(model: nn.Module, recipe: Any, learns_by: str | None, count: int) -> None:
     """Of a recipe by name at "fast" too, where samples can be held out to judge by: with fewer at "plain"."""
     metric, data = closeness(model), fxq.Data(images(count, seed=5).split(8))
     with torch.no_grad():
@@ -222,8 +227,25 @@ def test_it_starts_from_the_model_of_quantize(model: nn.Module, recipe: Any, cou
     assert found.value == expected
     with torch.no_grad():
         assert metric(fxq.quantize(model, data, found.recipe, example_inputs=BATCHES[0])) == expected
-    ran = any(one.name == "correct_bias" for one in found.recipe.passes)
-    assert ran is (recipe == "tensorrt" and count == 200)
+    ran = any(one.name == learns_by for one in found.recipe.passes)
+    assert ran is (learns_by is not None and count == 200)
+
+
+@pytest.mark.filterwarnings("ignore:correct_bias failed, and was undone")
+def test_a_pass_that_failed_is_not_asked_for_by_the_recipe_that_was_found(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(CorrectBias, "run", fails)
+    metric, batches = closeness(model), list(images(64, seed=5).split(8))
+    found = fxq.auto_quantize(model, batches, metric, 60)
+    names = [one.name for one in found.recipe.passes]
+    assert "refine_ranges" in names
+    assert "correct_bias" not in names
+    with torch.no_grad():
+        assert metric(fxq.quantize(model, batches, found.recipe)) == found.value
 
 
 def failing_at(metric: Callable[[Any], float], at: int, undefined: Callable[[], float]) -> Callable[[Any], float]:
@@ -281,6 +303,30 @@ def test_an_interrupt_names_what_was_found_but_not_converted(model: nn.Module) -
     found = fxq.auto_quantize(model, BATCHES, interrupting(metric, len(whole.attempts) + 1), 30, RECIPE)
     assert "with these in float the metric was kept: " in found.notes[-1]
     assert set(found.notes[-1].rpartition(": ")[2].split(", ")) == {path for one in whole.in_float for path in one}
+
+
+def test_what_did_not_keep_the_metric_is_not_said_to(model: nn.Module) -> None:
+    """What max_float allows did not keep it, and is converted when the interrupt comes."""
+    metric = closeness(model)
+    whole = fxq.auto_quantize(model, BATCHES, metric, 30, RECIPE, max_float=1)
+    assert not whole.is_reached
+    at = len(whole.attempts) + 2  # beside the first on the float model, it was called on that once more
+    found = fxq.auto_quantize(model, BATCHES, interrupting(metric, at), 30, RECIPE, max_float=1)
+    assert found.notes[-1] == "interrupted: this is the best converted model by then"
+
+
+def test_what_fell_short_when_converted_is_not_said_to_wait_for_that(model: nn.Module) -> None:
+    metric = closeness(model)
+
+    def worse_when_converted(gm: Any) -> float:
+        is_converted = hasattr(gm, "graph") and any("dequantize" in node.name for node in gm.graph.nodes)
+        return metric(gm) - (50 if is_converted else 0)
+
+    whole = fxq.auto_quantize(model, BATCHES, worse_when_converted, 30, RECIPE)
+    assert [one.is_converted for one in whole.attempts[-2:]] == [True, True]
+    at = len(whole.attempts) + 2
+    found = fxq.auto_quantize(model, BATCHES, interrupting(worse_when_converted, at), 30, RECIPE)
+    assert found.notes[-1] == "interrupted: this is the best converted model by then"
 
 
 def test_an_interrupt_of_the_last_reading_of_data_leaves_a_usable_model(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """calibrate as a stage: passes with data, measured, undone where they hurt, all or nothing."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -457,6 +458,46 @@ def test_an_improvement_that_nobody_asked_for_is_undone_where_it_fails() -> None
     assert any("test_improves_and_fails failed, and was undone: " in note for note in report.notes)
     entries = [entry for entry in find_state(gm).record.entries if entry.pass_name == failed.name]  # type: ignore[union-attr]
     assert [entry.action for entry in entries] == ["skip"]
+
+
+@fxq.register_pass("test_corrects_and_fails")
+@dataclass(frozen=True)
+class CorrectsAndFails(FailsHalfWay):
+    """The same, and claims that it makes up for others."""
+
+    improves = True
+    corrects = True
+
+
+def test_a_corrector_that_fails_is_undone_behind_what_made_things_worse_too() -> None:
+    gm = prepared(TRT.with_pass("test_shift_biases").with_pass("test_corrects_and_fails"))
+    without = prepared(TRT)
+    fxq.calibrate(without, DATA.split(8), unjudged=False)
+    with pytest.warns(UserWarning, match="test_corrects_and_fails failed, and was undone"):
+        report = fxq.calibrate(gm, DATA.split(8), unjudged=False)
+    assert [step.verdict for step in report.steps[-2:]] == ["undone", "failed"]
+    assert tensors(gm) == tensors(without)
+
+
+@fxq.register_pass("test_shifts_by_next_to_nothing")
+@dataclass(frozen=True)
+class ShiftsByNextToNothing(ShiftBiases):
+    """What it gains or loses is chance."""
+
+    by: float = -1e-3
+
+
+def test_what_failed_is_still_told_where_all_else_is_undone_as_chance() -> None:
+    gm = prepared(TRT.with_pass("test_improves_and_fails").with_pass("test_shifts_by_next_to_nothing"))
+    with pytest.warns(UserWarning, match="test_improves_and_fails failed"):
+        report = fxq.calibrate(gm, DATA.split(8), unjudged=False)
+    assert any("may be chance" in note for note in report.notes)
+    record = find_state(gm).record  # type: ignore[union-attr]
+    assert "test_improves_and_fails" in record.passes
+    assert any("undone: it failed" in entry.text for entry in record.entries)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fxq.convert(gm)
 
 
 def test_a_pass_that_learns_needs_data_and_says_so() -> None:

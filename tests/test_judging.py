@@ -1,6 +1,7 @@
 """What passes are judged by: outputs with values that are not finite, large ones, few samples; and what it takes."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -49,6 +50,31 @@ def test_samples_that_have_no_finite_value_leave_the_others_to_judge_by() -> Non
     figures = [step.sqnr_after_db for step in calibrated("one sample").steps if step.sqnr_after_db is not None]
     assert figures
     assert all(math.isfinite(one) for one in figures)
+
+
+class OfSquares(nn.Module):
+    """The root of what is 0 or a little more, which rounding makes less than 0, and its logarithm."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.function = nn.Linear(8, 8), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x))
+
+
+@pytest.mark.parametrize("function", [torch.sqrt, torch.log], ids=["NaN", "infinity"])
+def test_what_is_not_finite_in_the_quantized_model_alone_is_all_wrong(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = OfSquares(function).eval()
+    x = torch.rand(7, 8).repeat(40, 1)  # each is among the samples held out, too
+    with torch.no_grad():  # all positive in float, the smallest by next to nothing
+        model.linear.bias -= model.linear(x).amin(0) - 1e-7
+    prepared = fxq.prepare(model, x[:8], FAST)
+    report = fxq.calibrate(prepared, x.split(8), progress=False)
+    with torch.no_grad():
+        assert not bool(torch.isfinite(prepared(x)).all())
+    assert next(step.sqnr_before_db for step in report.steps if step.sqnr_before_db is not None) == -math.inf
 
 
 def test_where_nothing_is_finite_it_is_said() -> None:

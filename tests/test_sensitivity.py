@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 import fxq
 from fxq.batches import Inputs
 from fxq.graph.multiplications import count_multiplications
-from fxq.sensitivity import as_kept_data, make_switchboard
+from fxq.sensitivity import PartlyMeasuredError, as_kept_data, make_switchboard, measure_groups, read_samples
 
 BATCHES = [images(6, seed=3), images(5, seed=4)]
 
@@ -57,13 +57,12 @@ def test_values_are_those_of_models_prepared_again(recipe: str, mode: Any) -> No
     assert found.samples == 11
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime", "weight_only_int4"])
 def test_a_recipe_by_name_is_calibrated_as_quantize_does(name: str) -> None:
     torch.manual_seed(0)
-    model, batches = (
-        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval(),
-        list(torch.randn(64, 8).split(8)),
-    )
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    # Channels that depend on each other, so that weights can be rounded for their inputs.
+    batches = list((torch.randn(64, 3) @ torch.randn(3, 8) + 0.1 * torch.randn(64, 8)).split(8))
     with torch.no_grad():  # one channel that takes the codes of the others
         model[0].weight[0] *= 60
         model[2].weight[:, 0] /= 60
@@ -291,6 +290,39 @@ def test_an_interrupt_leaves_what_was_measured(mode: Any) -> None:
     assert found.notes[0] in found.table()
 
 
+class Infinite(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * math.inf
+
+
+class WithInfinite(nn.Module):
+    """Two outputs, of which one has no finite number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.infinite = residual(), Infinite()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.net(x)
+        return x, self.infinite(x)
+
+
+def test_an_interrupt_keeps_what_is_said_about_the_decibels() -> None:
+    prepared = calibrated(WithInfinite().eval())
+    board, samples = make_switchboard(prepared), read_samples(prepared, fxq.Data(BATCHES))
+
+    def before_each(index: int) -> None:
+        if index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(PartlyMeasuredError) as interrupt:
+        measure_groups(board, samples, None, "one_quantized", before_each)
+    assert interrupt.value.found.notes == (
+        "interrupted: 2 of 3 groups were measured",
+        "infinity in the float model's 'output_1' counts for nothing in the dB",
+    )
+
+
 def test_an_interrupt_before_anything_is_known_is_one() -> None:
     calls = itertools.count(1)
 
@@ -303,22 +335,8 @@ def test_an_interrupt_before_anything_is_known_is_one() -> None:
         fxq.sensitivity(residual(), BATCHES, metric)
 
 
-class Infinite(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * math.inf
-
-
 def test_some_output_that_is_infinite_counts_for_nothing_and_is_said() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net, self.infinite = residual(), Infinite()
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            x = self.net(x)
-            return x, self.infinite(x)
-
-    found = fxq.sensitivity(Two().eval(), BATCHES)
+    found = fxq.sensitivity(WithInfinite().eval(), BATCHES)
     assert found.quantized_value == fxq.sensitivity(residual(), BATCHES).quantized_value
     assert found.notes == ("infinity in the float model's 'output_1' counts for nothing in the dB",)
 

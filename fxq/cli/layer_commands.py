@@ -212,6 +212,7 @@ def layers_job(given: dict[str, Any]) -> "LayersJob":
             in_float,
             leaf,
             frontend=given.get("frontend", "auto"),
+            has_data=True,
         ),
         plot=given.get("plot"),
         as_json=given.get("as_json", False),

@@ -118,8 +118,9 @@ def quantize(  # noqa: PLR0913 - typer makes an option of each argument
 
     images = ImageOptions(image_size, resize, mean, std)  # type: ignore[arg-type]  # parsed by options.Mean
     in_float, leaves = tuple(leave_in_float or ()), tuple(leaf or ())
-    choice = RecipeChoice(recipe, calibrator, accuracy, in_float, leaves, untraceable, frontend)  # type: ignore[arg-type]  # parsed
-    if calib_data is None and choice.resolve().resolved_target.needs_data:
+    has_data = calib_data is not None
+    choice = RecipeChoice(recipe, calibrator, accuracy, in_float, leaves, untraceable, frontend, has_data)  # type: ignore[arg-type]  # parsed
+    if not has_data and choice.resolve().resolved_target.needs_data:
         raise typer.BadParameter(
             f"the recipe {recipe} needs typical inputs; dynamic and weight_only do not", param_hint="--calib-data"
         )

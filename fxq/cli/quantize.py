@@ -110,7 +110,7 @@ def run_quantize(job: QuantizeJob) -> None:
     explanation = explain(converted)
     if job.explain:
         print_result(explanation)
-    calibrator = f", calibrator {recipe.calibrator}" if waiting else ""
+    calibrator = f", calibrator {recipe.calibrator}" if waiting and recipe.resolved_target.needs_data else ""
     if job.model.weights is None and job.model.is_callable:
         logger.info("the weights are as %s made them (no --weights)", job.model.spec)
     print_result(_summary(exported, f"{recipe.name}{calibrator}", explanation, "random" if batches is None else ""))

@@ -51,6 +51,7 @@ class RecipeChoice:
         leave_in_float: globs on module paths.
         leaf: globs on module paths or class names that tracing does not enter.
         untraceable, frontend: as of ``fxq.prepare``.
+        has_data: there is calibration data, from which weights learn even where no activation is calibrated.
     """
 
     name: str
@@ -60,6 +61,7 @@ class RecipeChoice:
     leaf: tuple[str, ...] = ()
     untraceable: Untraceable = "error"
     frontend: Frontend = "auto"
+    has_data: bool = False
 
     def resolve(self) -> Recipe:
         """Return the recipe; a RecipeError if there is none, or it makes no sense."""
@@ -74,7 +76,7 @@ class RecipeChoice:
         return self._at_level()[1]
 
     def _at_level(self) -> tuple[Recipe, bool]:
-        return recipe_at(self.name, self.accuracy, self.untraceable == "islands")
+        return recipe_at(self.name, self.accuracy, self.untraceable == "islands", self.has_data)
 
     def prepare(self, model: nn.Module, inputs: tuple[Any, ...] | None, verify: bool = False) -> GraphModule:
         """Return ``fxq.prepare`` of the model; what is wrong about the recipe is said in words of the shell."""

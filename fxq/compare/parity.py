@@ -29,7 +29,7 @@ from fxq.compare.rounding_noise import REORDERED, Noise, run_with_rounding_noise
 MAX_MEAN_LSB = 1.0
 MAX_LSB = 16.0
 MAX_BEYOND = 1e-4  # of the values, by more than one LSB
-_FEW = 3  # values that may be: of a short output one is a large share, and which codes flip is chance
+FEW = 3  # values that may be: of a short output one is a large share, and which codes flip is chance
 NOISE_FACTOR = 3.0
 # Which codes flip is chance, and with few inputs one draw may hit none that matter: the worst of several counts.
 NOISE_DRAWS = 5
@@ -39,7 +39,7 @@ NOISE_DRAWS = 5
 class OutputParity:
     """How far two computations of one output are apart; an LSB is one ``step``.
 
-    ``beyond``: the share of values that are further apart than one, of ``values``.
+    ``off``: how many of the ``values`` are further apart than one.
     """
 
     name: str
@@ -47,8 +47,20 @@ class OutputParity:
     max_lsb: float
     mean_lsb: float
     max_abs: float
-    beyond: float = 0.0
+    off: int = 0
     values: int = 0
+
+    @property
+    def beyond(self) -> float:
+        """The share of values that are further apart than one LSB."""
+        return self.off / self.values if self.values else 0.0
+
+    def worse(self, other: "OutputParity") -> "OutputParity":
+        """Return the larger of each figure of two draws of one output."""
+        return OutputParity(
+            self.name, self.step, max(self.max_lsb, other.max_lsb), max(self.mean_lsb, other.mean_lsb),
+            max(self.max_abs, other.max_abs), max(self.off, other.off), self.values,
+        )  # fmt: skip
 
     def is_within(self, lsb: float = 1.0, noise: "OutputParity | None" = None) -> bool:
         """Return whether the error is at most ``lsb`` on average, and not more than rounding does if that is known."""
@@ -60,7 +72,7 @@ class OutputParity:
     def is_rarely_beyond(self, noise: "OutputParity | None" = None) -> bool:
         """Return whether few values are off by more than one LSB, or no more than rounding moves if that is known."""
         share = max(MAX_BEYOND, NOISE_FACTOR * noise.beyond if noise else 0.0)
-        return self.beyond * self.values <= max(share * self.values, _FEW)
+        return self.off <= max(share * self.values, FEW)
 
 
 Floors = tuple[OutputParity, ...]
@@ -74,8 +86,7 @@ def compare(name: str, want: Tensor, have: Tensor, step: float) -> OutputParity:
     same = (first == second) | (first.isnan() & second.isnan())
     error = torch.nan_to_num((first - second).abs(), nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0)
     largest, mean = float(error.max()), float(error.mean())
-    beyond = float((error > step).double().mean())
-    return OutputParity(name, step, largest / step, mean / step, largest, beyond, want.numel())
+    return OutputParity(name, step, largest / step, mean / step, largest, int((error > step).sum()), want.numel())
 
 
 def compare_all(expected: Named, actual: Sequence[Tensor], steps: Sequence[float]) -> tuple[OutputParity, ...]:
@@ -113,7 +124,7 @@ def rounding_floors(
             noisy = run_with_rounding_noise(gm, copies(inputs), seed, noise)
         drawn = compare_all(expected, [output for _, output in noisy], steps)
         pairs = zip(worst or drawn, drawn, strict=True)
-        worst = tuple(max(pair, key=lambda found: found.mean_lsb) for pair in pairs)
+        worst = tuple(one.worse(other) for one, other in pairs)
         if is_enough(worst):
             break
     return worst

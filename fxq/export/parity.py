@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxq.compare.outputs import named_leaves, output_steps, run_once
 from fxq.compare.parity import (
+    FEW,
     MAX_BEYOND,
     MAX_LSB,
     MAX_MEAN_LSB,
@@ -110,7 +111,9 @@ def _told(output: OutputParity, floor: OutputParity, is_fused: bool) -> str:
         rarely = "" if is_fused else f", {one.beyond:.2%} of the values off by more than one"
         return f"mean error {one.mean_lsb:.2f} LSB, largest {one.max_lsb:.2f}{rarely}"
 
-    allowed = f"{MAX_MEAN_LSB:g} and {MAX_LSB:g}" if is_fused else f"{MAX_MEAN_LSB:g}, {MAX_LSB:g} and {MAX_BEYOND:.2%}"
+    allowed = f"{MAX_MEAN_LSB:g} and {MAX_LSB:g}"
+    if not is_fused:
+        allowed = f"{MAX_MEAN_LSB:g}, {MAX_LSB:g} and {MAX_BEYOND:.2%} or {FEW} values"
     return (
         f"computes another {output.name!r} than the model: {figures(output)}, one LSB being {output.step:.3g}; allowed "
         f"are {allowed}, or {NOISE_FACTOR:g} times what rounding does to this model ({figures(floor)})"

@@ -159,10 +159,13 @@ class Report:
             ExportError: it cannot be written there, or the suffix is another.
             MissingExtraError: a page, and bokeh, which draws it, is not installed.
         """
-        from fxq.reporting.page import render_page  # noqa: PLC0415 - what draws is optional, and takes a second
-
         out = check_place(path)
-        text = json.dumps(self.to_dict(), indent=1) if out.path.suffix == ".json" else render_page(self)
+        if out.path.suffix == ".json":
+            text = json.dumps(self.to_dict(), indent=1)
+        else:
+            from fxq.reporting.page import render_page  # noqa: PLC0415 - what draws is optional, and takes a second
+
+            text = render_page(self)
         with out.staging() as folder:
             staged = folder / "report"
             staged.write_text(text, encoding="utf-8")

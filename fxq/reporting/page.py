@@ -2,8 +2,8 @@
 
 Names come from the model and may be anything. The template escapes what it writes, the data are JSON in which no
 character of markup is left, the script sets text and never markup, and the page's policy allows these scripts alone, by
-their checksums, and no network. Styles are allowed from anywhere: Bokeh adds some, and without a network they ask for
-nothing. Graph and plots are figures of Bokeh, whose script comes with its package.
+their checksums, and no network. Styles need no checksum: Bokeh adds some, and without a network they ask for nothing.
+Graph and plots are figures of Bokeh, whose script comes with its package.
 """
 
 import base64

@@ -57,11 +57,9 @@ def quantizers_in_activations(case: Case) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def is_in_activation(case: Case, quantize: ir.Node) -> bool:
-    """Is it told of as one inside an activation?"""
-    readers = case.ask.computing_readers(quantize.outputs[0])
-    is_near = not case.ask.in_rounded_formulas.isdisjoint(readers)
-    return is_near and any(quantize in inside for _, inside in _told_formulas(case))
+def in_activations(case: Case) -> set[ir.Node]:
+    """Return the quantizers that are told of as inside an activation."""
+    return {quantize for _, inside in _told_formulas(case) for quantize in inside}
 
 
 def split_off(case: Case, quantize: ir.Node) -> ir.Node | None:

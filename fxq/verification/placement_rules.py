@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from fxq.verification.activation_rules import is_in_activation, split_off
+from fxq.verification.activation_rules import in_activations, split_off
 from fxq.verification.case import Case, name_of
 from fxq.verification.finding import NOTE, WARNING, Finding
 
@@ -54,13 +54,14 @@ def residual_adds(case: Case) -> Iterator[Finding]:
 
 def lone_quantizers(case: Case) -> Iterator[Finding]:
     """A pair with which nothing computes in integers: neither what reads it nor what writes it."""
+    told = in_activations(case)
     for node in case.nodes:
         if node.op_type != "QuantizeLinear" or node.inputs[0] in case.ask.constants:
             continue
         readers = case.ask.computing_readers(node.outputs[0])
         if not readers or any(_is_helped(case, reader) for reader in readers) or _is_output_of_row(case, node):
             continue
-        if case.ask.is_quantized(node.inputs[0]) or split_off(case, node) is not None or is_in_activation(case, node):
+        if case.ask.is_quantized(node.inputs[0]) or split_off(case, node) is not None or node in told:
             continue  # it only carries on what was rounded already, or another rule says it
         names = ", ".join(sorted({f"{reader.op_type} {name_of(reader)!r}" for reader in readers})[:3])
         yield case.finding(

@@ -1,6 +1,7 @@
 """Questions about what a runtime executes, and which node of the file an operation of it computes."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -54,8 +55,10 @@ def names_of(node: ir.Node) -> list[str]:
 
 def node_of(case: Case, op: ExecutedOp) -> ir.Node | None:
     """Return the node of the file that ONNX Runtime's operation computes, None for one that it added."""
-    names = (op.name, *(tensor.name for tensor in op.outputs))
-    return next(filter(None, (case.file.node_of(_ADDED.sub("", name)) for name in names)), None)
+    told = (op.name, *(tensor.name for tensor in op.outputs))
+    # A file that ONNX Runtime optimized before has such names itself.
+    names = (name for one in told for name in (one, _ADDED.sub("", one)))
+    return next(filter(None, map(case.file.node_of, names)), None)
 
 
 def codes_around(ops: Executed) -> dict[ExecutedOp, set[str]]:
@@ -63,11 +66,16 @@ def codes_around(ops: Executed) -> dict[ExecutedOp, set[str]]:
 
     It makes uint8 of int8 itself where one operation reads them.
     """
-    read = {tensor.name: op.inputs[0].dtype for op in ops if _is(op, "DequantizeLinear") for tensor in op.outputs}
-    made = {tensor.name: op.outputs[0].dtype for op in ops if _is(op, "QuantizeLinear") for tensor in op.inputs}
+    read, made = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for op in ops:
+        for tensor in op.outputs if _is(op, "DequantizeLinear") else ():
+            read[tensor.name].add(op.inputs[0].dtype)
+        for tensor in op.inputs if _is(op, "QuantizeLinear") else ():
+            made[tensor.name].add(op.outputs[0].dtype)
     return {
-        op: {read[tensor.name] for tensor in op.inputs if tensor.name in read}
-        | {made[tensor.name] for tensor in op.outputs if tensor.name in made}
+        op: set[str]().union(
+            *(read.get(tensor.name, ()) for tensor in op.inputs), *(made.get(tensor.name, ()) for tensor in op.outputs)
+        )
         for op in ops
     }
 

@@ -23,7 +23,6 @@ def not_refuted(case: Case, findings: list[Finding], told: list[Finding], execut
         told: the findings of the rules of the plan.
         executed: the plan; () where there is none, which disproves nothing.
     """
-
     again = {(one.rule, one.node) for one in told}
 
     def is_refuted(finding: Finding) -> bool:
@@ -37,9 +36,10 @@ def not_refuted(case: Case, findings: list[Finding], told: list[Finding], execut
 
 def _has_other_codes(case: Case, node: ir.Node, told: list[Finding], executed: Executed) -> bool:
     """Is a layer in integers all the same, or in float with codes around it that the runtime made itself?"""
-    if not any(one.rule == "float-kernel" and one.node == name_of(node) for one in told):
-        return True
-    around = [codes for op, codes in codes_around(executed).items() if node_of(case, op) is node]
+    if not _is_told_float(case, node, told):
+        return _is_in_integers(case, node, executed)
+    known_by = _known_by(case, node)
+    around = [codes for op, codes in codes_around(executed).items() if node_of(case, op) in known_by]
     found = {dtype for codes in around for dtype in codes}
     return bool(found) and found.isdisjoint(case.target.file.slow_activation_dtypes)
 
@@ -47,8 +47,7 @@ def _has_other_codes(case: Case, node: ir.Node, told: list[Finding], executed: E
 def _has_integer_bias(case: Case, node: ir.Node, told: list[Finding], executed: Executed) -> bool:
     """Does the runtime compute a layer in integers, and so has quantized its float bias itself?"""
     is_layer = case.ask.weight_index(node) is not None
-    in_float = {one.node for one in told if one.rule == "float-kernel"}  # perhaps by the name of its activation
-    return is_layer and in_float.isdisjoint({name_of(node), name_of(case.behind_activations(node)[1])})
+    return is_layer and not _is_told_float(case, node, told) and _is_in_integers(case, node, executed)
 
 
 def _is_read_in_integers(case: Case, node: ir.Node, told: list[Finding], executed: Executed) -> bool:
@@ -74,6 +73,28 @@ def _reads_both(case: Case, node: ir.Node, told: list[Finding], executed: Execut
         and is_elementwise
         and any(INTEGERS & set(op.input_dtypes) for op in openvino_ops(case, node, executed))
     )
+
+
+def _is_told_float(case: Case, node: ir.Node, told: list[Finding]) -> bool:
+    """Is a layer told of as computed in float, or as computed by what is not known?"""
+    names = set(map(name_of, _known_by(case, node)))
+    return any(one.rule in ("float-kernel", "unknown-kernel") and one.node in names for one in told)
+
+
+def _is_in_integers(case: Case, node: ir.Node, executed: Executed) -> bool:
+    """Does some operation of the plan compute a layer, and read integers?"""
+    if case.target.file.runtime != "onnxruntime":
+        return node in set(quantized(case))  # each of these has a kernel that reads integers, or is told of
+    # An operation without a name is known by what it writes: the codes of the quantizer that it took in.
+    behind = case.ask.readers(case.behind_activations(node)[0])
+    known_by = [*_known_by(case, node), *(one for one in behind if one.op_type == "QuantizeLinear")]
+    reading = [op for op in executed if computes(op) and INTEGERS & set(op.input_dtypes)]
+    return any(node_of(case, op) in known_by for op in reading)
+
+
+def _known_by(case: Case, node: ir.Node) -> list[ir.Node]:
+    """Return a layer, and the activation that the runtime may know it by once it took that in."""
+    return [one for one in (node, case.behind_activations(node)[1]) if one is not None]
 
 
 # By the rule that made the finding.

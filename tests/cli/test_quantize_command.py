@@ -1,5 +1,6 @@
 """``fxq quantize``: from a model and data on disk to an ONNX file that ONNX Runtime runs."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,31 @@ def test_a_recipe_without_ranges_of_activations_needs_no_data(fxq: Fxq, tmp_path
     unknown = fxq(*call)
     assert unknown.exit_code == 1
     assert "an input for Small: give --input-shape such as 1,3,224,224" in unknown.stderr
+
+
+def test_weights_alone_learn_from_data_where_there_is_some(fxq: Fxq, tmp_path: Path) -> None:
+    from nets_of_a_user import small
+
+    values = np.random.default_rng(0).standard_normal((40, 3, 12, 12)).astype(np.float32)
+    np.save(tmp_path / "inputs.npy", values)
+    given = ("nets_of_a_user:small", "--recipe", "weight_only_int4", "--calib-data", "inputs.npy")
+    result = fxq("quantize", *given, "--out", "small.onnx", "--save", "small.fxq")
+    assert result.exit_code == 0, result.output
+    assert "round_weights" in result.stdout
+    assert "calibrator" not in result.stdout  # of activations, and none was calibrated
+    saved = package.convert(package.load(tmp_path / "small.fxq", small()))
+    batches = [torch.from_numpy(part) for part in (values[:32], values[32:])]
+    expected = package.quantize(small().eval(), batches, "weight_only_int4")
+    nearest = package.quantize(small().eval(), None, "weight_only_int4", example_inputs=batches[0])
+    with torch.no_grad():
+        assert torch.equal(saved(batches[0]), expected(batches[0]))
+        assert not torch.equal(saved(batches[0]), nearest(batches[0]))
+    compared = fxq("compare", *given, "--json")
+    assert compared.exit_code == 0, compared.output
+    value = package.compare(small().eval(), package.load(tmp_path / "small.fxq", small()), batches)
+    assert json.loads(compared.stdout)["outputs"]["output"]["mse"] == pytest.approx(
+        value.outputs["output"].mse, rel=1e-4
+    )
 
 
 def test_an_image_model_needs_no_shape_either(fxq: Fxq, tmp_path: Path) -> None:

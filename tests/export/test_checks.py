@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import fxq
 from fxq.compare.outputs import output_steps
+from fxq.compare.parity import OutputParity
 from fxq.errors import ExportError, RuntimeRefusedError
 from fxq.export import ExportOptions, export_onnx
 from fxq.export.parity import MAX_MEAN_LSB, Reference, check_parity
@@ -193,6 +194,14 @@ def test_a_file_may_be_off_by_more_than_one_lsb_at_few_of_its_values(
         return
     with pytest.raises(ExportError, match=r"% of the values off by more than one, one LSB being .* and 0\.01%"):
         check_parity(WrittenFile(path), Reference.run(gm, (x,)))
+
+
+def test_three_values_of_any_number_may_be_off_and_the_worst_draw_is_that_of_each_figure() -> None:
+    for values in (187, 273, 275, 279):  # sizes of which (3 / n) * n is more than 3
+        assert OutputParity("y", 1.0, 2.0, 0.0, 2.0, 3, values).is_rarely_beyond()
+        assert not OutputParity("y", 1.0, 2.0, 0.0, 2.0, 4, values).is_rarely_beyond()
+    one, other = OutputParity("y", 1.0, 3.0, 0.2, 3.0, 1, 9), OutputParity("y", 1.0, 2.0, 0.1, 2.0, 5, 9)
+    assert one.worse(other) == OutputParity("y", 1.0, 3.0, 0.2, 3.0, 5, 9)
 
 
 @pytest.mark.slow

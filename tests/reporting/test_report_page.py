@@ -133,6 +133,8 @@ def test_the_same_report_is_the_same_page(hostile: tuple[fxq.Report, str], tmp_p
 def test_a_page_without_its_library_is_refused_first_and_json_needs_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("page", "figures", "graph_figure"):  # as in a process that has not drawn anything yet
+        monkeypatch.delitem(sys.modules, f"fxq.reporting.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "bokeh", None)
     with pytest.raises(fxq.MissingExtraError, match=r"pip install 'fxq\[report\]'"):
         fxq.report(prepared(), tmp_path / "report.html", [object()], progress=False)

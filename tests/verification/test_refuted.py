@@ -1,5 +1,6 @@
 """What the rules of a file say, and the plan of the runtime disproves; the plans are written by hand here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from support.qdq_files import CHANNELS, QdqFile
 
 from fxq.registry import get_target
 from fxq.runtimes import ExecutedOp, OpTensor
-from fxq.verification.case import Case
+from fxq.targets import Derived, Target
+from fxq.verification.case import Case, name_of
 from fxq.verification.executed_rules import EXECUTED_RULES
 from fxq.verification.onnx_file import OnnxFile
+from fxq.verification.plans import codes_around, node_of
 from fxq.verification.refuted import not_refuted
 from fxq.verification.rules import FILE_RULES
 
@@ -22,9 +25,9 @@ def op(name: str, kind: str, inputs: str, output: str, *fused: str) -> ExecutedO
     return ExecutedOp(name, kind, *tensors, fused)
 
 
-def left(path: Path, target: str, ops: list[ExecutedOp]) -> set[tuple[str, str]]:
+def left(path: Path, target: str | Target, ops: list[ExecutedOp]) -> set[tuple[str, str]]:
     """Return rule and node of what the rules of the file say that is still said beside the plan."""
-    case = Case(OnnxFile.read(path), get_target(target))
+    case = Case(OnnxFile.read(path), target if isinstance(target, Target) else get_target(target))
     findings = [finding for rule in FILE_RULES for finding in rule(case)]
     told = list(EXECUTED_RULES[case.target.file.runtime](case, ops)) if ops else []
     return {(one.rule, one.node) for one in not_refuted(case, findings, told, tuple(ops))}
@@ -56,8 +59,10 @@ def in_float(codes: str) -> list[ExecutedOp]:
         # The runtime made uint8 of them itself: they are not why it is float.
         (in_float("uint8"), {BIAS}),
         ([op("conv", "Conv", "x:float32", "conv_out:float32")], {CODES, BIAS}),
+        ([op("other", "QLinearConv", "a:uint8", "b:uint8")], {CODES, BIAS}),
+        ([op("", "QLinearConv", "x:uint8", "output/q_out:uint8")], set()),
     ],
-    ids=["no plan", "integers", "int8", "uint8", "codes not told"],
+    ids=["no plan", "integers", "int8", "uint8", "codes not told", "layer not told", "integers without a name"],
 )
 def test_codes_and_a_float_bias_are_blamed_where_the_layer_is_float(
     tmp_path: Path, ops: list[ExecutedOp], expected: set[tuple[str, str]]
@@ -65,18 +70,78 @@ def test_codes_and_a_float_bias_are_blamed_where_the_layer_is_float(
     assert left(int8_conv(tmp_path / "model.onnx"), "onnxruntime", ops) == expected
 
 
-def test_a_layer_known_by_the_activation_that_it_took_in_is_float_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("reads", "makes", "expected"),
+    [("int8", "int8", {CODES, BIAS}), ("uint8", "int8", {CODES, BIAS}), ("uint8", "uint8", {BIAS})],
+    ids=["int8", "makes int8", "uint8"],
+)
+def test_a_layer_known_by_the_activation_that_it_took_in_is_float_too(
+    tmp_path: Path, reads: str, makes: str, expected: set[tuple[str, str]]
+) -> None:
     file = QdqFile()
     bias = file.store("bias", np.ones(CHANNELS, np.float32))
-    y = file.conv(file.qdq("x", "input", np.uint8, 128), "conv", bias=bias)
-    path = file.save(tmp_path / "model.onnx", file.qdq(file.op("Relu", y, name="relu"), "output", np.uint8))
+    y = file.op("Relu", file.conv(file.qdq("x", "input"), "conv", bias=bias), name="relu")
+    path = file.save(tmp_path / "model.onnx", file.qdq(y, "output", zero=-128))
     ops = [
-        op("input/dq", "DequantizeLinear", "x:uint8", "values:float32"),
+        op("input/dq", "DequantizeLinear", f"x:{reads}", "values:float32"),
         ExecutedOp("weight", "DequantizeLinear", (), (OpTensor("weight", "float32", None),)),
         op("fused", "FusedConv", "values:float32 weight:float32", "relu_out:float32"),
+        op("output/q", "QuantizeLinear", "relu_out:float32", f"y:{makes}"),
     ]
-    assert left(path, "onnxruntime", ops) == {BIAS}
+    assert left(path, "onnxruntime", ops) == expected
     assert left(path, "onnxruntime", IN_INTEGERS) == set()
+
+
+def with_float_bias_for_openvino() -> Target:
+    """OpenVINO's own target says nothing of biases."""
+    return replace(get_target("openvino"), name="own", constraints=(Derived(("conv",)),))
+
+
+@pytest.mark.parametrize(
+    ("ops", "is_left"),
+    [
+        ([op("conv", "Convolution", "x:uint8", "y:uint8", "conv")], False),
+        ([op("conv", "Convolution", "x:float32", "y:float32", "conv")], True),
+        ([op("another", "Convolution", "x:uint8", "y:uint8", "another")], True),
+    ],
+    ids=["integers", "float", "not told"],
+)
+def test_what_openvino_does_not_tell_of_is_not_in_integers(
+    tmp_path: Path, ops: list[ExecutedOp], is_left: bool
+) -> None:
+    found = left(int8_conv(tmp_path / "model.onnx"), with_float_bias_for_openvino(), ops)
+    assert (BIAS in found) is is_left
+
+
+@pytest.mark.parametrize("is_turned", [False, True], ids=["as written", "turned"])
+def test_codes_of_all_quantizers_around_a_layer_count_in_any_order(tmp_path: Path, is_turned: bool) -> None:
+    dequantize, conv, _ = in_float("uint8")
+    both = [op(f"{codes}/q", "QuantizeLinear", "conv_out:float32", f"{codes}:{codes}") for codes in ("int8", "uint8")]
+    ops = [dequantize, conv, *(both[::-1] if is_turned else both)]
+    assert codes_around(ops)[conv] == {"int8", "uint8"}
+    assert left(int8_conv(tmp_path / "model.onnx"), "onnxruntime", ops) == {CODES, BIAS}
+
+
+@pytest.mark.parametrize("is_turned", [False, True], ids=["as written", "turned"])
+def test_codes_of_all_dequantizers_of_one_tensor_count_in_any_order(is_turned: bool) -> None:
+    """What a function writes out of itself has no name, and so several may have one."""
+    both = [op(f"{codes}/dq", "DequantizeLinear", f"{codes}:{codes}", ":float32") for codes in ("int8", "uint8")]
+    conv = op("conv", "Conv", ":float32", "conv_out:float32")
+    assert codes_around([*(both[::-1] if is_turned else both), conv])[conv] == {"int8", "uint8"}
+
+
+def test_a_name_that_onnxruntime_gives_is_tried_as_it_is_first(tmp_path: Path) -> None:
+    """A file that it optimized before it was quantized has nodes of such names."""
+    file = QdqFile()
+    y = file.conv(file.qdq("x", "input"), "conv/MatMulAddFusion")
+    y = file.conv(file.qdq(y, "middle"), "conv")
+    case = Case(OnnxFile.read(file.save(tmp_path / "model.onnx", y)), get_target("onnxruntime"))
+    for given, expected in (
+        ("conv", "conv"),
+        ("conv_nchwc", "conv"),
+        ("conv/MatMulAddFusion", "conv/MatMulAddFusion"),
+    ):
+        assert name_of(node_of(case, op(given, "QLinearConv", "a:uint8", "b:uint8"))) == expected
 
 
 def test_an_integer_bias_that_the_target_does_not_take_stays_told(tmp_path: Path) -> None:
