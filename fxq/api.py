@@ -208,7 +208,8 @@ def quantize(  # noqa: PLR0913 - prepare, calibrate and convert in one
     a file what it lists.
     Without ``example_inputs`` the first batch serves, unless ``forward`` says how to feed it. The recipes "dynamic" and
     "weight_only" need no batches; with any other, leaving them out is a CalibrationError. "weight_only" and
-    "weight_only_int4" round their weights for the batches that they get all the same (the pass round_weights).
+    "weight_only_int4" round their weights for the batches that they get all the same (the pass round_weights), where
+    these are 32 samples or more.
     """
     check_least(min_sqnr_db)
     first = None
