@@ -129,8 +129,9 @@ def _run(
     before, after = saved.measured, judge.look()
     assert after is not None
     kept, change = after.is_no_worse_than(before), _change(before.sqnr_db, after.sqnr_db)
-    if not kept and corrector is not None:
-        first, second = _corrected(gm, saved, corrector, settings, record, judge) or (before, after)
+    corrected = None if kept or corrector is None else _corrected(gm, saved, corrector, settings, record, judge)
+    if corrector is not None and corrected is not None:
+        first, second = corrected
         kept = second.is_no_worse_than(first)
         change += f"; with {corrector.name} behind it {_change(first.sqnr_db, second.sqnr_db)}"
         if kept:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxq.batches import call
+from fxq.compare.outputs import copies
 from fxq.data import Data
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
@@ -136,7 +137,7 @@ class Judge:
         assert self.stage.data is not None
         for inputs in self.stage.data.judging(self._gm):
             # A model may write into its inputs, which are needed again.
-            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
+            args, kwargs = copies(tuple(inputs))
             with torch.no_grad():
                 leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
             yield [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -24,7 +24,7 @@ from fxq.graph.switchboard import Switchboard
 from fxq.metric import Metric, check_metric, measured
 from fxq.progress import saying
 from fxq.recipe import Recipe, recipe_at
-from fxq.sensitivity_judge import Judge
+from fxq.sensitivity_judge import SqnrJudge
 from fxq.sensitivity_report import GroupSensitivity, Sensitivity
 from fxq.stage import Stage
 from fxq.state import State, find_state, require_state
@@ -145,7 +145,7 @@ def measure_groups(
     Raises:
         PartlyMeasuredError: it was interrupted when some groups, and not those of a team, were measured.
     """
-    judge = Judge(board, samples) if metric is None else None
+    judge = SqnrJudge(board, samples) if metric is None else None
     notes = () if judge is None else tuple(judge.notes)
 
     def measure(in_float: Sequence[Group], what: str) -> float:

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxq.batches import Inputs, call
 from fxq.compare.figures import Sums
-from fxq.compare.outputs import Named, named_leaves
+from fxq.compare.outputs import Named, copies, named_leaves
 from fxq.errors import MetricError
 from fxq.graph.switchboard import Switchboard
 
 
-class Judge:
+class SqnrJudge:
     """Compares the model of a switchboard with the float one on some samples.
 
     Args:
@@ -74,6 +73,6 @@ class Judge:
         with torch.no_grad():
             for inputs in self._samples:
                 # A model may write into its inputs, which are needed again.
-                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(inputs))
+                args, kwargs = copies(tuple(inputs))
                 found.append(named_leaves(call(self._gm, *args, **kwargs), "output", Tensor))
         return found

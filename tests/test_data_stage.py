@@ -476,6 +476,7 @@ def test_a_corrector_that_fails_is_undone_behind_what_made_things_worse_too() ->
     with pytest.warns(UserWarning, match="test_corrects_and_fails failed, and was undone"):
         report = fxq.calibrate(gm, DATA.split(8), unjudged=False)
     assert [step.verdict for step in report.steps[-2:]] == ["undone", "failed"]
+    assert not any("behind it" in entry.text for entry in find_state(gm).record.entries)  # type: ignore[union-attr]
     assert tensors(gm) == tensors(without)
 
 

@@ -24,20 +24,15 @@ def quantizers_before_activations(case: Case) -> Iterator[Finding]:
         if behind is None:
             continue
         source = None if node.inputs[0] is None else node.inputs[0].producer()
+        layer, fused = name_of(source), name_of(behind)
+        what, fix, cost = "activation", f"move the pair behind {fused!r}", "codes are spent on values that it flattens"
         if case.ask.kind(behind) == "batch_norm":
-            yield case.finding(
-                "quantizer-before-activation", node, WARNING,
-                f"fold {name_of(behind)!r} into {name_of(source)!r} before the model is quantized",
-                what=f"stands between {name_of(source)!r} and its batch norm, {name_of(behind)!r}",
-                cost=f"{own_kernel}what it scales was rounded before",
-            )  # fmt: skip
-        else:
-            yield case.finding(
-                "quantizer-before-activation", node, WARNING,
-                f"move the pair behind {name_of(behind)!r}",
-                what=f"stands between {name_of(source)!r} and its activation, {name_of(behind)!r}",
-                cost=f"{own_kernel}codes are spent on values that it drops or flattens",
-            )  # fmt: skip
+            what, cost = "batch norm", "what it scales was rounded before"
+            fix = f"fold {fused!r} into {layer!r} before the model is quantized"
+        yield case.finding(
+            "quantizer-before-activation", node, WARNING, fix,
+            what=f"stands between {layer!r} and its {what}, {fused!r}", cost=f"{own_kernel}{cost}",
+        )  # fmt: skip
 
 
 def quantizers_in_activations(case: Case) -> Iterator[Finding]:
