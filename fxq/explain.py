@@ -51,14 +51,16 @@ def _is_silent(node: Node) -> bool:
 
 
 def _explain_node(node: Node, state: State, inside: Mapping[str, Plan]) -> NodeExplanation:
-    quantized = (*_inputs(node), *_inside(node, inside))
+    within = _inside(node, inside)
+    quantized = (*_inputs(node), *within)
+    runs_quantized = bool(within or not inside) and _runs_quantized(quantized)  # not with all of its own off
     found = kind(node)
     return NodeExplanation(
         node=node.name,
         path=rule_path(node),
         kind=found if found != "other" else str(getattr(node.target, "__name__", node.target)),
         quantized=quantized,
-        reason="" if _runs_quantized(quantized) else _why_not(node, state),
+        reason="" if runs_quantized else _why_not(node, state),
     )
 
 
@@ -74,6 +76,8 @@ def _inputs(node: Node) -> list[QuantizedTensor]:
             continue
         quantizer = module_of(edge.producer)
         assert isinstance(quantizer, TensorQuantizer)
+        if not quantizer.is_enabled:
+            continue
         plans = inserted_for(edge.producer)
         plan = planned_input(edge) or next(iter(plans), None)
         found.append(

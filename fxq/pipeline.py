@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch.fx import GraphModule
@@ -69,7 +69,7 @@ def run_passes(  # noqa: PLR0913 - all that a run is made of
             gm.recompile()
         if idle is not None:
             idle = _check_none_idle(gm, step, idle)
-        _check_still_quantizing(step, had)
+        _check_still_quantizing(step, had, () if data_stage is None else data_stage.switched_off)
         if numbers is not None:
             numbers.after(gm, step, [entry.node for entry in record.entries[entries:] if entry.action == "edit"])
         changed = len(record.entries) - entries
@@ -127,15 +127,19 @@ def _quantizing(gm: GraphModule) -> dict[str, tuple[TensorQuantizer, bool]]:
     return {path: (one, one.has_range) for path, one in found.items() if one.is_enabled and one.is_quant_enabled}
 
 
-def _check_still_quantizing(step: Pass, before: dict[str, tuple[TensorQuantizer, bool]]) -> None:
-    """Refuse a pass that switches off what was planned, or takes its range: nobody would know why."""
-    off = [path for path, (found, _) in before.items() if not (found.is_enabled and found.is_quant_enabled)]
+def _check_still_quantizing(
+    step: Pass, before: dict[str, tuple[TensorQuantizer, bool]], noted: Collection[str]
+) -> None:
+    """Refuse a pass that switches off what was planned, unless it was noted, or takes its range: nobody knows why."""
+    is_on = {path: found.is_enabled and found.is_quant_enabled for path, (found, _) in before.items()}
+    off = [path for path, on in is_on.items() if not on and path not in noted]
     if off:
         raise PassError(
             f"{describe_pass(step)} switches quantizers off: {summary(off)}. Leave in float what is not to be "
-            "quantized while it is planned: by a rule of the recipe with None, or by rw.drop_plan"
+            "quantized while it is planned: by a rule of the recipe with None, or by rw.drop_plan. A pass with data "
+            "says rw.leave_in_float(node, why)"
         )
-    without = [path for path, (found, had_range) in before.items() if had_range and not found.has_range]
+    without = [path for path, (found, had) in before.items() if had and is_on[path] and not found.has_range]
     if without:
         raise PassError(
             f"{describe_pass(step)} takes the ranges of quantizers: {summary(without)}. Give them others "

@@ -19,6 +19,7 @@ class DataStage:
         changed: paths of the parameters that passes changed, and of modules that they put in.
         replaced: the modules in whose place passes put others, by path.
         inserted: names of the nodes that passes inserted.
+        switched_off: paths of the quantizers that passes switched off.
         runs_unjudged: passes that improve run even where too few samples are held out to judge them.
         covering: paths of the quantizers whose ranges cover samples held out that they would not cover otherwise; None
             before ranges took any in.
@@ -29,6 +30,7 @@ class DataStage:
     changed: list[str] = field(default_factory=list)
     replaced: dict[str, nn.Module] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
+    switched_off: list[str] = field(default_factory=list)
     covering: set[str] | None = None
     runs_unjudged: bool = True
     _corrected: set[str] = field(default_factory=set)
@@ -43,6 +45,7 @@ class DataStage:
             list(self.changed),
             dict(self.replaced),
             list(self.inserted),
+            list(self.switched_off),
             covering,
             self.runs_unjudged,
             set(self._corrected),
@@ -52,6 +55,7 @@ class DataStage:
         """Take over the notes of ``other``."""
         self.weights, self.changed, self._corrected = other.weights, other.changed, other._corrected
         self.replaced, self.inserted, self.covering = other.replaced, other.inserted, other.covering
+        self.switched_off = other.switched_off
 
     def note_change(self, pass_name: str, paths: list[str], equivalent: Tensor | None) -> None:
         """Note that a parameter with these paths was set; ``equivalent`` is its value in the float model too.

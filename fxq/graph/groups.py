@@ -25,6 +25,7 @@ from fxq.graph.match import (
     tensor_edges,
 )
 from fxq.graph.plan import part_of, planned_input, planned_inputs, planned_inside, planned_output
+from fxq.nn.quantized import quantizer_name
 from fxq.targets.target import Target
 
 
@@ -70,6 +71,27 @@ def find_groups(gm: GraphModule, target: Target) -> list[Group]:
         if owner in parents:
             readings[_root(parents, owner)].append(edge)
     return [_group(nodes, readings[root]) for root, nodes in members.items()]
+
+
+def quantizers_alone(gm: GraphModule, target: Target, node: Node) -> tuple[list[Node], list[str]]:
+    """Return the operations that are quantized together with ``node``, and the quantizers that no other one wants.
+
+    Args:
+        gm: a prepared graph.
+        target: it was prepared for.
+        node: an operation; or a quantizer, for those that want it.
+    """
+    chosen, others = list[Group](), set[str]()
+    for group in find_groups(gm, target):
+        wanted = {edge.producer for edge in group.readings}
+        if node in group.nodes or node in wanted:
+            chosen.append(group)
+        else:
+            others |= {str(one.target) for one in wanted}
+    operations = [one for group in chosen for one in group.nodes]
+    paths = [str(edge.producer.target) for group in chosen for edge in group.readings]
+    paths += [f"{one.target}.{quantizer_name(slot)}" for one in operations for slot in planned_inside(one)]
+    return operations, [path for path in dict.fromkeys(paths) if path not in others]
 
 
 def _group(nodes: list[Node], readings: list[Edge]) -> Group:

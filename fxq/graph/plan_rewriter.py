@@ -7,12 +7,15 @@ from torch.fx import GraphModule, Node
 
 from fxq.errors import PassError
 from fxq.graph import plan as plans
+from fxq.graph.data_stage import DataStage
 from fxq.graph.dead_nodes import nodes_without_values
+from fxq.graph.groups import quantizers_alone
 from fxq.graph.kinds import kind, module_of
 from fxq.graph.match import input_edges, module_path
 from fxq.graph.memory import Memory
+from fxq.graph.modules import module_at
 from fxq.graph.settings import Settings
-from fxq.nn import InputQuantized, Quantized, WeightQuantized, quantized_type
+from fxq.nn import InputQuantized, Quantized, TensorQuantizer, WeightQuantized, quantized_type
 from fxq.quant.descriptor import QuantDescriptor
 from fxq.quant.qconfig import QConfig
 from fxq.record import Entry, Record
@@ -37,6 +40,7 @@ class PlanRewriter:
     record: Record
     pass_name: str
     stage: Stage | None
+    _data_stage: DataStage | None
     _without_values: set[Node] | None = None  # once asked for, as the next: until an edit is noted
     _memory: Memory | None = None
 
@@ -125,6 +129,37 @@ class PlanRewriter:
             self._check_planning(node)
             if plans.note_group(node, group):
                 self._note("plan", node, f"shares the range of {group}: {why}")
+
+    def leave_in_float(self, node: Node, why: str) -> None:
+        """Let an operation that was quantized compute in float, where data show that it must.
+
+        The quantizers that no other operation wants are switched off: those of its weights, of what it reads and of
+        what it gives. What is computed with it, such as an add in the same kernel, goes with it. The next calibration
+        starts with all of them on. What is known before there is data is a rule's to say, or ``drop_plan``'s.
+
+        Args:
+            node: the operation; or a quantizer, for those that want it.
+            why: the reason, for the record.
+
+        Raises:
+            PassError: the pass is of another stage than CALIBRATED, or nothing was quantized for ``node``.
+        """
+        if self._data_stage is None:
+            raise PassError(
+                f"pass {self.pass_name!r} leaves {node.name!r} in float, which passes of the stage 'calibrated' do by "
+                "switching off its quantizers: declare stage = fxq.Stage.CALIBRATED, or plan none (rw.drop_plan)"
+            )
+        operations, paths = quantizers_alone(self.gm, self.target, node)
+        if not operations:
+            raise PassError(f"pass {self.pass_name!r} leaves {node.name!r} in float, for which nothing was quantized")
+        for path in paths:
+            quantizer = module_at(self.gm, path)
+            assert isinstance(quantizer, TensorQuantizer)
+            quantizer.disable()
+        self._data_stage.switched_off += paths
+        for one in operations:
+            self._note("edit", one, f"left in float: {why}")
+            self.skip(one, why)
 
     def _is_overwritten(self, node: Node, producer: Node) -> bool:
         """Note that ``node`` gets no quantizer if one on ``producer`` would miss what is written there later."""

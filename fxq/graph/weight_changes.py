@@ -23,6 +23,7 @@ class WeightChanges:
         after: the same paths.
         replaced: the modules in whose place others were put, by path.
         inserted: names of nodes that were inserted; each calls a module on what it reads.
+        switched_off: paths of quantizers that were switched off.
         equivalent: of the float model that equivalent rewrites made of it; a path that it lacks has no parameter there.
     """
 
@@ -30,12 +31,13 @@ class WeightChanges:
     after: Mapping[str, Tensor] = field(default_factory=dict)
     replaced: Mapping[str, nn.Module] = field(default_factory=dict)
     inserted: tuple[str, ...] = ()
+    switched_off: tuple[str, ...] = ()
     equivalent: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def are_none(self) -> bool:
         """Did calibration leave everything as it was?"""
-        return not (self.after or self.replaced or self.inserted)
+        return not (self.after or self.replaced or self.inserted or self.switched_off)
 
     @classmethod
     def since(cls, weights: Mapping[str, Tensor], model: nn.Module, stage: DataStage) -> "WeightChanges":
@@ -51,7 +53,7 @@ class WeightChanges:
                 before[path], after[path] = was, parameter.detach().clone()
         in_float = weights if stage.weights is None else stage.weights
         equivalent = {path: in_float[path] for path in after if path in in_float}
-        return cls(before, after, dict(stage.replaced), tuple(stage.inserted), equivalent)
+        return cls(before, after, dict(stage.replaced), tuple(stage.inserted), tuple(stage.switched_off), equivalent)
 
     def float_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Return by path the weights with which ``model`` computes, quantizers off, what the float model does.
@@ -96,6 +98,8 @@ class WeightChanges:
         for path, module in self.replaced.items():
             model.set_submodule(path, module.train(model.training))
         take_out(model, self.inserted)
+        for path in self.switched_off:
+            model.get_submodule(path).enable()  # type: ignore[operator]
 
     def undone(self, model: GraphModule) -> GraphModule:
         """Return ``model`` as it was before, a copy where anything changed; errors and exceptions as in ``undo``."""

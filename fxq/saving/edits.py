@@ -32,6 +32,7 @@ def edits_to_dict(gm: GraphModule, changes: WeightChanges, passes: Iterable[str]
             }
             for node in inserted
         ],
+        "switched_off": list(changes.switched_off),
     }
 
 
@@ -101,5 +102,6 @@ def changes_of(
         {path: own[path].detach().clone() if value is None else value for path, value in after.items()},
         dict(replaced),
         tuple(one["name"] for one in fields["edits"]["inserted"]),
+        tuple(fields["edits"].get("switched_off", ())),
         {path: value for path, value in equivalent.items() if value is not None},
     )

@@ -21,7 +21,13 @@ def half_quantized_layers(case: Case) -> Iterator[Finding]:
     for node, data, weight in case.ask.layers():
         kind = case.ask.kind(node)
         has_input, has_weight = case.ask.is_quantized(data), case.ask.is_quantized(weight)
-        if has_input and not has_weight:
+        if has_input and not has_weight and _are_written(case, data):
+            yield case.finding(
+                "float-layer", node, NOTE, "quantize its weight too, unless accuracy wants it in float",
+                what="reads the codes that an integer kernel writes, and its weight is given in float",
+                cost="it runs in float",
+            )  # fmt: skip
+        elif has_input and not has_weight:
             yield case.finding(
                 "half-quantized", node, WARNING,
                 "store its weight as integer codes with a DequantizeLinear, a scale for each output channel",
@@ -33,6 +39,14 @@ def half_quantized_layers(case: Case) -> Iterator[Finding]:
                 what="has integer weights and reads float",
                 cost="it computes in float: the file is smaller, and not faster",
             )  # fmt: skip
+
+
+def _are_written(case: Case, data: ir.Value) -> bool:
+    """Return whether codes are those of a kernel that can write nothing else: no reader can do without them."""
+    maker = case.ask.computed_by(data)
+    while maker is not None and case.ask.kind(maker) in case.target.fused_activations:
+        maker = case.ask.computed_by(maker.inputs[0])
+    return maker is not None and case.target.quantizes_output(case.ask.kind(maker))
 
 
 def float_layers(case: Case) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from fxq.export.qdq_rules import constant_of
 from fxq.kinds import ACTIVATIONS
 from fxq.verification.formulas import Formula, find_formulas, without_dequantizer, without_pairs
+from fxq.verification.module_paths import QUANTIZERS
 
 # ONNX's operators in the words of fxq/kinds.py; what depends on more than the operator is below.
 OP_KINDS: Mapping[str, str] = MappingProxyType(
@@ -155,6 +156,14 @@ class Questions:
             is_whole_concat = node.op_type == "Concat" and all(map(self.is_quantized, node.inputs[1:]))
             if self.kind(node) not in _KEEPS_VALUES and not is_whole_concat:
                 return None
+            value = node.inputs[0]
+        return None
+
+    def computed_by(self, value: ir.Value | None) -> ir.Node | None:
+        """Return the operation that computes a value, behind quantizers and what only moves it; None for an input."""
+        while value is not None and (node := value.producer()) is not None:
+            if node.op_type not in QUANTIZERS and self.kind(node) not in _KEEPS_VALUES:
+                return node
             value = node.inputs[0]
         return None
 

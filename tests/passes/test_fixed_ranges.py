@@ -164,4 +164,4 @@ def test_the_exported_file_holds_the_fixed_step_and_runs(tmp_path: object) -> No
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 1)).eval()
     converted = fxq.quantize(model, [X], fxq.Recipe(target=target(TANH)), progress=False)
     report = fxq.export_onnx(converted, f"{tmp_path}/model.onnx", X)
-    assert report.parity[0].max_lsb == 0
+    assert report.parity[0].max_lsb < 1e-3  # floats that threads add up in another order

@@ -288,3 +288,13 @@ def test_a_concatenation_is_integers_where_all_its_operands_are(tmp_path: Path) 
     half = file.op("Concat", file.qdq("x", "input"), "x", name="cat", axis=2)
     path = file.save(tmp_path / "half.onnx", file.conv(half, "conv"))
     assert (WARNING, "half-quantized", "conv") in told(path, "tensorrt")
+
+
+def test_codes_that_a_kernel_has_to_write_are_no_fault_of_the_float_layer_behind(tmp_path: Path) -> None:
+    file = QdqFile()
+    codes = file.qdq(file.conv(file.qdq("x", "input"), "conv"), "between")
+    weight = file.store("weight", np.ones((CHANNELS, CHANNELS, 3, 3), np.float32))
+    moved = file.op("Transpose", codes, name="moved", perm=[0, 1, 3, 2])
+    path = file.save(tmp_path / "model.onnx", file.conv(file.qdq(moved, "moved"), "last", weight))
+    assert (NOTE, "float-layer", "last") in told(path, "onnxruntime")
+    assert (WARNING, "half-quantized", "last") in told(path, "tensorrt")  # whose convolutions write floats as well
