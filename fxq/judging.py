@@ -17,6 +17,7 @@ from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import in_float
 from fxq.graph.snapshot import Snapshot
 from fxq.measured import Measured
+from fxq.nn.quantized_layer import weights_quantized_once
 from fxq.record import Record
 
 NOTHING_TO_SEE = "the model returns no finite floating-point value"
@@ -135,12 +136,12 @@ class Judge:
     def _outputs(self) -> Iterator[list[Tensor]]:
         """Yield the floating-point tensors that the model returns, batch by batch."""
         assert self.stage.data is not None
-        for inputs in self.stage.data.judging(self._gm):
-            # A model may write into its inputs, which are needed again.
-            args, kwargs = copies(tuple(inputs))
-            with torch.no_grad():
+        with torch.no_grad(), weights_quantized_once(self._gm):
+            for inputs in self.stage.data.judging(self._gm):
+                # A model may write into its inputs, which are needed again.
+                args, kwargs = copies(tuple(inputs))
                 leaves = pytree.tree_leaves(call(self._gm, *args, **kwargs))
-            yield [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+                yield [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _enough(data: Data | None) -> int:

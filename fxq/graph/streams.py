@@ -7,6 +7,7 @@ what one forward of one sample holds at its widest point.
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,12 @@ from torch.utils import _pytree as pytree
 from fxq.batches import Inputs
 from fxq.errors import PassError
 from fxq.graph.float_model import in_float
-from fxq.graph.kinds import module_of
+from fxq.graph.kinds import kind, module_of
 from fxq.graph.memory import writes_in_place
-from fxq.nn import TensorQuantizer
+from fxq.nn import TensorQuantizer, WeightQuantized, computed_tensors
+from fxq.nn.quantized_layer import weights_quantized_once
+
+_ADDS_BIAS_LAST = frozenset({"conv", "conv_transpose", "linear"})
 
 
 class Values(NamedTuple):
@@ -78,11 +82,13 @@ class Streams:
             if node in asked:
                 asked.remove(node)
                 before, in_first, mark = _state(node), self._float_state(node), len(self._changed)
+                bias = _bias_of(node)
                 yield node, self._values[node]
                 self._refuse_changes_behind(self._changed[mark:], node, pass_name)
                 if not _is_same_state(before, _state(node)):
                     is_known = _is_same_state(in_first, self._float_state(node))
-                    self._values[node] = self._computed(node, self._values[node].float_values if is_known else None)
+                    in_float = self._values[node].float_values if is_known else None
+                    self._values[node] = self._moved(node, before, bias, is_known) or self._computed(node, in_float)
             for path in parameter_paths(node):
                 self._passed.setdefault(path, node.name)
             for read in dying.get(node, ()):
@@ -104,6 +110,20 @@ class Streams:
             return Values(in_first, in_first)
         return Values(in_first, self._run(node, [source.quantized_values for source in sources]))
 
+    def _moved(
+        self, node: Node, before: list[tuple[Tensor, int]], bias: Tensor | None, is_known: bool
+    ) -> Values | None:
+        """Return what a layer computes of whose state the bias alone changed, without computing it again; else None."""
+        if bias is None or not is_known or self._only_float or self._values[node].are_same:
+            return None
+        layer: Any = module_of(node)
+        others = [one for one in before if one[0] is not layer.bias]
+        if not _is_same_state(others, [one for one in _state(node) if one[0] is not layer.bias]):
+            return None
+        moved = (layer.bias.detach() - bias).reshape(-1, *[1] * (layer.weight.dim() - 2))
+        in_float, quantized = self._values[node]
+        return Values(in_float, [value + moved for value in quantized])
+
     def _placeholder(self, node: Node) -> Values:
         values = [given[node.name] for given in self._given]
         if not self._has_writers:
@@ -124,7 +144,8 @@ class Streams:
         """Return what ``node`` makes of its sources, batch by batch; a stored tensor is taken from ``weights``."""
         function = function_of(self._gm, node, weights or {})
         results = []
-        with torch.no_grad():
+        once = weights_quantized_once(module_of(node)) if node.op == "call_module" else nullcontext()
+        with torch.no_grad(), once:
             for index in range(len(self._given)):
                 found = {source: values[index] for source, values in zip(node.all_input_nodes, sources, strict=True)}
                 args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
@@ -187,6 +208,15 @@ def parameter_paths(node: Node) -> list[str]:
     if node.op != "call_module":
         return []
     return [path for path, _ in module_of(node).named_parameters(prefix=str(node.target), remove_duplicate=False)]
+
+
+def _bias_of(node: Node) -> Tensor | None:
+    """Return a copy of the bias that a quantized layer adds last; None where there is none, or rounding would show."""
+    layer: Any = module_of(node) if node.op == "call_module" else None
+    if not isinstance(layer, WeightQuantized) or kind(node) not in _ADDS_BIAS_LAST or computed_tensors(layer):
+        return None
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return bias.detach().clone() if bias is not None and bias.dtype in (torch.float32, torch.float64) else None
 
 
 def _state(node: Node) -> list[tuple[Tensor, int]]:

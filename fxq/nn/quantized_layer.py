@@ -2,12 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from fxq.errors import DescriptorError
+from fxq.module_tree import all_modules
 from fxq.nn.computed import at_rest, plain_type
 from fxq.nn.quantized import Quantized, Weight
 from fxq.nn.tensor_quantizer import TensorQuantizer
@@ -141,3 +144,20 @@ class ManyQuantized(Quantized):
     def _weight(self, name: str) -> Tensor:
         # Not get_parameter: while tracing, what stands for a parameter is none.
         return self._quantized(name, attrgetter(name)(self))
+
+
+def _same(weight: Tensor) -> Tensor:
+    return weight
+
+
+@contextmanager
+def weights_quantized_once(module: nn.Module) -> Iterator[None]:
+    """Let the layers in ``module`` quantize their weights once for many calls; nothing may change them meanwhile."""
+    held = [one for one in all_modules(module) if isinstance(one, WeightQuantized)]
+    try:
+        for layer in held:
+            layer.__dict__["quantized_weight"] = partial(_same, layer.quantized_weight())
+        yield
+    finally:
+        for layer in held:
+            layer.__dict__.pop("quantized_weight", None)

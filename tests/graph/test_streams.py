@@ -79,6 +79,36 @@ def test_both_streams_see_what_was_changed_at_a_node_before() -> None:
             torch.testing.assert_close(seen["fc"][1], gm(DATA), rtol=1e-5, atol=1e-5)
 
 
+LAYERS = {
+    "convolution": (nn.Conv2d(3, 4, 3), torch.randn(6, 3, 8, 8)),
+    "transposed convolution": (nn.ConvTranspose1d(3, 4, 3, bias=False), torch.randn(6, 3, 8)),
+    "linear": (nn.Linear(8, 4), torch.randn(6, 5, 8)),
+    "in double precision": (nn.Linear(8, 4, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("changes_weight", [False, True])
+@pytest.mark.parametrize(("layer", "x"), LAYERS.values(), ids=LAYERS.keys())
+def test_what_is_read_behind_a_changed_layer_is_what_it_computes_now(
+    layer: nn.Module, x: Tensor, changes_weight: bool
+) -> None:
+    gm = calibrated(nn.Sequential(layer, nn.Tanh()).eval(), x)
+    rw = rewriter(gm, x[:4], x[4:])
+    first, behind = node(gm, "_0"), node(gm, "_1")
+    before = gm(x).detach()
+    seen = {}
+    for found, (_, quantized_values) in rw.run_both([first, behind]):
+        seen[found] = quantized_values
+        if found is first:
+            weight = rw.module(first).weight.detach()
+            rw.set_bias("0", torch.linspace(-1, 1, 4).to(weight.dtype), "to see it")
+            if changes_weight:
+                rw.set_weight("0", -weight, "to see it")
+    now = gm(x).detach()
+    torch.testing.assert_close(outputs(seen[behind]), now, rtol=0, atol=1e-6)  # a bias is added to what was rounded
+    assert float((now - before).abs().max()) > 0.1
+
+
 def test_an_equivalent_rewrite_changes_both_streams_inside_and_neither_in_the_end() -> None:
     gm = calibrated(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.randn(8, 6))
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
