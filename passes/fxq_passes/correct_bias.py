@@ -29,9 +29,7 @@ _NEWTON_STEPS = 4  # at most; the mean is nearly linear in the shift: two give t
 _NO_STEP = 1e-3  # of the deviation of the values
 _LEAST_SHARE = 0.05
 _MOST_WALKS = 16  # through both models, for layers that are called several times
-_ENOUGH = (
-    2**12
-)  # values of a channel: what these say is within 1.6 % of the deviation of errors, and samples differ more
+_ENOUGH = 2**13  # values of a channel: a mean of more is no better, since samples differ more than positions
 
 
 @register_pass("correct_bias")
