@@ -56,7 +56,7 @@ GIVEN: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-SLOW = ("module of a program", "compiled")  # parts of what "program" and "compiled and parallel" are
+SLOW = ("module of a program", "compiled", "data parallel")  # parts of what "program" and "compiled and parallel" are
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_a_loaded_model_is_calibrated_anew_from_where_it_began(name: str, tmp_pa
     assert everything(loaded) == everything(prepared)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_exports_the_same_bytes(tmp_path: Path) -> None:
     converted = fxq.convert(calibrated("mobile", "best"))
     fxq.save(converted, tmp_path / "mobile.fxq")

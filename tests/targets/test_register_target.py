@@ -53,6 +53,7 @@ def test_an_unknown_target_is_an_error_that_suggests_one() -> None:
         fxq.Recipe(target="tensort")
 
 
+@pytest.mark.slow  # passes of one are found in tests/test_registry.py
 def test_an_installed_package_brings_a_target_as_an_object_or_by_registering_it(tmp_path: Path) -> None:
     install("object-target", tmp_path, "x = fxq_test_object:TARGET", "fxq_test_object", AS_OBJECT.format(name="object"))
     code = AS_OBJECT.format(name="called") + "fxq.register_target(TARGET)\n"
