@@ -16,7 +16,7 @@ from fxq.batches import Inputs
 from fxq.calibration import calibrate, needs_data
 from fxq.data import Data
 from fxq.errors import MetricError
-from fxq.graph.groups import Group, find_groups
+from fxq.graph.groups import Group, find_groups, is_left_in_float
 from fxq.graph.modules import copy_graph
 from fxq.graph.multiplications import count_multiplications
 from fxq.graph.switchboard import Switchboard
@@ -267,6 +267,7 @@ class Search:
         gm = copy_graph(prepared).eval()
         counted = count_multiplications(gm, self._sample(gm))
         groups = find_groups(gm, require_state(prepared, Stage.PREPARED, "").settings.target)
+        groups = [group for group in groups if not is_left_in_float(group)]
         quantized = sum(counted.get(node, 0) for group in groups for node in group.nodes)
         return quantized / sum(counted.values()) if any(counted.values()) else 0.0
 

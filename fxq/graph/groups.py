@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
-from fxq.graph.kinds import kind
+from fxq.graph.kinds import kind, module_of
 from fxq.graph.match import (
     Edge,
     has_one_reader,
@@ -26,6 +26,7 @@ from fxq.graph.match import (
 )
 from fxq.graph.plan import part_of, planned_input, planned_inputs, planned_inside, planned_output
 from fxq.nn.quantized import quantizer_name
+from fxq.nn.tensor_quantizer import TensorQuantizer
 from fxq.targets.target import Target
 
 
@@ -71,6 +72,14 @@ def find_groups(gm: GraphModule, target: Target) -> list[Group]:
         if owner in parents:
             readings[_root(parents, owner)].append(edge)
     return [_group(nodes, readings[root]) for root, nodes in members.items()]
+
+
+def is_left_in_float(group: Group) -> bool:
+    """Return whether the quantizers of a group are off: of its weights, or where it has none, of what it reads."""
+    inside = [(module_of(node), slot) for node in group.nodes for slot in planned_inside(node)]
+    own = [module.get_submodule(quantizer_name(slot)) for module, slot in inside]
+    own = own or [module_of(edge.producer) for edge in group.readings]
+    return bool(own) and not any(isinstance(one, TensorQuantizer) and one.is_enabled for one in own)
 
 
 def quantizers_alone(gm: GraphModule, target: Target, node: Node) -> tuple[list[Node], list[str]]:

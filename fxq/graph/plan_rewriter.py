@@ -155,8 +155,9 @@ class PlanRewriter:
         for path in paths:
             quantizer = module_at(self.gm, path)
             assert isinstance(quantizer, TensorQuantizer)
-            quantizer.disable()
-        self._data_stage.switched_off += paths
+            if quantizer.is_enabled:  # one that the user switched off stays so in the next calibration
+                quantizer.disable()
+                self._data_stage.switched_off.append(path)
         for one in operations:
             self._note("edit", one, f"left in float: {why}")
             self.skip(one, why)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache
 from operator import attrgetter
 from typing import Any, Self
 
@@ -146,17 +146,13 @@ class ManyQuantized(Quantized):
         return self._quantized(name, attrgetter(name)(self))
 
 
-def _same(weight: Tensor) -> Tensor:
-    return weight
-
-
 @contextmanager
 def weights_quantized_once(module: nn.Module) -> Iterator[None]:
     """Let the layers in ``module`` quantize their weights once for many calls; nothing may change them meanwhile."""
     held = [one for one in all_modules(module) if isinstance(one, WeightQuantized)]
     try:
         for layer in held:
-            layer.__dict__["quantized_weight"] = partial(_same, layer.quantized_weight())
+            layer.__dict__["quantized_weight"] = cache(layer.quantized_weight)
         yield
     finally:
         for layer in held:

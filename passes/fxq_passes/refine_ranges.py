@@ -23,7 +23,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxq import ANY, Pass, Rewriter, Stage, TensorQuantizer, register_pass
-from fxq.graph import MOVES_DATA, is_quantizer, is_weighted, kind, shape_of
+from fxq.graph import (
+    MOVES_DATA,
+    inserted_for,
+    is_quantizer,
+    is_weighted,
+    kind,
+    planned_inputs,
+    planned_output,
+    shape_of,
+)
 from fxq.graph.observers import ranged
 from fxq_passes.accuracy.elementwise import activations_behind
 from fxq_passes.accuracy.layer_matrix import LayerMatrix
@@ -117,7 +126,7 @@ class RefineRanges(Pass):
                 ends = " and ".join(f"{share:g}" for share in dict.fromkeys(shares))
                 why = f"range narrowed to {ends} of what was fitted: its readers err {error:.2f} times as much"
                 rw.edit(nodes[0], why)
-            if seen[path].is_scores:
+            if seen[path].is_scores and inserted_for(nodes[0]):  # one placed by hand is the user's
                 self._judge_scores(rw, nodes, seen[path])
 
     def _judge_scores(self, rw: Rewriter, nodes: list[Node], seen: _Seen) -> None:
@@ -125,9 +134,10 @@ class RefineRanges(Pass):
         if error <= self.most_error_of_shares:
             return
         why = f"with 256 codes for its scores softmax errs by {error:.1%} of the power of what it gives"
-        softmaxes = [reader for node in nodes for reader in node.users if kind(reader) == "softmax"]
-        for node in (nodes[0], *softmaxes):
-            rw.leave_in_float(node, why)
+        rw.leave_in_float(nodes[0], why)
+        for softmax in [reader for node in nodes for reader in node.users if kind(reader) == "softmax"]:
+            if planned_inputs(softmax) or planned_output(softmax):
+                rw.leave_in_float(softmax, why)
 
     def _note(self, rw: Rewriter, node: Node, values: list[Tensor], seen: _Seen) -> None:
         behind = activations_behind(rw, node)

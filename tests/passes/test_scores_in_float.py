@@ -100,6 +100,22 @@ def test_it_is_explained_counted_and_undone_by_the_next_calibration() -> None:
     assert off(gm) == set()
 
 
+def test_what_stays_in_float_is_no_part_of_what_auto_quantize_says_is_quantized() -> None:
+    model = Scored(800).eval()
+    with torch.no_grad():
+        wanted = model(OTHERS)
+    found = fxq.auto_quantize(
+        model,
+        BATCHES,
+        lambda tried: -float((tried(OTHERS) - wanted).square().mean()),
+        1.0,
+        "onnxruntime",
+        progress=False,
+    )
+    stem, head = 16 * 3 * 9, 40 * 16  # multiplications at a position
+    assert found.int8_share == pytest.approx(stem / (stem + head), rel=0.01)
+
+
 def test_it_comes_back_from_a_file(tmp_path: Path) -> None:
     gm = calibrated(Scored(800).eval())
     fxq.save(gm, tmp_path / "model.fxq")
@@ -108,6 +124,36 @@ def test_it_comes_back_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(loaded(OTHERS), gm(OTHERS))
     fxq.calibrate(loaded, [1e-4 * one for one in BATCHES], progress=False)
     assert off(loaded) == set()
+
+
+def test_scores_whose_softmax_is_float_by_a_rule_are_too() -> None:
+    recipe = fxq.recipe("onnxruntime").with_accuracy("fast").with_rules(("softmax", None))
+    gm = fxq.prepare(Scored(800).eval(), BATCHES[0], recipe)
+    fxq.calibrate(gm, BATCHES, progress=False)
+    assert off(gm) == WHOLE - {"softmax_output_quantizer"}
+
+
+def test_a_quantizer_of_the_users_own_stays_on() -> None:
+    class ByHand(Scored):
+        def __init__(self) -> None:
+            super().__init__(800)
+            self.by_hand = fxq.TensorQuantizer(fxq.QuantDescriptor(unsigned=True, symmetric=False))
+
+        def scores(self, x: Tensor) -> Tensor:
+            return self.by_hand(super().scores(x))  # type: ignore[no-any-return]
+
+    gm = calibrated(ByHand().eval())
+    assert gm.get_submodule("by_hand").is_enabled
+
+
+def test_a_quantizer_that_the_user_switched_off_stays_so_in_the_next_calibration() -> None:
+    gm = fxq.prepare(Scored(800).eval(), BATCHES[0], fxq.recipe("onnxruntime").with_accuracy("fast"))
+    gm.get_submodule("head").weight_quantizer.disable()
+    for _ in range(2):
+        fxq.calibrate(gm, BATCHES, progress=False)
+        assert off(gm) == WHOLE
+    fxq.calibrate(gm, [1e-4 * one for one in BATCHES], progress=False)
+    assert off(gm) == {"head._weight_quantizer"}
 
 
 class LeavesInFloat(Pass):
