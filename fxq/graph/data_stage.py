@@ -16,10 +16,11 @@ class DataStage:
         data: None where the user gave none.
         weights: those of the float model by path, as ``prepare`` left them or as an equivalent rewrite made them;
             None where all passes only stream.
-        changed: paths of the parameters that passes changed, and of modules that they put in.
+        changed: paths of the parameters that passes changed, and of modules that they put in or switched off.
         replaced: the modules in whose place passes put others, by path.
         inserted: names of the nodes that passes inserted.
         switched_off: paths of the quantizers that passes switched off.
+        left: names of the nodes that passes left in float.
         runs_unjudged: passes that improve run even where too few samples are held out to judge them.
         covering: paths of the quantizers whose ranges cover samples held out that they would not cover otherwise; None
             before ranges took any in.
@@ -31,6 +32,7 @@ class DataStage:
     replaced: dict[str, nn.Module] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
     switched_off: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     covering: set[str] | None = None
     runs_unjudged: bool = True
     _corrected: set[str] = field(default_factory=set)
@@ -46,6 +48,7 @@ class DataStage:
             dict(self.replaced),
             list(self.inserted),
             list(self.switched_off),
+            list(self.left),
             covering,
             self.runs_unjudged,
             set(self._corrected),
@@ -55,7 +58,7 @@ class DataStage:
         """Take over the notes of ``other``."""
         self.weights, self.changed, self._corrected = other.weights, other.changed, other._corrected
         self.replaced, self.inserted, self.covering = other.replaced, other.inserted, other.covering
-        self.switched_off = other.switched_off
+        self.switched_off, self.left = other.switched_off, other.left
 
     def note_change(self, pass_name: str, paths: list[str], equivalent: Tensor | None) -> None:
         """Note that a parameter with these paths was set; ``equivalent`` is its value in the float model too.

@@ -7,7 +7,7 @@ stands on readings (edges) of a tensor; each reading is there for the group that
 the tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
@@ -82,20 +82,23 @@ def is_left_in_float(group: Group) -> bool:
     return bool(own) and not any(isinstance(one, TensorQuantizer) and one.is_enabled for one in own)
 
 
-def quantizers_alone(gm: GraphModule, target: Target, node: Node) -> tuple[list[Node], list[str]]:
+def quantizers_alone(
+    gm: GraphModule, target: Target, node: Node, left: Collection[str] = ()
+) -> tuple[list[Node], list[str]]:
     """Return the operations that are quantized together with ``node``, and the quantizers that no other one wants.
 
     Args:
         gm: a prepared graph.
         target: it was prepared for.
         node: an operation; or a quantizer, for those that want it.
+        left: names of the nodes that want none any more.
     """
     chosen, others = list[Group](), set[str]()
     for group in find_groups(gm, target):
         wanted = {edge.producer for edge in group.readings}
         if node in group.nodes or node in wanted:
             chosen.append(group)
-        else:
+        elif not any(one.name in left for one in group.nodes):
             others |= {str(one.target) for one in wanted}
     operations = [one for group in chosen for one in group.nodes]
     paths = [str(edge.producer.target) for group in chosen for edge in group.readings]

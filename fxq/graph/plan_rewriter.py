@@ -59,8 +59,9 @@ class PlanRewriter:
         return self.settings.config(node, slot, may_be_negative)
 
     def skip(self, node: Node, reason: str) -> None:
-        """Note that the pass leaves ``node`` as it is, and why."""
-        self._note("skip", node, reason)
+        """Note that the pass leaves ``node`` as it is, and why; what was left in float has its reason."""
+        if self._data_stage is None or node.name not in self._data_stage.left:
+            self._note("skip", node, reason)
 
     def plan_input(self, node: Node, position: int, descriptor: QuantDescriptor, why: str, role: str = "input") -> None:
         """Plan a quantizer on the node argument of ``node`` at ``position`` (see Edge). Roles: see Plan."""
@@ -135,32 +136,42 @@ class PlanRewriter:
 
         The quantizers that no other operation wants are switched off: those of its weights, of what it reads and of
         what it gives. What is computed with it, such as an add in the same kernel, goes with it. The next calibration
-        starts with all of them on. What is known before there is data is a rule's to say, or ``drop_plan``'s.
+        starts with all of them on. ``fxq.save`` stores which are off, a state dict does not. What is known before there
+        is data is a rule's to say, or ``drop_plan``'s.
 
         Args:
             node: the operation; or a quantizer, for those that want it.
             why: the reason, for the record.
 
         Raises:
-            PassError: the pass is of another stage than CALIBRATED, or nothing was quantized for ``node``.
+            PassError: the pass is of another stage than CALIBRATED, or streams, or nothing was quantized for ``node``;
+                or, in a loop over ``run_both``, the streams have left one of the quantizers behind.
         """
         if self._data_stage is None:
             raise PassError(
                 f"pass {self.pass_name!r} leaves {node.name!r} in float, which passes of the stage 'calibrated' do by "
                 "switching off its quantizers: declare stage = fxq.Stage.CALIBRATED, or plan none (rw.drop_plan)"
             )
-        operations, paths = quantizers_alone(self.gm, self.target, node)
+        stage = self._data_stage
+        if stage.weights is None:
+            raise PassError(f"pass {self.pass_name!r} declares streams = True and leaves {node.name!r} in float")
+        operations, paths = quantizers_alone(self.gm, self.target, node, stage.left)
         if not operations:
             raise PassError(f"pass {self.pass_name!r} leaves {node.name!r} in float, for which nothing was quantized")
+        if not paths:
+            self.skip(node, f"{why}; other operations want its quantizers, which stay on")
+            return
         for path in paths:
             quantizer = module_at(self.gm, path)
             assert isinstance(quantizer, TensorQuantizer)
             if quantizer.is_enabled:  # one that the user switched off stays so in the next calibration
                 quantizer.disable()
-                self._data_stage.switched_off.append(path)
+                stage.switched_off.append(path)
+        stage.changed.extend(paths)
         for one in operations:
             self._note("edit", one, f"left in float: {why}")
             self.skip(one, why)
+        stage.left.extend(one.name for one in operations)
 
     def _is_overwritten(self, node: Node, producer: Node) -> bool:
         """Note that ``node`` gets no quantizer if one on ``producer`` would miss what is written there later."""

@@ -21,9 +21,10 @@ from fxq.errors import PassError
 from fxq.graph.float_model import in_float
 from fxq.graph.kinds import kind, module_of
 from fxq.graph.memory import writes_in_place
-from fxq.nn import TensorQuantizer, WeightQuantized, computed_tensors
+from fxq.nn import TensorQuantizer, WeightQuantized, computed_tensors, has_other_hooks
 from fxq.nn.quantized_layer import weights_quantized_once
 
+State = list[tuple[Tensor | TensorQuantizer, int]]
 _ADDS_BIAS_LAST = frozenset({"conv", "conv_transpose", "linear"})
 
 
@@ -89,7 +90,7 @@ class Streams:
                     is_known = _is_same_state(in_first, self._float_state(node))
                     in_float = self._values[node].float_values if is_known else None
                     self._values[node] = self._moved(node, before, bias, is_known) or self._computed(node, in_float)
-            for path in parameter_paths(node):
+            for path in (*parameter_paths(node), *_quantizer_paths(node)):
                 self._passed.setdefault(path, node.name)
             for read in dying.get(node, ()):
                 del self._values[read]
@@ -110,9 +111,7 @@ class Streams:
             return Values(in_first, in_first)
         return Values(in_first, self._run(node, [source.quantized_values for source in sources]))
 
-    def _moved(
-        self, node: Node, before: list[tuple[Tensor, int]], bias: Tensor | None, is_known: bool
-    ) -> Values | None:
+    def _moved(self, node: Node, before: State, bias: Tensor | None, is_known: bool) -> Values | None:
         """Return what a layer computes of whose state the bias alone changed, without computing it again; else None."""
         if bias is None or not is_known or self._only_float or self._values[node].are_same:
             return None
@@ -152,7 +151,7 @@ class Streams:
                 results.append(function(*args, **kwargs))
         return results
 
-    def _float_state(self, node: Node) -> list[tuple[Tensor, int]]:
+    def _float_state(self, node: Node) -> State:
         """Return what the float model has for the parameters that ``node`` reads, as :func:`_state` does."""
         found = [self._weights[path] for path in parameter_paths(node) if path in self._weights]
         return [(tensor, tensor._version) for tensor in found]
@@ -215,19 +214,32 @@ def _bias_of(node: Node) -> Tensor | None:
     layer: Any = module_of(node) if node.op == "call_module" else None
     if not isinstance(layer, WeightQuantized) or kind(node) not in _ADDS_BIAS_LAST or computed_tensors(layer):
         return None
+    if has_other_hooks(layer) or not type(layer).__module__.startswith("fxq.nn."):
+        return None  # who knows what they do to the output
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     return bias.detach().clone() if bias is not None and bias.dtype in (torch.float32, torch.float64) else None
 
 
-def _state(node: Node) -> list[tuple[Tensor, int]]:
-    """Return all tensors of the module that ``node`` calls, each with the number of times it was written to."""
+def _quantizer_paths(node: Node) -> list[str]:
+    """Return the paths of the quantizers that ``node`` calls."""
+    if node.op != "call_module":
+        return []
+    found = module_of(node).named_modules(prefix=str(node.target))
+    return [path for path, one in found if isinstance(one, TensorQuantizer)]
+
+
+def _state(node: Node) -> State:
+    """Return all tensors of the module that ``node`` calls, each with the number of times it was written to; and its
+    quantizers, each with whether it is on.
+    """
     if node.op != "call_module":
         return []
     module = module_of(node)
-    return [(tensor, tensor._version) for tensor in (*module.parameters(), *module.buffers())]
+    tensors = [(tensor, tensor._version) for tensor in (*module.parameters(), *module.buffers())]
+    return [*tensors, *((one, one.is_enabled) for one in module.modules() if isinstance(one, TensorQuantizer))]
 
 
-def _is_same_state(before: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
+def _is_same_state(before: State, now: State) -> bool:
     return len(before) == len(now) and all(
         old is new and old_version == version for (old, old_version), (new, version) in zip(before, now, strict=True)
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxq.graph.edges import read_instead
-from fxq.graph.groups import Group, find_groups
+from fxq.graph.groups import Group, find_groups, is_left_in_float
 from fxq.graph.kinds import module_of
 from fxq.graph.match import is_quantizer
 from fxq.graph.plan import planned_inside
@@ -32,7 +32,7 @@ class Switchboard:
     """
 
     def __init__(self, gm: GraphModule, target: Target, float_weights: Mapping[str, Tensor]) -> None:
-        self.gm, self.groups = gm, find_groups(gm, target)
+        self.gm, self.groups = gm, [one for one in find_groups(gm, target) if not is_left_in_float(one)]
         self._inside = {group: _quantizers_inside(group) for group in self.groups}
         self._weights = _changed_weights(gm, float_weights)
         owned = {path: group for group in self.groups for node in group.nodes for path in _paths(node)}

@@ -80,11 +80,15 @@ class WeightChanges:
         return {path: parameter.detach() for path, parameter in found.items()} | dict(self.equivalent)
 
     def undo(self, model: GraphModule) -> None:
-        """Give the parameters the values that they had before, and put modules and nodes back.
+        """Switch quantizers on again; give the parameters the values that they had before, put modules and nodes back.
 
-        Where one is no longer what calibration left, the model was trained or loaded since: then all stay as they are,
-        and what they are is what the next calibration starts from.
+        Where a parameter is no longer what calibration left, the model was trained or loaded since: then parameters,
+        modules and nodes stay as they are, and that is what the next calibration starts from.
         """
+        for path in self.switched_off:
+            quantizer = model.get_submodule(path)
+            assert isinstance(quantizer, TensorQuantizer)
+            quantizer.enable()
         found = weights_of(model)
         if not self._are_in(found):
             return
@@ -98,8 +102,6 @@ class WeightChanges:
         for path, module in self.replaced.items():
             model.set_submodule(path, module.train(model.training))
         take_out(model, self.inserted)
-        for path in self.switched_off:
-            model.get_submodule(path).enable()  # type: ignore[operator]
 
     def undone(self, model: GraphModule) -> GraphModule:
         """Return ``model`` as it was before, a copy where anything changed; errors and exceptions as in ``undo``."""

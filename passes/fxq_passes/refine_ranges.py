@@ -116,8 +116,8 @@ class RefineRanges(Pass):
         seen = {path: _Seen() for path in calls}
         for node, values in rw.run_float(wanted):
             self._note(rw, node, values, seen[str(node.target)])
-        chosen = rw.share_out(list(calls), lambda path: self._choose(rw.module(calls[path][0]), seen[path]))
-        for (path, nodes), choice in zip(calls.items(), chosen, strict=True):
+        found = rw.share_out(list(calls), lambda path: self._judge(rw.module(calls[path][0]), seen[path]))
+        for nodes, (choice, error_of_shares) in zip(calls.values(), found, strict=True):
             if choice is not None:
                 shares, error = choice
                 quantizer = rw.module(nodes[0])
@@ -126,13 +126,11 @@ class RefineRanges(Pass):
                 ends = " and ".join(f"{share:g}" for share in dict.fromkeys(shares))
                 why = f"range narrowed to {ends} of what was fitted: its readers err {error:.2f} times as much"
                 rw.edit(nodes[0], why)
-            if seen[path].is_scores and inserted_for(nodes[0]):  # one placed by hand is the user's
-                self._judge_scores(rw, nodes, seen[path])
+            if error_of_shares > self.most_error_of_shares and inserted_for(nodes[0]):  # by hand is by will
+                self._leave_in_float(rw, nodes, error_of_shares)
 
-    def _judge_scores(self, rw: Rewriter, nodes: list[Node], seen: _Seen) -> None:
-        error = max(seen.error(rw.module(nodes[0]), half) for half in range(2))
-        if error <= self.most_error_of_shares:
-            return
+    def _leave_in_float(self, rw: Rewriter, nodes: list[Node], error: float) -> None:
+        """Leave scores in float, with what computes them and the softmaxes that read them."""
         why = f"with 256 codes for its scores softmax errs by {error:.1%} of the power of what it gives"
         rw.leave_in_float(nodes[0], why)
         for softmax in [reader for node in nodes for reader in node.users if kind(reader) == "softmax"]:
@@ -159,6 +157,15 @@ class RefineRanges(Pass):
             (max(one[0], other[0]), max(one[1], other[1]))
             for one, other in zip(found, seen.reach_h or found, strict=True)
         ]
+
+    def _judge(self, quantizer: TensorQuantizer, seen: _Seen) -> tuple[tuple[tuple[float, float], float] | None, float]:
+        """Return what :meth:`_choose` does, and how much softmaxes err with it in terms of their power, if alone."""
+        choice = self._choose(quantizer, seen)
+        if not seen.is_scores:
+            return choice, 0.0
+        (lower, upper), (low, high) = choice[0] if choice else (1.0, 1.0), quantizer.range
+        best = ranged(quantizer, low * lower, high * upper)
+        return choice, max(seen.error(best, half) for half in range(2))
 
     def _choose(self, quantizer: TensorQuantizer, seen: _Seen) -> tuple[tuple[float, float], float] | None:
         """Return the best shares of both ends, and the error with them in terms of that without; None to leave both."""

@@ -109,6 +109,20 @@ def test_what_is_read_behind_a_changed_layer_is_what_it_computes_now(
     assert float((now - before).abs().max()) > 0.1
 
 
+def test_a_hook_sees_the_layer_as_it_is_now() -> None:
+    x = torch.randn(6, 8)
+    gm = calibrated(nn.Sequential(nn.Linear(8, 4), nn.Tanh()).eval(), x)
+    gm.get_submodule("0").register_forward_hook(lambda module, inputs, output: 0.1 * output)
+    rw = rewriter(gm, x)
+    first, behind = node(gm, "_0"), node(gm, "_1")
+    seen = {}
+    for found, (_, quantized_values) in rw.run_both([first, behind]):
+        seen[found] = quantized_values
+        if found is first:
+            rw.set_bias("0", torch.linspace(-1, 1, 4), "to see it")
+    assert torch.equal(outputs(seen[behind]), gm(x).detach())
+
+
 def test_an_equivalent_rewrite_changes_both_streams_inside_and_neither_in_the_end() -> None:
     gm = calibrated(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.randn(8, 6))
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))

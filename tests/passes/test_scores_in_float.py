@@ -88,7 +88,9 @@ def test_it_is_explained_counted_and_undone_by_the_next_calibration() -> None:
     gm = calibrated(Scored(800).eval())
     explanation = fxq.explain(gm)
     assert explanation.coverage.in_float == ("head",)
-    assert "softmax errs by" in explanation["head"].reason
+    assert explanation["head"].reason.startswith("with 256 codes for its scores softmax errs by ")
+    assert ";" not in explanation["head"].reason  # what later passes say of it is the same
+    assert {one.path for one in fxq.sensitivity(gm, BATCHES, progress=False).groups} == {"stem"}
     assert [one.role for one in explanation["head"].quantized] == ["input"]  # the codes that the stem writes
     assert not explanation["softmax"].is_quantized
     data = [4 * batch for batch in BATCHES]
@@ -96,7 +98,9 @@ def test_it_is_explained_counted_and_undone_by_the_next_calibration() -> None:
     assert off(gm) == WHOLE
     low, high = gm.get_submodule("stem_input_quantizer").range  # type: ignore[misc]
     assert float(high - low) > 20  # of the second data
-    fxq.calibrate(gm, [torch.zeros_like(one) + 1e-4 * one for one in BATCHES], progress=False)
+    with torch.no_grad():
+        gm.get_parameter("stem.bias").add_(1e-6)  # as training does, behind which weights stay as they are
+    fxq.calibrate(gm, [1e-4 * one for one in BATCHES], progress=False)
     assert off(gm) == set()
 
 
@@ -157,45 +161,99 @@ def test_a_quantizer_that_the_user_switched_off_stays_so_in_the_next_calibration
 
 
 class LeavesInFloat(Pass):
-    """Leaves what is called ``node`` in float."""
+    """Leaves what is called ``nodes`` in float."""
 
     name = "leaves_in_float"
     stage = Stage.CALIBRATED
     tolerance = fxq.ANY
     improves = True
-    node = "stem"
+    nodes: tuple[str, ...] = ("stem",)
 
     def run(self, rw: Rewriter) -> None:
-        (node,) = rw.nodes(lambda node: node.name == self.node)
-        rw.leave_in_float(node, "to see")
+        found = {node.name: node for node in rw.gm.graph.nodes}
+        for name in self.nodes:
+            rw.leave_in_float(found[name], "to see")
 
 
-def with_pass(monkeypatch: pytest.MonkeyPatch, **attributes: object) -> GraphModule:
+def with_pass(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **attributes: object) -> GraphModule:
     fxq.register_pass("leaves_in_float")(LeavesInFloat)
     for name, value in attributes.items():
         monkeypatch.setattr(LeavesInFloat, name, value)
     recipe = fxq.recipe("tensorrt").with_accuracy("plain").with_pass("leaves_in_float")
-    gm = fxq.prepare(Scored(20).eval(), BATCHES[0], recipe)
+    gm = fxq.prepare(model.eval(), BATCHES[0], recipe)
     fxq.calibrate(gm, fxq.Data(BATCHES, held_out=0), progress=False)
     return gm
 
 
 def test_a_pass_leaves_any_operation_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    gm = with_pass(monkeypatch)
+    gm = with_pass(monkeypatch, Scored(20))
     assert off(gm) == {"stem_input_quantizer", "stem._weight_quantizer"}
     assert fxq.explain(gm)["stem"].reason == "to see"
+
+
+class Two(nn.Module):
+    """Two layers that read one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
+
+
+@pytest.mark.parametrize("nodes", [("first",), ("first", "second"), ("second", "first")], ids=str)
+def test_a_quantizer_goes_with_the_last_that_wants_it(monkeypatch: pytest.MonkeyPatch, nodes: tuple[str, ...]) -> None:
+    expected = {f"{name}._weight_quantizer" for name in nodes}
+    assert off(with_pass(monkeypatch, Two(), nodes=nodes)) == expected | (
+        {"first_input_quantizer"} if len(nodes) == 2 else set()
+    )
+
+
+class InALoop(LeavesInFloat):
+    """Leaves ``left`` in float at the node ``at`` of a walk, and looks at all behind."""
+
+    at, left = "stem_input_quantizer", "stem"
+
+    def run(self, rw: Rewriter) -> None:
+        layers = [node for node in rw.gm.graph.nodes if node.op == "call_module"]
+        (left,) = [node for node in layers if node.name == self.left]
+        last: list[Tensor] = []
+        for node, (_, last) in rw.run_both(layers):  # noqa: B007 - that of the last one
+            if node.name == self.at:
+                rw.leave_in_float(left, "to see")
+        with torch.no_grad():
+            assert torch.equal(torch.cat(last), torch.cat([rw.gm(*inputs.args) for inputs in rw.data]))
+
+
+def test_what_is_left_in_float_in_a_walk_is_so_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeavesInFloat, "run", InALoop.run)
+    for name in ("at", "left"):
+        monkeypatch.setattr(LeavesInFloat, name, getattr(InALoop, name), raising=False)
+    assert "stem._weight_quantizer" in off(with_pass(monkeypatch, Scored(20)))
+
+
+def test_a_quantizer_that_a_walk_has_left_behind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeavesInFloat, "run", InALoop.run)
+    for name, value in {"at": "stem", "left": "stem"}.items():
+        monkeypatch.setattr(LeavesInFloat, name, value, raising=False)
+    with pytest.raises(
+        fxq.PassError, match="changes 'stem_input_quantizer' at node 'stem', when the streams have left"
+    ):
+        with_pass(monkeypatch, Scored(20))
 
 
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"node": "output"}, "leaves 'output' in float, for which nothing was quantized"),
+        ({"nodes": ("output",)}, "leaves 'output' in float, for which nothing was quantized"),
         ({"stage": Stage.PREPARED}, "declare stage = fxq.Stage.CALIBRATED"),
+        ({"streams": True, "improves": False}, "declares streams = True and leaves 'stem' in float"),
     ],
-    ids=["the output", "another stage"],
+    ids=["the output", "another stage", "a pass that streams"],
 )
 def test_what_cannot_be_left_in_float_is_refused(
     attributes: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(fxq.PassError, match=words):
-        with_pass(monkeypatch, **attributes)
+        with_pass(monkeypatch, Scored(20), **attributes)
