@@ -131,7 +131,7 @@ class RefineRanges(Pass):
 
     def _leave_in_float(self, rw: Rewriter, nodes: list[Node], error: float) -> None:
         """Leave scores in float, with what computes them and the softmaxes that read them."""
-        why = f"with 256 codes for its scores softmax errs by {error:.1%} of the power of what it gives"
+        why = f"with the best range for its scores softmax errs by {error:.1%} of the power of what it gives"
         rw.leave_in_float(nodes[0], why)
         for softmax in [reader for node in nodes for reader in node.users if kind(reader) == "softmax"]:
             if planned_inputs(softmax) or planned_output(softmax):

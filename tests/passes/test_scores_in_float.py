@@ -88,7 +88,7 @@ def test_it_is_explained_counted_and_undone_by_the_next_calibration() -> None:
     gm = calibrated(Scored(800).eval())
     explanation = fxq.explain(gm)
     assert explanation.coverage.in_float == ("head",)
-    assert explanation["head"].reason.startswith("with 256 codes for its scores softmax errs by ")
+    assert explanation["head"].reason.startswith("with the best range for its scores softmax errs by ")
     assert ";" not in explanation["head"].reason  # what later passes say of it is the same
     assert {one.path for one in fxq.sensitivity(gm, BATCHES, progress=False).groups} == {"stem"}
     assert [one.role for one in explanation["head"].quantized] == ["input"]  # the codes that the stem writes
