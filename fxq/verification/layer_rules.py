@@ -21,10 +21,10 @@ def half_quantized_layers(case: Case) -> Iterator[Finding]:
     for node, data, weight in case.ask.layers():
         kind = case.ask.kind(node)
         has_input, has_weight = case.ask.is_quantized(data), case.ask.is_quantized(weight)
-        if has_input and not has_weight and _are_written(case, data):
+        if has_input and not has_weight and _have_another_reason(case, node, data):
             yield case.finding(
                 "float-layer", node, NOTE, "quantize its weight too, unless accuracy wants it in float",
-                what="reads the codes that an integer kernel writes, and its weight is given in float",
+                what="reads codes that are there for other operations, and its weight is given in float",
                 cost="it runs in float",
             )  # fmt: skip
         elif has_input and not has_weight:
@@ -41,12 +41,15 @@ def half_quantized_layers(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _are_written(case: Case, data: ir.Value) -> bool:
-    """Return whether codes are those of a kernel that can write nothing else: no reader can do without them."""
-    maker = case.ask.computed_by(data)
+def _have_another_reason(case: Case, node: ir.Node, data: ir.Value) -> bool:
+    """Return whether codes are there without ``node``: a kernel can write nothing else, or another layer reads them."""
+    maker, found = case.ask.computed_by(data), case.ask.dequantizer(data)
     while maker is not None and case.ask.kind(maker) in case.target.fused_activations:
         maker = case.ask.computed_by(maker.inputs[0])
-    return maker is not None and case.target.quantizes_output(case.ask.kind(maker))
+    if maker is not None and case.target.quantizes_output(case.ask.kind(maker)):
+        return True
+    readers = [] if found is None or found.inputs[0] is None else case.ask.computing_readers(found.inputs[0])
+    return any(reader is not node and case.ask.is_integer_layer(reader) for reader in readers)
 
 
 def float_layers(case: Case) -> Iterator[Finding]:

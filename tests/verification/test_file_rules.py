@@ -290,6 +290,14 @@ def test_a_concatenation_is_integers_where_all_its_operands_are(tmp_path: Path) 
     assert (WARNING, "half-quantized", "conv") in told(path, "tensorrt")
 
 
+def test_codes_that_another_layer_needs_are_no_fault_of_a_float_layer(tmp_path: Path) -> None:
+    file = QdqFile()
+    codes = file.qdq("x", "input")
+    weight = file.store("weight", np.ones((CHANNELS, CHANNELS, 3, 3), np.float32))
+    both = file.op("Add", file.conv(codes, "integer"), file.conv(codes, "float", weight), name="sum")
+    assert (NOTE, "float-layer", "float") in told(file.save(tmp_path / "model.onnx", both), "tensorrt")
+
+
 def test_codes_that_a_kernel_has_to_write_are_no_fault_of_the_float_layer_behind(tmp_path: Path) -> None:
     file = QdqFile()
     codes = file.qdq(file.conv(file.qdq("x", "input"), "conv"), "between")
