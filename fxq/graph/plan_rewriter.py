@@ -154,10 +154,16 @@ class PlanRewriter:
             )
         stage = self._data_stage
         if stage.weights is None:
-            raise PassError(f"pass {self.pass_name!r} declares streams = True and leaves {node.name!r} in float")
+            raise PassError(
+                f"pass {self.pass_name!r} declares streams = True and leaves {node.name!r} in float, which the next "
+                "calibration could not undo: take streams = True out"
+            )
         operations, paths = quantizers_alone(self.gm, self.target, node, stage.left)
         if not operations:
-            raise PassError(f"pass {self.pass_name!r} leaves {node.name!r} in float, for which nothing was quantized")
+            raise PassError(
+                f"pass {self.pass_name!r} leaves {node.name!r} in float, for which nothing was quantized: ask "
+                "fxq.graph.planned_inputs, planned_inside and planned_output before"
+            )
         if not paths:
             self.skip(node, f"{why}; other operations want its quantizers, which stay on")
             return

@@ -6,10 +6,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxq.errors import SavedModelError
 from fxq.graph.edges import put_in
 from fxq.graph.match import output_edges
 from fxq.graph.modules import add_module
 from fxq.graph.weight_changes import WeightChanges, are_equal, weights_of
+from fxq.module_tree import named_modules
+from fxq.nn import TensorQuantizer
 from fxq.saving.module_text import module_from_dict, module_to_dict
 from fxq.saving.packed import AFTER, BEFORE, EQUIVALENT
 
@@ -102,6 +105,16 @@ def changes_of(
         {path: own[path].detach().clone() if value is None else value for path, value in after.items()},
         dict(replaced),
         tuple(one["name"] for one in fields["edits"]["inserted"]),
-        tuple(fields["edits"].get("switched_off", ())),
+        _switched_off(gm, fields["edits"].get("switched_off", ())),
         {path: value for path, value in equivalent.items() if value is not None},
     )
+
+
+def _switched_off(gm: GraphModule, paths: Iterable[Any]) -> tuple[str, ...]:
+    found = tuple(map(str, paths))
+    quantizers = {path for path, one in named_modules(gm, remove_duplicate=False) if isinstance(one, TensorQuantizer)}
+    if unknown := [path for path in found if path not in quantizers]:
+        raise SavedModelError(
+            f"the file is damaged: it switches {unknown[0]!r} off, which is no quantizer of the model"
+        )
+    return found

@@ -128,6 +128,12 @@ def test_every_field_of_the_header_is_needed(file: Path, tmp_path: Path) -> None
         fxq.load(tmp_path / "model.fxq", Mobile())
 
 
+def test_a_file_that_switches_something_else_off_is_damaged(file: Path, tmp_path: Path) -> None:
+    edits = {**header_of(file)["edits"], "switched_off": ["up"]}
+    with pytest.raises(fxq.SavedModelError, match="the file is damaged: it switches 'up' off, which is no quantizer"):
+        fxq.load(rewritten(file, tmp_path / "model.fxq", edits=edits), Mobile())
+
+
 def test_a_file_of_version_0_is_read(file: Path, tmp_path: Path) -> None:
     header = header_of(file)
     quantizers = {
