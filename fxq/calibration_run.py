@@ -19,7 +19,7 @@ from fxq.graph.members import crowded_members
 from fxq.graph.observers import empty_ranges, measured_quantizers, observing_quantizers
 from fxq.graph.settings import Settings
 from fxq.graph.stale import fit_again, ranges_behind
-from fxq.judging import NOTHING_TO_SEE, Judge, Saved
+from fxq.judging import NOTHING_TO_SEE, Corrected, Judge, Saved
 from fxq.measured import Measured
 from fxq.module_tree import named_modules, named_parameters
 from fxq.nn import TensorQuantizer
@@ -140,6 +140,8 @@ def _run(
         saved.restore(record)
         record.passes.append(step.name)
         _note_undone(record, step.name, change)
+    if corrector is not None and corrected is not None:
+        judge.corrected = Corrected(corrector, corrected[1] if kept else corrected[0])
     is_same = torch.equal(before.noise, after.noise)  # what a pass did past the rewriter, no entry tells
     changed = not is_same or any(entry.action == "edit" for entry in record.entries[entries:])
     return CalibrationStep(step.name, before.sqnr_db, after.sqnr_db, kept, seconds, changed)
@@ -167,10 +169,13 @@ def _corrected(
     The corrector sees few samples here, since this takes time; all is as it was afterwards. None where it fails, and
     may: that is told when its own turn comes.
     """
-    now, found = judge.save(record), []
+    now, found = judge.save(record), list[Measured]()
     assert now is not None
     assert judge.stage.data is not None
     for state in (saved, now):
+        if state.corrected is not None and state.corrected.corrector is corrector:
+            found.append(state.corrected.measured)
+            continue
         state.restore(record)
         try:
             with judge.stage.data.few(_SAMPLES_TO_CORRECT):
@@ -181,12 +186,11 @@ def _corrected(
             now.restore(record)
             return None
         judge.forget()
-        found.append(judge.look())
+        measured = judge.look()
+        assert measured is not None
+        found.append(measured)
     now.restore(record)
-    first, second = found
-    assert first is not None
-    assert second is not None
-    return first, second
+    return found[0], found[1]
 
 
 def _begin_to_improve(gm: GraphModule, record: Record, judge: Judge) -> "_Plain | None":

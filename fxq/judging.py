@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fxq.graph.float_model import in_float
 from fxq.graph.snapshot import Snapshot
 from fxq.measured import Measured
 from fxq.nn.quantized_layer import weights_quantized_once
+from fxq.passbase import Pass
 from fxq.record import Record
 
 NOTHING_TO_SEE = "the model returns no finite floating-point value"
@@ -25,11 +27,19 @@ _FEWEST_TO_JUDGE_BY = 4
 _ALL_WRONG = 1e150  # finite, so that models with as many such values can be compared by their others
 
 
+class Corrected(NamedTuple):
+    """How good the model would be with a corrector behind it."""
+
+    corrector: Pass
+    measured: Measured
+
+
 @dataclass(frozen=True)
 class Saved:
-    """The model as it was, how good it was, and what was noted of it."""
+    """The model as it was, how good it was, also behind a corrector where that was tried, and what was noted of it."""
 
     measured: Measured
+    corrected: "Corrected | None"
     snapshot: Snapshot
     notes: DataStage
     record: Record
@@ -40,7 +50,7 @@ class Saved:
         self.snapshot.restore()
         self.judge.stage.become(self.notes.copy())
         record.become(self.record.copy())
-        self.judge.measured = self.measured
+        self.judge.measured, self.judge.corrected = self.measured, self.corrected
 
 
 class Judge:
@@ -49,6 +59,7 @@ class Judge:
     Attributes:
         stage: the data, and the float model.
         measured: how good the model is; None where that is not known.
+        corrected: how good it would be with a corrector behind it; None where that is not known.
         notes: what to say of its judgements.
         seconds: that measuring took until now.
     """
@@ -58,6 +69,7 @@ class Judge:
         self._expected: list[list[Tensor]] | None = None
         self.notes: list[str] = []
         self.measured: Measured | None = None
+        self.corrected: Corrected | None = None
         self.seconds = 0.0
 
     def save(self, record: Record) -> Saved | None:
@@ -65,11 +77,13 @@ class Judge:
         measured = self.look()
         if measured is None:
             return None
-        return Saved(measured, Snapshot(self._gm, has_weights=True), self.stage.copy(), record.copy(), self)
+        return Saved(
+            measured, self.corrected, Snapshot(self._gm, has_weights=True), self.stage.copy(), record.copy(), self
+        )
 
     def forget(self) -> None:
         """The model is another now."""
-        self.measured = None
+        self.measured = self.corrected = None
 
     @property
     def samples(self) -> int:

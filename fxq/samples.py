@@ -99,14 +99,14 @@ class Samples:
     def some(self, most: int, can_cut: bool) -> list[Inputs]:
         """Return at most ``most`` of the samples kept to learn from, from all batches alike; at least a batch.
 
-        Where batches cannot be taken apart, some of them.
+        Some batches as a whole where they are small, or cannot be taken apart.
         """
         total, passed, found, taken = self._count(self.learned), 0, list[Inputs](), 0
         for inputs in self.learned:
             count = self.count(inputs)
             passed += count
             due = min(count, round(passed * most / total) - taken)
-            if due == count or (due > 0 and can_cut):
+            if due == count or (due > 0 and can_cut and count > most // 4):
                 found.append(inputs if due == count else self._part(inputs, 0, due))
                 taken += due
         return found or self.learned[:1]

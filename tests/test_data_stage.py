@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 import fxq
 from fxq.graph import activation_quantizers, is_weighted
 from fxq.state import find_state
+from fxq_passes.correct_bias import CorrectBias
 
 DATA = images(32)
 # 4 bits, so that rounding moves the mean of a layer visibly.
@@ -195,6 +196,33 @@ def test_a_pass_that_looks_worse_is_kept_where_it_is_better_with_the_correction_
     assert correction.sqnr_before_db == step.sqnr_after_db  # what judged it is taken back
     assert correction.sqnr_after_db > step.sqnr_before_db + 3  # type: ignore[operator]
     assert any("test_narrows_but_shifts is kept for what it brings in the end: " in note for note in report.notes)
+
+
+@fxq.register_pass("test_counts_corrections")
+@dataclass(frozen=True)
+class CountsCorrections(CorrectBias):
+    """Corrects, and counts how often."""
+
+    runs: ClassVar[list[int]] = []
+
+    def run(self, rw: fxq.Rewriter) -> None:
+        self.runs.append(len(rw.data.kept(rw.gm)))
+        super().run(rw)
+
+
+@pytest.mark.parametrize("contested", [("narrows_but_shifts", "shift_biases"), ("shift_biases", "narrows_but_shifts")])
+def test_how_good_a_correction_leaves_the_model_is_found_out_once(contested: tuple[str, str]) -> None:
+    recipe, options = TRT.with_pass("test_widens_ranges"), {"shift_biases": {"by": 30.0}}
+    for name in contested:
+        recipe = recipe.with_pass(f"test_{name}", **options.get(name, {}))
+    CountsCorrections.runs.clear()
+    report = fxq.calibrate(prepared(recipe.with_pass("test_counts_corrections")), DATA.split(8))
+    assert {step.name: step.kept for step in report.steps[-3:-1]} == {
+        "test_narrows_but_shifts": True,
+        "test_shift_biases": False,
+    }
+    # Before and behind the first pass, behind the second one, and for good.
+    assert len(CountsCorrections.runs) == 4
 
 
 @fxq.register_pass("test_undoes_all")

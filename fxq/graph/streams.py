@@ -6,7 +6,7 @@ what one forward of one sample holds at its widest point.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -38,6 +38,11 @@ class Values(NamedTuple):
     def are_same(self) -> bool:
         """Have the models computed the same so far?"""
         return self.float_values is self.quantized_values
+
+    def copy(self) -> "Values":
+        """Return the same tensors in lists of their own."""
+        in_float = list(self.float_values)
+        return Values(in_float, in_float if self.are_same else list(self.quantized_values))
 
 
 class Streams:
@@ -79,12 +84,13 @@ class Streams:
         for node in order:
             if not asked:
                 return
-            self._values[node] = self._computed(node)
+            # What is read for the last time gives its memory to what is computed of it, batch by batch.
+            self._values[node] = self._computed(node, last_read=() if node in asked else dying.get(node, ()))
             if node in asked:
                 asked.remove(node)
                 before, in_first, mark = _state(node), self._float_state(node), len(self._changed)
                 bias = _bias_of(node)
-                yield node, self._values[node]
+                yield node, self._values[node].copy()
                 self._refuse_changes_behind(self._changed[mark:], node, pass_name)
                 if not _is_same_state(before, _state(node)):
                     is_known = _is_same_state(in_first, self._float_state(node))
@@ -95,24 +101,32 @@ class Streams:
             for read in dying.get(node, ()):
                 del self._values[read]
 
-    def _computed(self, node: Node, in_first: list[Any] | None = None) -> Values:
-        """Return what ``node`` computes; ``in_first``: in the float model, where that is known."""
+    def _computed(self, node: Node, in_first: list[Any] | None = None, last_read: Collection[Node] = ()) -> Values:
+        """Return what ``node`` computes.
+
+        Args:
+            node: the node.
+            in_first: what it computes in the float model, where that is known.
+            last_read: those of its sources whose values are forgotten as they are read.
+        """
         if node.op == "placeholder":
             return self._placeholder(node)
         sources = [self._values[source] for source in node.all_input_nodes]
         if not self._has_writers and all(source.are_same for source in sources) and self._is_float(node):
-            shared = self._run(node, [source.float_values for source in sources])
+            shared = self._run(node, [source.float_values for source in sources], last_read=last_read)
             return Values(shared, shared)
         if in_first is None:
+            apart = [one for one in last_read if one in self._values and not self._values[one].are_same]
             module = module_of(node) if node.op == "call_module" else torch.nn.Module()
             with in_float(module, self._weights, str(node.target) if node.op == "call_module" else ""):
-                in_first = self._run(node, [source.float_values for source in sources], self._weights)
+                values = [source.float_values for source in sources]
+                in_first = self._run(node, values, self._weights, last_read if self._only_float else apart)
         if self._only_float:
             return Values(in_first, in_first)
-        return Values(in_first, self._run(node, [source.quantized_values for source in sources]))
+        return Values(in_first, self._run(node, [one.quantized_values for one in sources], last_read=last_read))
 
     def _moved(self, node: Node, before: State, bias: Tensor | None, is_known: bool) -> Values | None:
-        """Return what a layer computes of whose state the bias alone changed, without computing it again; else None."""
+        """Return what a layer computes of whose state the bias alone changed, moved in place by that; else None."""
         if bias is None or not is_known or self._only_float or self._values[node].are_same:
             return None
         layer: Any = module_of(node)
@@ -120,8 +134,10 @@ class Streams:
         if not _is_same_state(others, [one for one in _state(node) if one[0] is not layer.bias]):
             return None
         moved = (layer.bias.detach() - bias).reshape(-1, *[1] * (layer.weight.dim() - 2))
-        in_float, quantized = self._values[node]
-        return Values(in_float, [value + moved for value in quantized])
+        with torch.no_grad():
+            for value in self._values[node].quantized_values:
+                value.add_(moved)
+        return self._values[node]
 
     def _placeholder(self, node: Node) -> Values:
         values = [given[node.name] for given in self._given]
@@ -139,7 +155,13 @@ class Streams:
             return False
         return not any(path in self._changed for path in parameter_paths(node))
 
-    def _run(self, node: Node, sources: list[list[Any]], weights: Mapping[str, Tensor] | None = None) -> list[Any]:
+    def _run(
+        self,
+        node: Node,
+        sources: list[list[Any]],
+        weights: Mapping[str, Tensor] | None = None,
+        last_read: Collection[Node] = (),
+    ) -> list[Any]:
         """Return what ``node`` makes of its sources, batch by batch; a stored tensor is taken from ``weights``."""
         function = function_of(self._gm, node, weights or {})
         results = []
@@ -149,6 +171,9 @@ class Streams:
                 found = {source: values[index] for source, values in zip(node.all_input_nodes, sources, strict=True)}
                 args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
                 results.append(function(*args, **kwargs))
+                for source, values in zip(node.all_input_nodes, sources, strict=True):
+                    if source in last_read:
+                        values[index] = None
         return results
 
     def _float_state(self, node: Node) -> State:

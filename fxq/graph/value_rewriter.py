@@ -82,6 +82,7 @@ class ValueRewriter:
         """
         for node, values in self._streams(only_float=True).walk(nodes, self.pass_name):
             yield node, values.float_values
+            del values  # or the walk could not reuse its memory
 
     def share_out(self, items: Sequence[Item], compute: Callable[[Item], Found]) -> list[Found]:
         """Return what ``compute`` finds for each item, in order; each in one process, where several calibrate together.

@@ -80,6 +80,7 @@ class CorrectBias(Pass):
             axis = _channel_axis(rw.module(node))
             float_values, quantized_values = _thinned(in_float, axis), _thinned(quantized, axis)
             self._correct(rw, node, _Seen(float_values, quantized_values, axis, self._rectifier(rw, [node])))
+            del in_float, quantized, float_values, quantized_values  # or the walk could not reuse their memory
 
     def _correct_all_calls(self, rw: Rewriter, nodes: list[Node]) -> None:
         axis = _channel_axis(rw.module(nodes[0]))
@@ -174,19 +175,29 @@ def _behind(rectifier: Rectifier, float_values: list[Tensor], quantized_values: 
     A shift moves the mean by the share of values that the rectifier lets through. Where that is next to nothing, the
     channel is off, and no shift is larger than the deviation of its values.
     """
-    wanted_c = _mean([rectifier(value) for value in float_values], axis)
-    squares_c = _mean([value.float().square() for value in float_values], axis)
-    limit_c = (squares_c - _mean(float_values, axis).square()).clamp(min=0).sqrt()
+    in_float, quantized = _by_channel(float_values, axis), _by_channel(quantized_values, axis)
+    wanted_c, mean_c = _row_mean(rectifier(in_float)), _row_mean(in_float)
+    limit_c = (_row_mean(in_float.square()) - mean_c.square()).clamp(min=0).sqrt()
     shift_c = torch.zeros_like(wanted_c)
     for _ in range(_NEWTON_STEPS):
-        shifted = [value + _along(shift_c, value, axis) for value in quantized_values]
-        rectified = [rectifier(value) for value in shifted]
-        passed_c = _mean([value == other for value, other in zip(shifted, rectified, strict=True)], axis)
-        before_c, step_c = shift_c, (wanted_c - _mean(rectified, axis)) / passed_c.clamp(min=_LEAST_SHARE)
+        shifted = quantized + shift_c.to(quantized.dtype).unsqueeze(1)
+        rectified = rectifier(shifted)
+        passed_c = _row_mean(shifted.eq_(rectified))
+        before_c, step_c = shift_c, (wanted_c - _row_mean(rectified)) / passed_c.clamp(min=_LEAST_SHARE)
         shift_c = (before_c + step_c).clamp(-limit_c, limit_c)
         if bool(((shift_c - before_c).abs() <= _NO_STEP * limit_c).all()):
             break
     return shift_c
+
+
+def _by_channel(values: list[Tensor], axis: int) -> Tensor:
+    """Return all values of each channel, in float32 where they have less: (channels, positions)."""
+    joined = torch.cat([value.movedim(axis, 0).reshape(value.shape[axis], -1) for value in values], 1)
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))
+
+
+def _row_mean(by_channel: Tensor) -> Tensor:
+    return by_channel.mean(1).double()
 
 
 def _certainty(float_values: list[Tensor], quantized_values: list[Tensor], axis: int) -> Tensor:
@@ -207,10 +218,6 @@ def _certainty(float_values: list[Tensor], quantized_values: list[Tensor], axis:
         return torch.ones_like(means[0])
     mean_c, variance_c = means.mean(0), means.var(0) / len(means)
     return (1 - variance_c / mean_c.square().clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
-
-
-def _along(shift_c: Tensor, value: Tensor, axis: int) -> Tensor:
-    return shift_c.to(value.dtype).reshape(-1, *[1] * (-1 - axis))
 
 
 def _mean(values: list[Tensor], axis: int) -> Tensor:

@@ -124,6 +124,7 @@ class EqualizeChannels(Pass):
             axis = known[0].channel_axis
             readers = [Reader(one, values, self.samples) for one in known]
             seen[source] = _Seen(Extremes.of(values, axis), _is_vector(values[0], axis), readers)
+            del values  # or the walk could not reuse its memory
         return seen
 
     def _search(

@@ -116,6 +116,7 @@ class RefineRanges(Pass):
         seen = {path: _Seen() for path in calls}
         for node, values in rw.run_float(wanted):
             self._note(rw, node, values, seen[str(node.target)])
+            del values  # or the walk could not reuse its memory
         found = rw.share_out(list(calls), lambda path: self._judge(rw.module(calls[path][0]), seen[path]))
         for nodes, (choice, error_of_shares) in zip(calls.values(), found, strict=True):
             if choice is not None:

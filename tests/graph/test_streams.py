@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import fxq
+from fxq.batches import Inputs
 from fxq.graph import is_weighted
 from fxq.graph.data_stage import DataStage
 from fxq.graph.float_model import copied_weights, in_float
@@ -282,3 +283,42 @@ def test_streams_take_no_more_than_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     gm.fc.register_forward_hook(lambda *_: ran.append("fc"))
     list(Streams(gm, rewriter(gm).data.kept(gm), copied_weights(gm), []).walk([node(gm, "conv1")], "test"))
     assert ran == []
+
+
+def chain(function: Callable[[Tensor], Tensor], length: int) -> GraphModule:
+    graph = torch.fx.Graph()
+    found = graph.placeholder("x")
+    for _ in range(length):
+        found = graph.call_function(function, (found,))
+    graph.output(found)
+    return GraphModule(nn.Module(), graph)
+
+
+def test_what_is_read_for_the_last_time_makes_room_batch_by_batch() -> None:
+    living: list[weakref.ref[Tensor]] = []
+    counts: list[int] = []
+
+    def double(x: Tensor) -> Tensor:
+        counts.append(sum(one() is not None for one in living))
+        result = 2 * x
+        living.append(weakref.ref(result))
+        return result
+
+    gm, batches = chain(double, 5), [Inputs((DATA[start : start + 2],), {}) for start in range(0, 8, 2)]
+    asked = list(gm.graph.nodes)[-2]
+    [(_, values)] = Streams(gm, batches, {}, []).walk([asked], "test")
+    assert values.are_same
+    torch.testing.assert_close(outputs(values.float_values), 32 * DATA, rtol=0, atol=0)
+    *before, last = [max(counts[start : start + 4]) for start in range(0, 20, 4)]
+    assert max(before) == 4
+    assert last == 7  # a pass may change what was asked for, which is computed again then
+
+
+def test_what_a_pass_keeps_of_a_walk_stays_whole() -> None:
+    gm = calibrated(residual())
+    asked = gm.graph.find_nodes(op="call_module")
+    kept = dict(rewriter(gm).run_both(asked))
+    one_by_one = {found: values for one in asked for found, values in rewriter(gm).run_both([one])}
+    for found, both in kept.items():
+        for values, expected in zip(both, one_by_one[found], strict=True):
+            assert torch.equal(outputs(values), outputs(expected))
