@@ -1,22 +1,25 @@
 """Spare torch.export and torch.onnx what they do for nobody here. Where a torch lacks a switch, it is just slower."""
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from onnxscript.values import TracedOnnxFunction
 from torch import fx
+from torch._export import utils as export_utils
 from torch.fx import config as fx_config
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 
 @contextlib.contextmanager
 def quick_torch() -> Iterator[None]:
-    """Trace without stack traces, graphs without Python code, and torch.onnx's translations read once.
+    """Trace without stack traces, graphs without Python code, and what torch knows of its operators looked up once.
 
     It changes what the process shares: enter it under PROCESS_LOCK.
     """
-    with _no_stack_traces(), _translations_parsed_once(), _no_code():
+    with _no_stack_traces(), _translations_parsed_once(), _registry_built_once(), _operators_listed_once(), _no_code():
         yield
 
 
@@ -55,6 +58,47 @@ def _translations_parsed_once() -> Iterator[None]:
 @functools.cache
 def _parsed(parse: Callable[[Any], Any], function: Any) -> Any:
     return parse(function)
+
+
+@contextlib.contextmanager
+def _registry_built_once() -> Iterator[None]:
+    """Read the signatures of torch.onnx's translations once in a process, a third of the export of a small model."""
+    registry: Any = ONNXRegistry
+    before = vars(registry).get("from_torchlib")
+    if not isinstance(before, classmethod):
+        yield
+        return
+    registry.from_torchlib = functools.partial(_copied_registry, before.__get__(None, registry))
+    try:
+        yield
+    finally:
+        registry.from_torchlib = before
+
+
+def _copied_registry(build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return a copy that its user may add translations to."""
+    found = copy.copy(_registry(build, *args, **options))
+    found.functions = {target: list(metas) for target, metas in found.functions.items()}
+    return found
+
+
+@functools.cache
+def _registry(build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return build(*args, **options)
+
+
+@contextlib.contextmanager
+def _operators_listed_once() -> Iterator[None]:
+    """Ask C++ for its composite operators once in an export, and not for each of thirty namespaces, each time."""
+    before = getattr(export_utils, "_materialize_cpp_cia_ops", None)
+    if before is None:
+        yield
+        return
+    export_utils._materialize_cpp_cia_ops = functools.cache(before)
+    try:
+        yield
+    finally:
+        export_utils._materialize_cpp_cia_ops = before
 
 
 def _no_code() -> contextlib.AbstractContextManager[None]:

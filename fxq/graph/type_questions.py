@@ -67,11 +67,10 @@ def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     classes = {base for kind in {_builtin_type(module) for module in all_modules(model)} for base in kind.__mro__}
     names = {base.__module__ for base in classes}
     packages = {name.partition(".")[0] for name in names} - _NOT_THE_MODELS
-    own = {
-        id(module.__dict__): module.__dict__
-        for name, module in list(sys.modules.items())
-        if module is not None and name.partition(".")[0] in packages
-    }
+    inside = tuple(f"{package}." for package in packages)  # thousands of modules may be loaded
+    loaded = [name for name in list(sys.modules) if name in packages or name.startswith(inside)]
+    found = (sys.modules.get(name) for name in loaded)
+    own = {id(module.__dict__): module.__dict__ for module in found if module is not None}
     forwards = [getattr(base.__dict__.get("forward"), "__globals__", None) for base in classes]
     for namespace in forwards:
         if namespace is not None and namespace.get("__name__", "").partition(".")[0] not in _NOT_THE_MODELS:

@@ -52,6 +52,8 @@ def registered_passes() -> Mapping[str, Registration]:
 
 def registered_pass(name: str) -> Registration:
     """Return the pass ``name``; RecipeError if there is none."""
+    if name in tables.passes:  # known: no need to look for packages that were installed meanwhile
+        return tables.passes[name]
     passes = registered_passes()
     if name not in passes:
         close = difflib.get_close_matches(name, passes)

@@ -6,7 +6,10 @@ import pytest
 import torch
 from onnxscript.values import Opset, TracedOnnxFunction
 from torch import fx, nn
+from torch._export import utils as export_utils
+from torch._export.utils import _collect_all_valid_cia_ops
 from torch.fx import config as fx_config
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from fxq.export.quick_torch import quick_torch
 
@@ -20,7 +23,12 @@ def translated(x):  # type: ignore[no-untyped-def]
 
 def shared() -> tuple[object, ...]:
     """Return what it changes for the time being."""
-    found = [vars(TracedOnnxFunction)["function_ir"], fx._lazy_graph_module._use_lazy_graph_module_flag]
+    found = [
+        vars(TracedOnnxFunction)["function_ir"],
+        vars(ONNXRegistry)["from_torchlib"],
+        export_utils._materialize_cpp_cia_ops,
+        fx._lazy_graph_module._use_lazy_graph_module_flag,
+    ]
     return (*found, fx_config.do_not_emit_stack_traces) if HAS_SWITCH else tuple(found)
 
 
@@ -43,6 +51,28 @@ def test_a_translation_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with quick_torch():
         assert function.function_ir is first
     assert first.domain == function.opset.domain
+
+
+def test_the_translations_are_gathered_once_and_each_export_may_add_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    relu = torch.ops.aten.relu.default
+    with quick_torch():
+        first = ONNXRegistry().from_torchlib(opset_version=18)  # as torch.onnx.export calls it
+        first.register_op(relu, translated)
+    monkeypatch.setattr(ONNXRegistry, "_register", lambda *_: pytest.fail("gathered again"))
+    with quick_torch():
+        again = ONNXRegistry.from_torchlib(opset_version=18)
+    assert again.opset_version == 18
+    assert again.functions[relu.name()] == first.functions[relu.name()][1:]
+    assert again.functions.keys() == first.functions.keys()
+
+
+def test_composite_operators_are_those_of_torch_and_are_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, listed, materialize = _collect_all_valid_cia_ops(), [], export_utils._materialize_cpp_cia_ops
+    monkeypatch.setattr(export_utils, "_materialize_cpp_cia_ops", lambda: (listed.append(1), materialize())[1])
+    with quick_torch():
+        assert _collect_all_valid_cia_ops() == expected
+        assert _collect_all_valid_cia_ops() == expected
+    assert len(listed) == 1
 
 
 def test_code_is_written_for_fewer_graphs_and_still_when_one_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
