@@ -3,14 +3,14 @@
 import contextlib
 import copy
 import functools
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from onnxscript.values import TracedOnnxFunction
 from torch import fx
-from torch._export import utils as export_utils
 from torch.fx import config as fx_config
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 
 @contextlib.contextmanager
@@ -63,8 +63,8 @@ def _parsed(parse: Callable[[Any], Any], function: Any) -> Any:
 @contextlib.contextmanager
 def _registry_built_once() -> Iterator[None]:
     """Read the signatures of torch.onnx's translations once in a process, a third of the export of a small model."""
-    registry: Any = ONNXRegistry
-    before = vars(registry).get("from_torchlib")
+    registry = _internal("torch.onnx._internal.exporter._registration", "ONNXRegistry")
+    before = getattr(registry, "__dict__", {}).get("from_torchlib")
     if not isinstance(before, classmethod):
         yield
         return
@@ -90,15 +90,24 @@ def _registry(build: Callable[..., Any], *args: Any, **options: Any) -> Any:
 @contextlib.contextmanager
 def _operators_listed_once() -> Iterator[None]:
     """Ask C++ for its composite operators once in an export, and not for each of thirty namespaces, each time."""
-    before = getattr(export_utils, "_materialize_cpp_cia_ops", None)
+    before = _internal("torch._export.utils", "_materialize_cpp_cia_ops")
     if before is None:
         yield
         return
-    export_utils._materialize_cpp_cia_ops = functools.cache(before)
+    owner: Any = sys.modules["torch._export.utils"]
+    owner._materialize_cpp_cia_ops = functools.cache(before)
     try:
         yield
     finally:
-        export_utils._materialize_cpp_cia_ops = before
+        owner._materialize_cpp_cia_ops = before
+
+
+def _internal(module: str, name: str) -> Any:
+    """Return what torch keeps to itself under that name; None where this torch has it elsewhere."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
 
 
 def _no_code() -> contextlib.AbstractContextManager[None]:
