@@ -13,7 +13,7 @@ from fxq.batches import Inputs
 from fxq.compare.outputs import Named, Seen, are_shares, named_leaves, running_alike
 from fxq.compare.parity import OutputParity, compare_all, is_rounding, rounding_floors
 from fxq.compare.quality import Quality, measure, sqnr_db
-from fxq.compare.traced import plain_transformers
+from fxq.compare.traced import buffers_left, plain_transformers
 from fxq.compare.trained_statistics import SeenStatistics, watched_norms
 from fxq.errors import TraceError
 from fxq.graph.float_model import in_float
@@ -23,6 +23,7 @@ from fxq.graph.weight_changes import WeightChanges
 from fxq.original import checksum
 from fxq.process_lock import PROCESS_LOCK
 
+_MOST_SHOWN = 5
 _NOISE_DB = 60.0
 ORIGINAL, GRAPH, CHANGED = "the original model", "the traced float model", "the model with its quantizers off"
 
@@ -179,26 +180,31 @@ def placed_like(model: nn.Module, inputs: Sequence[Inputs]) -> Any:
 
 
 def _check_alike(model: nn.Module, plain: GraphModule, inputs: Inputs, expected: Named, found: Named) -> None:
+    given = tuple(by_placeholder(plain, inputs).values())
     names = [name for name, _ in expected]
     if names != [name for name, _ in found]:
-        raise _misled(model, f"returns {', '.join(name for name, _ in found)} where it returns {', '.join(names)}")
+        what = f"returns {', '.join(name for name, _ in found)} where it returns {', '.join(names)}"
+        raise _misled(model, what, given)
     for (name, want), (_, have) in zip(expected, found, strict=True):
         if want.shape != have.shape:
-            raise _misled(model, f"returns {name!r} of shape {tuple(have.shape)} where it has {tuple(want.shape)}")
+            what = f"returns {name!r} of shape {tuple(have.shape)} where it has {tuple(want.shape)}"
+            raise _misled(model, what, given)
     parity = compare_all(expected, [value for _, value in found], [1.0] * len(found))
     for (_, want), (_, have), output in zip(expected, found, parity, strict=True):
         is_close = is_rounding(output.max_abs, want) or _is_noise(want, have)
-        if not (is_close or _does_rounding_move(plain, inputs, found, parity)):
-            raise _misled(model, f"computes another {output.name!r}, which differs by up to {output.max_abs:.3g}")
+        if not (is_close or _does_rounding_move(plain, given, found, parity)):
+            what = f"computes another {output.name!r}, which differs by up to {output.max_abs:.3g}"
+            raise _misled(model, what, given)
 
 
-def _does_rounding_move(plain: GraphModule, inputs: Inputs, found: Named, parity: Sequence[OutputParity]) -> bool:
+def _does_rounding_move(
+    plain: GraphModule, values: tuple[Any, ...], found: Named, parity: Sequence[OutputParity]
+) -> bool:
     """Return whether rounding alone moves all outputs as far: some models divide by next to nothing."""
 
     def is_enough(floors: Sequence[OutputParity]) -> bool:
         return all(output.is_within(0.0, floor) for output, floor in zip(parity, floors, strict=True))
 
-    values = tuple(by_placeholder(plain, inputs).values())
     with in_float(plain):
         return is_enough(rounding_floors(plain, values, found, [1.0] * len(found), is_enough))
 
@@ -209,7 +215,14 @@ def _is_noise(want: Tensor, have: Tensor) -> bool:
     return found is not None and found >= _NOISE_DB
 
 
-def _misled(model: nn.Module, what: str) -> TraceError:
+def _misled(model: nn.Module, what: str, inputs: tuple[Any, ...]) -> TraceError:
+    left = buffers_left(model, inputs)
+    if left:
+        return TraceError(
+            f"a second call of the model ({type(model).__name__}) returns something else, for what the first left in "
+            f"the buffer {', '.join(map(repr, left[:_MOST_SHOWN]))}, and calibration calls it many times; a file does "
+            "each time what the first call does. Make what is kept between calls an input and an output of forward"
+        )
     return TraceError(
         f"on calibration data the traced graph {what} in the model itself ({type(model).__name__}). It was traced on "
         "the example inputs, and a branch or number in its Python that depends on the data was burned in. Make the "

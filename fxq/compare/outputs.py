@@ -42,12 +42,14 @@ class Run(NamedTuple):
     Args:
         outputs: what it returned.
         has_drawn: random numbers were drawn for them.
-        changed: the attributes that it left changed, by path; a graph has buffers of its own, and writes to them too.
+        changed: the attributes that it left changed, by path.
+        buffers: the buffers, of which a graph has its own, and writes to them too.
     """
 
     outputs: Named
     has_drawn: bool
     changed: tuple[str, ...]
+    buffers: tuple[str, ...]
 
 
 class Seen(NamedTuple):
@@ -66,14 +68,15 @@ class Seen(NamedTuple):
 def run_once(model: nn.Module, inputs: tuple[Any, ...], seed: int = _SEED, times: int = 1) -> Run:
     """Call ``model`` as :func:`named_outputs` does, with random numbers of ``seed``; ``times``: the last counts."""
     with running_alike(model, seed) as generators:
-        before, attributes = [generator.get_state() for generator in generators], _attributes(model)
+        before = [generator.get_state() for generator in generators]
+        attributes, buffers = _attributes(model), _buffers(model)
         for _ in range(times):
             outputs = _called(model, inputs)
         has_drawn = any(
             not torch.equal(generator.get_state(), state) for generator, state in zip(generators, before, strict=True)
         )
-        changed = tuple(_changed(attributes, _attributes(model)))
-    return Run(outputs, has_drawn, changed)
+        changed, written = _changed(attributes, _attributes(model)), _changed(buffers, _buffers(model))
+        return Run(outputs, has_drawn, tuple(changed), tuple(written))
 
 
 def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Named:
@@ -168,6 +171,14 @@ def _attributes(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
     """Return what the attributes of each module, by path, hold: which objects, and how often these were written to."""
     return [
         (path, {name: _identity(value) for name, value in vars(module).items() if name not in _OF_ALL_MODULES})
+        for path, module in named_modules(model)
+    ]
+
+
+def _buffers(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """Return the same of their buffers."""
+    return [
+        (path, {name: _identity(value) for name, value in module._buffers.items()})
         for path, module in named_modules(model)
     ]
 

@@ -53,7 +53,7 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
         return Checked(has_numbers=False)
     with PROCESS_LOCK, plain_transformers():
         with _explained(model, model, inputs):
-            expected, has_drawn, kept = run_once(model, inputs)
+            expected, has_drawn, kept, _ = run_once(model, inputs)
         chance = lines_of_chance(model, inputs, expected) if has_drawn else None
         if has_drawn:
             kept = ()  # what differs may do so for that
@@ -83,6 +83,14 @@ def check_traced(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) -> 
         if not is_rounding(error, want):
             raise _misled(model, f"computes another {name!r}: it differs from the model's by up to {error:.3g}")
     return Checked(has_numbers=True, chance=chance, kept=kept)
+
+
+def buffers_left(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the buffers that a call leaves changed, where the next one returns something else for that."""
+    first = run_once(model, inputs)
+    if not first.buffers or are_equal(first.outputs, run_once(model, inputs, times=2).outputs):
+        return ()
+    return first.buffers
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,8 +51,10 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def restored_state(model: nn.Module, parts: Sequence[nn.Module] | None = None) -> Iterator[None]:
+def restored_state(model: nn.Module, parts: Sequence[nn.Module] | None = None) -> Iterator[Callable[[], None]]:
     """Give every module back the attributes it had, and every dict and list attribute the items it had.
+
+    Yields what gives back attributes alone, and leaves new ones: what tracing stores for its graph is among them.
 
     A forward may keep what it computes (a cache of attention biases, the last shape); while tracing that would be
     proxies and fake tensors, which break the model and share their way into the traced one. No quantizer observes
@@ -71,8 +73,13 @@ def restored_state(model: nn.Module, parts: Sequence[nn.Module] | None = None) -
     for module in modules:
         if isinstance(module, TensorQuantizer) and module.is_calib_enabled:
             module.disable_calib()  # what runs here is no data to calibrate on
+
+    def put_attributes_back() -> None:
+        for module, values in attributes:
+            vars(module).update(values)
+
     try:
-        yield
+        yield put_attributes_back
     finally:
         _put_back(attributes, items)
         for container in empty:

@@ -72,7 +72,7 @@ def trace(
     inputs, defaults = bound_inputs(model, example_inputs)
     tracer = ShapeTracer(leaves, inputs, defaults)
     try:
-        with PROCESS_LOCK, restored_state(model), types_may_be_asked(model):
+        with PROCESS_LOCK, restored_state(model) as put_attributes_back, types_may_be_asked(model):
             # As at inference, whatever the caller's mode is.
             with torch.no_grad(), functions_traced_through(is_trained):
                 graph = tracer.trace(model)
@@ -84,6 +84,7 @@ def trace(
             refuse_assigned_buffers(model, named_modules(model))
             erase_dead_questions(graph)
             check_names(graph)
+            put_attributes_back()  # the graph reads what a tensor was before forward assigned another
             traced = GraphModule(model, graph, plain_type(model).__name__)
             _check_answers(model, tracer, is_trained)
             if decisions is not None:

@@ -167,6 +167,46 @@ def test_what_a_call_leaves_to_the_next_is_named_where_that_makes_a_difference()
     assert (model.calls, model._last, float(model.seen)) == (0, 0.0, 0.0)
 
 
+class GoesOn(Remembers):
+    """Goes on from the tensor that the last call left, as streaming recurrent networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = torch.ones(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._last = super().forward(x).tanh()
+        return self._last
+
+
+class GoesOnInPlace(Remembers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.seen.add_(super().forward(x).sum()).clone()
+
+
+def test_a_tensor_that_forward_assigns_is_what_it_was_before() -> None:
+    model, x = GoesOn().eval(), torch.randn(2, 4)
+    before = model._last
+    with pytest.warns(UserWarning, match=r"a second call .* for what the first left in .*'_last'"):
+        prepared = fxq.prepare(model, x)
+    assert model._last is before
+    for quantizer in prepared.modules():
+        if isinstance(quantizer, fxq.TensorQuantizer):
+            quantizer.disable()
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(x), (model.linear(x) + 1).tanh(), rtol=0, atol=1e-6)
+
+
+def test_a_buffer_that_a_call_leaves_to_the_next_is_refused_where_calibration_went_on() -> None:
+    model, x = GoesOnInPlace().eval(), torch.randn(2, 4)
+    with pytest.warns(UserWarning, match="'calls'"):
+        prepared = fxq.prepare(model, x)
+    fxq.calibrate(prepared, [x, x])
+    with pytest.raises(fxq.TraceError, match=r"a second call of the model .* left in the buffer 'seen', and calibr"):
+        fxq.convert(prepared)
+    assert float(model.seen) == 0
+
+
 class Sparse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.to_sparse()
