@@ -12,14 +12,15 @@ lets no factor through and computes in float (GELU, SiLU, hard swish, a gated pr
 before the quantizer, and an addition. TensorRT has them in the kernel of what stands before: EfficientNet-B0 with 48
 factors compiles to as many kernels, and as much traffic, as without; so do linear layers around GELU with both.
 
-A convolution may have to write codes although norms alone read it, in float (``accuracy/read_in_float.py``). It takes
-the factors itself, and the multiplication, and addition, come behind the quantizer.
+A convolution may have to write codes although norms or activations alone read it, in float
+(``accuracy/read_in_float.py``). It takes the factors itself, and the multiplication, and addition, come behind the
+quantizer.
 
 Sources: Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438; Wei et al. 2023, arXiv:2304.09145
 (factors and shifts of channels, behind norms).
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,8 @@ class EqualizeChannels(Pass):
         most_error_of_vector: the same where a sample has one value of each channel, as behind a global pooling: from
             so few values it is hardly known how far each reaches in other samples.
         most_error_of_product: the same where it costs a multiplication, and an addition.
+        most_error_before_activation: the same where the multiplication stands between codes that a layer has to write
+            and an activation: there small channels mostly stay small.
         samples: positions of a layer's input to judge by.
     """
 
@@ -78,6 +81,7 @@ class EqualizeChannels(Pass):
     most_error: float = 0.9
     most_error_of_vector: float = 0.5
     most_error_of_product: float = 0.5
+    most_error_before_activation: float = 0.1
     samples: int = 512
 
     def __post_init__(self) -> None:
@@ -91,7 +95,7 @@ class EqualizeChannels(Pass):
         outputs = outputs_read_in_float(rw, usable)
         consumers = {node for group in groups if group.blocked is None for node in group.consumers}
         consumers.update(reader for readers in norms.values() for reader in readers)
-        producers = {one.producer for one in outputs}
+        producers = {one.producer: one for one in outputs}
         seen = self._look(rw, consumers, producers) if consumers or producers else {}
         free = [group for group in groups if group.blocked is None]
         roots = {id(group): shift_root(rw, group, usable) for group in free}
@@ -110,7 +114,7 @@ class EqualizeChannels(Pass):
         for output, change in zip(outputs, behind, strict=True):
             self._change_behind(rw, output, change)
 
-    def _look(self, rw: Rewriter, consumers: set[Node], producers: set[Node]) -> dict[Node, _Seen]:
+    def _look(self, rw: Rewriter, consumers: set[Node], producers: Mapping[Node, ReadInFloat]) -> dict[Node, _Seen]:
         by_source: dict[Node, list[Node]] = {}
         for node in rw.nodes():
             if node in consumers:
@@ -122,7 +126,11 @@ class EqualizeChannels(Pass):
             if source in producers:
                 known = [LayerMatrix.of_channels(values[0], rw.module(source).weight.dim() - 2)]
             axis = known[0].channel_axis
-            readers = [Reader(one, values, self.samples) for one in known]
+            behind = producers[source].behind if source in producers else None
+            if behind is None:
+                readers = [Reader(one, values, self.samples) for one in known]
+            else:
+                readers = behind.readers(values, self.samples)
             seen[source] = _Seen(Extremes.of(values, axis), _is_vector(values[0], axis), readers)
             del values  # or the walk could not reuse its memory
         return seen
@@ -187,10 +195,12 @@ class EqualizeChannels(Pass):
             _scale_columns(rw, reader, change.scale_c, _gain(change))
 
     def _change_behind(self, rw: Rewriter, output: ReadInFloat, change: Change) -> None:
-        if change.error >= self.most_error_of_product:
+        is_normalized = output.behind is None
+        if change.error >= (self.most_error_of_product if is_normalized else self.most_error_before_activation):
             rw.skip(output.producer, f"a multiplication behind it would bring its error to {change.error:.2f} only")
             return
-        why = f"norms read it, in float; its error falls to {change.error:.2f}"
+        who = "norms read it" if is_normalized else "activations read it"
+        why = f"{who}, in float; its error falls to {change.error:.2f}"
         if change.shift_c is not None:
             _add_to_bias(rw, output.producer, -change.shift_c, f"its channels are centered: {why}")
         _divide_rows(rw, output.producer, change.scale_c, why)
@@ -216,7 +226,7 @@ def _search_before(rw: Rewriter, node: Node, seen: _Seen) -> Change:
 
 
 def _search_behind(rw: Rewriter, output: ReadInFloat, seen: _Seen) -> Change:
-    return best_change(seen.readers, seen.extremes, rw.module(output.quantizer), can_center=True)
+    return best_change(seen.readers, seen.extremes, rw.module(output.quantizer), can_center=output.behind is None)
 
 
 def _multiplied_quantizers(rw: Rewriter, groups: list[ChannelGroup], usable: UsableLayers) -> dict[Node, list[Node]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -64,6 +65,7 @@ class Elementwise:
     def until(self, node: Node) -> Callable[[Tensor], Tensor]:
         """Return the function that makes what ``node`` computes of ``start``, quantizers aside."""
 
+        @torch.no_grad()
         def compute(value: Tensor) -> Tensor:
             values: dict[Node, Any] = {self.start: value, **self.stored}
             for step in self.nodes:
